@@ -1,0 +1,74 @@
+// conv, conv_transpose and conv_weight on the CPU: tensors in, tensors out; the kernels are in conv_direct.h.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "../checks.h"
+#include "conv_direct.h"
+#include "dispatch.h"
+
+namespace convarith::cpu {
+namespace {
+
+at::Tensor conv(const at::Tensor& x, const at::Tensor& w, at::IntArrayRef stride, at::IntArrayRef padding,
+                at::IntArrayRef dilation, int64_t groups) {
+  check_tensors(x, "x", w, "w");
+  Sizes sizes = {x.sizes().vec(), w.sizes().vec(), {}};
+  Problem p = make_problem(sizes, stride, padding, dilation, groups);
+  at::Tensor y = at::empty(sizes.y, x.options(), output_format(x, w));
+  set_strides(p, x, w, y);
+  const int64_t rows = p.batch * w.size(0) * p.output[0] * p.output[1];
+  CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::conv", [&] {
+    using Acc = Accumulate<scalar_t>::type;
+    parallel_rows(rows, p.output[2] * p.in_channels * p.kernel_numel(), [&](int64_t begin, int64_t end) {
+      conv_rows<scalar_t, Acc>(p, x.const_data_ptr<scalar_t>(), w.const_data_ptr<scalar_t>(),
+                               y.mutable_data_ptr<scalar_t>(), begin, end);
+    });
+  });
+  return y;
+}
+
+at::Tensor conv_transpose(const at::Tensor& y, const at::Tensor& w, at::IntArrayRef input_size, at::IntArrayRef stride,
+                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  check_tensors(y, "y", w, "w");
+  Sizes sizes = {input_shape(y, w, input_size, groups), w.sizes().vec(), y.sizes().vec()};
+  Problem p = make_problem(sizes, stride, padding, dilation, groups);
+  at::Tensor x = at::empty(sizes.x, y.options(), output_format(y, w));
+  set_strides(p, x, w, y);
+  const int64_t rows = p.batch * sizes.x[1] * p.axis[0].input * p.axis[1].input;
+  CONVARITH_DISPATCH(y.scalar_type(), "torch_convarith::conv_transpose", [&] {
+    using Acc = Accumulate<scalar_t>::type;
+    parallel_rows(rows, p.axis[2].input * p.out_channels * p.kernel_numel(), [&](int64_t begin, int64_t end) {
+      conv_transpose_rows<scalar_t, Acc>(p, y.const_data_ptr<scalar_t>(), w.const_data_ptr<scalar_t>(),
+                                         x.mutable_data_ptr<scalar_t>(), begin, end);
+    });
+  });
+  return x;
+}
+
+at::Tensor conv_weight(const at::Tensor& x, const at::Tensor& y, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  check_tensors(x, "x", y, "y");
+  Sizes sizes = {x.sizes().vec(), weight_shape(x, y, kernel_size, groups), y.sizes().vec()};
+  Problem p = make_problem(sizes, stride, padding, dilation, groups);
+  at::Tensor w = at::empty(sizes.w, x.options(), output_format(x, y));
+  set_strides(p, x, w, y);
+  CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::conv_weight", [&] {
+    using Acc = Accumulate<scalar_t>::type;
+    parallel_rows(sizes.w[0] * sizes.w[1], p.batch * p.output_numel() * p.kernel_numel(),
+                  [&](int64_t begin, int64_t end) {
+                    conv_weight_pairs<scalar_t, Acc>(p, x.const_data_ptr<scalar_t>(), y.const_data_ptr<scalar_t>(),
+                                                     w.mutable_data_ptr<scalar_t>(), begin, end);
+                  });
+  });
+  return w;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_convarith, CPU, m) {
+  m.impl("conv", conv);
+  m.impl("conv_transpose", conv_transpose);
+  m.impl("conv_weight", conv_weight);
+}
+
+}  // namespace convarith::cpu

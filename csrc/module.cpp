@@ -1,0 +1,60 @@
+// The pybind11 module: loading it registers the operators. It offers Python what the build knows of itself, and
+// geometry.h's functions for the tests; operators are reached through torch.ops.
+#include <ATen/Parallel.h>
+#include <pybind11/pybind11.h>
+#include <torch/version.h>
+
+#include "geometry.h"
+
+namespace py = pybind11;
+using namespace convarith;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "C++ operators of torch_convarith";
+
+  m.def("build_info", [] {
+    py::dict info;
+    info["torch"] = TORCH_VERSION;
+    info["compiler"] = __VERSION__;
+    info["cpp"] = static_cast<int64_t>(__cplusplus);
+#ifdef CONVARITH_WITH_CUDA
+    info["cuda"] = true;
+#else
+    info["cuda"] = false;
+#endif
+#ifdef _OPENMP
+    info["openmp"] = true;
+#else
+    info["openmp"] = false;
+#endif
+    info["parallel"] = at::get_parallel_info();
+    return info;
+  });
+
+  py::enum_<PaddingMode>(m, "PaddingMode")
+      .value("zeros", PaddingMode::kZeros)
+      .value("reflect", PaddingMode::kReflect)
+      .value("replicate", PaddingMode::kReplicate)
+      .value("circular", PaddingMode::kCircular);
+
+  py::class_<Axis>(m, "Axis").def(
+      py::init([](int64_t input, int64_t kernel, int64_t stride, int64_t lo, int64_t hi, int64_t dilation) {
+        if (input < 0 || kernel < 1 || stride < 1 || dilation < 1) throw py::value_error("sizes must be positive");
+        return Axis{input, kernel, stride, lo, hi, dilation};
+      }),
+      py::arg("input"), py::arg("kernel"), py::arg("stride"), py::arg("lo"), py::arg("hi"), py::arg("dilation"));
+  m.def("effective_kernel", &effective_kernel);
+  m.def("fits", &fits);
+  m.def("output_size", &output_size);
+  m.def("unused", &unused);
+  m.def("input_index", &input_index);
+  m.def("output_index", &output_index);
+  m.def("outputs_of_tap", [](const Axis& a, int64_t outputs, int64_t tap) {
+    const Range r = outputs_of_tap(a, outputs, tap);
+    return py::make_tuple(r.begin, r.end);
+  });
+  m.def("source_index", [](int64_t index, int64_t input, PaddingMode mode) {
+    if (input < 1) throw py::value_error("input must be positive");
+    return source_index(index, input, mode);
+  });
+}

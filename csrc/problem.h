@@ -1,0 +1,41 @@
+// What a kernel is told: sizes, and strides in elements. Plain data without torch; csrc/checks.h makes it from tensors.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "geometry.h"
+
+namespace convarith {
+
+constexpr int kAxes = 3;  // fewer axes are padded in front by axes of size 1, so that every kernel is written once
+
+constexpr Axis kTrivialAxis = {1, 1, 1, 0, 0, 1};
+
+// Elements between neighbours of a tensor (batch, channel, *axis). A weight's batch is its out channel.
+struct Strides {
+  int64_t batch;
+  int64_t channel;
+  std::array<int64_t, kAxes> axis;
+};
+
+// phi(x, w, y) = <y, C(w) x>: the sizes that conv, conv_transpose and conv_weight share.
+//   x (batch, groups * in_channels, *input)   w (groups * out_channels, in_channels, *kernel)
+//   y (batch, groups * out_channels, *output)
+struct Problem {
+  int64_t batch;
+  int64_t groups;
+  int64_t in_channels;   // per group
+  int64_t out_channels;  // per group
+  std::array<Axis, kAxes> axis;
+  std::array<int64_t, kAxes> output;
+  Strides x;
+  Strides w;
+  Strides y;
+
+  int64_t kernel_numel() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
+  int64_t input_numel() const { return axis[0].input * axis[1].input * axis[2].input; }
+  int64_t output_numel() const { return output[0] * output[1] * output[2]; }
+};
+
+}  // namespace convarith

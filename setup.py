@@ -1,0 +1,49 @@
+"""Builds the extension. Everything else about the package stands in pyproject.toml.
+
+CUDA sources are built where torch has CUDA and a CUDA toolkit is found (CUDA_HOME); a GPU need not be present.
+FORCE_CUDA=1 insists, FORCE_CUDA=0 leaves them out.
+"""
+
+import os
+from pathlib import Path
+
+import pybind11
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).parent
+CSRC = ROOT / "csrc"
+
+
+def with_cuda() -> bool:
+    """Whether to build the CUDA sources; raises where they are insisted on and cannot be."""
+    possible = torch.version.cuda is not None and CUDA_HOME is not None
+    wanted = os.environ.get("FORCE_CUDA", "")
+    if wanted == "1" and not possible:
+        raise RuntimeError(f"FORCE_CUDA=1, but torch has CUDA {torch.version.cuda} and CUDA_HOME is {CUDA_HOME}")
+    return possible and wanted != "0" and any((CSRC / "cuda").glob("*.cu"))
+
+
+def extension() -> CppExtension:
+    """The extension module torch_convarith._C."""
+    # -fopenmp: without it at::parallel_for runs on one thread. No -march: the build must run on any machine.
+    flags = {"cxx": ["-O3", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]}
+    sources = [*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")]
+    kind, macros = CppExtension, []
+    if with_cuda():
+        kind, macros = CUDAExtension, [("CONVARITH_WITH_CUDA", None)]
+        sources += [*(CSRC / "cuda").glob("*.cpp"), *(CSRC / "cuda").glob("*.cu")]
+        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
+    return kind(
+        "torch_convarith._C",
+        sorted(str(source.relative_to(ROOT)) for source in sources),
+        include_dirs=[pybind11.get_include()],
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=["-fopenmp"],
+        depends=sorted(str(h.relative_to(ROOT)) for h in CSRC.rglob("*.h")),
+    )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})

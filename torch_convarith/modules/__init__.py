@@ -1,0 +1,19 @@
+"""torch.nn's layers on the explicit operators."""
+
+from .conv import (
+    Conv1dExplicit,
+    Conv2dExplicit,
+    Conv3dExplicit,
+    ConvTranspose1dExplicit,
+    ConvTranspose2dExplicit,
+    ConvTranspose3dExplicit,
+)
+
+__all__ = [
+    "Conv1dExplicit",
+    "Conv2dExplicit",
+    "Conv3dExplicit",
+    "ConvTranspose1dExplicit",
+    "ConvTranspose2dExplicit",
+    "ConvTranspose3dExplicit",
+]
