@@ -46,4 +46,13 @@ def extension() -> CppExtension:
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
+class Build(BuildExtension):
+    """Keeps the objects of an editable build, so that ninja compiles only what changed since the last one."""
+
+    def finalize_options(self) -> None:  # noqa: D102
+        super().finalize_options()
+        if self.editable_mode:
+            self.build_temp = str(ROOT / "build" / "editable")
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": Build})

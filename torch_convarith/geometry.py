@@ -731,7 +731,7 @@ def pooling_output_size(
         input: one size, or one per axis; the answer has the same form.
         kernel: the window.
         stride: that of the window; the kernel's size by default.
-        padding: an int or one per axis, at most half the effective kernel.
+        padding: an int or one per axis, at most half the kernel.
         dilation: spacing of the window's taps.
         ceil_mode: round up instead of down.
 
@@ -757,10 +757,10 @@ def _pooling_output(
     # Rounding up is rounding down with s - 1 more elements at the end.
     extra = stride - 1 if ceil_mode and stride > 0 else 0
     axis = Axis(input, kernel, stride, (padding[0], padding[1] + extra), dilation, name=name)
-    if 2 * max(padding) > axis.effective_kernel:
+    if 2 * max(padding) > kernel:  # torch's rule, which leaves dilation out
         raise GeometryError(
-            f"pad should be at most half of effective kernel size, but got pad={max(padding)}, kernel_size={kernel} "
-            f"and dilation={dilation}{_along(name)}"
+            f"pad should be at most half of kernel size, but got pad={max(padding)} and kernel_size={kernel}"
+            f"{_along(name)}"
         )
     starts_inside = (axis.output - 1) * stride < input + padding[0]
     return axis.output if starts_inside or not ceil_mode else axis.output - 1

@@ -1,0 +1,67 @@
+# Two commands set everything up and run: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NVCC ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc))
+CUDA_ARCHS ?= 80 90
+
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CUDA_SOURCES := $(wildcard csrc/cuda/*.cu)
+OUT ?= out
+
+.PHONY: help demo test bench lint format build cuda-check dist clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.built  ## train LeNet-5 of explicit layers on scanned digits, and look at its matrices
+	$(BIN)/python examples/digits.py --out $(OUT)
+
+test: $(VENV)/.built  ## run all tests and doctests
+	$(BIN)/python -m pytest -q -n 2
+
+bench: $(VENV)/.built  ## measure the operators against torch's own
+	$(BIN)/python benchmarks/run.py --out $(OUT)/bench.json
+	$(BIN)/python benchmarks/report.py $(OUT)/bench.json
+
+lint: $(VENV)/.installed  ## ruff, mypy and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.installed  ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+build: $(VENV)/.built  ## build the extension in place
+
+cuda-check:  ## compile every CUDA source with nvcc; needs neither a GPU nor a CUDA build of torch
+	@test -n "$(NVCC)" || { echo "cuda-check: no nvcc on PATH and none under CUDA_HOME" >&2; exit 2; }
+	@set -e; for source in $(CUDA_SOURCES); do for arch in $(CUDA_ARCHS); do \
+	  echo "nvcc sm_$$arch $$source"; \
+	  "$(NVCC)" -std=c++17 -O3 --expt-relaxed-constexpr -Werror all-warnings -gencode arch=compute_$$arch,code=sm_$$arch \
+	    -c $$source -o /dev/null; done; done
+
+dist: $(VENV)/.installed  ## build the sdist, and a wheel from that sdist
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove everything that the targets above made
+	rm -rf $(VENV) build dist out *.egg-info torch_convarith/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# Stamps: a second call of a target above finds them newer than what they are made of, and does nothing again.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements-dev.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(CPP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
