@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..geometry import Geometry, GeometryError, transposed_output_size
+from ..geometry import AXIS_NAMES, Geometry, GeometryError, transposed_output_size
 
 CONV_METHODS = ("pattern", "matrix")
 CONV_TRANSPOSE_METHODS = ("pattern", "zero_insert", "matrix")
@@ -253,7 +253,7 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """As torch's convolutions under torch.autocast: floating tensors but float64 are cast to its dtype."""
     assert tensors[0] is not None
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(
@@ -263,10 +263,9 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _finish(result: Tensor, expected: tuple[int, ...], bias: Tensor | None, batched: bool, rule: str) -> Tensor:
     """The result checked against the guide, with bias, unbatched again."""
-    if tuple(result.shape[2:]) != expected:
-        raise GeometryError(
-            f"{rule} gives an output of size {expected}, but the operator gave {tuple(result.shape[2:])}"
-        )
+    for name, got, size in zip(AXIS_NAMES[len(expected)], result.shape[2:], expected, strict=True):
+        if got != size:
+            raise GeometryError(f"{rule} gives along {name} an output of {size}, but the operator gave {got}")
     if bias is not None:
         result = result + bias.view(-1, *(1,) * len(expected))
     return result if batched else result.squeeze(0)
