@@ -42,7 +42,7 @@ def test_construction_is_torchs(axes, transposed):
         assert a.dtype == torch.float64
     assert repr(ours) == repr(theirs).replace(type(theirs).__name__, type(ours).__name__)
     assert pair(axes, 4, 6, 3, transposed=transposed, bias=False)[0].bias is None
-    expected = [*inspect.signature(type(theirs)).parameters, "method"]
+    expected = [*inspect.signature(type(theirs)).parameters, "method", "extended"]
     assert list(inspect.signature(type(ours)).parameters) == expected
 
 

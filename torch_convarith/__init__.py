@@ -2,6 +2,7 @@
 
 from . import functional
 from ._ops import build_info
+from .convert import convert, plan_conversion, revert
 from .functional import zero_insert
 from .geometry import (
     Axis,
@@ -23,6 +24,12 @@ from .modules import (
     ConvTranspose1dExplicit,
     ConvTranspose2dExplicit,
     ConvTranspose3dExplicit,
+    LazyConv1dExplicit,
+    LazyConv2dExplicit,
+    LazyConv3dExplicit,
+    LazyConvTranspose1dExplicit,
+    LazyConvTranspose2dExplicit,
+    LazyConvTranspose3dExplicit,
 )
 from .pattern import Pattern
 
@@ -39,16 +46,25 @@ __all__ = [
     "ConvTranspose3dExplicit",
     "Geometry",
     "GeometryError",
+    "LazyConv1dExplicit",
+    "LazyConv2dExplicit",
+    "LazyConv3dExplicit",
+    "LazyConvTranspose1dExplicit",
+    "LazyConvTranspose2dExplicit",
+    "LazyConvTranspose3dExplicit",
     "Pattern",
     "Relationship",
     "TransposedAxis",
     "build_info",
     "conv_matrix",
+    "convert",
     "functional",
     "output_size",
+    "plan_conversion",
     "pooling_output_size",
     "relationship",
     "relationships",
+    "revert",
     "transposed_output_size",
     "zero_insert",
 ]

@@ -73,7 +73,9 @@ def _along(name: str) -> str:
 
 def _positive(value: int, what: str, name: str) -> None:
     if value < 1:
-        raise GeometryError(f"non-positive {what} is not supported: {what} {value}{_along(name)} must be at least 1")
+        raise GeometryError(
+            f"non-positive {what} is not supported: {what} should be greater than zero, but got {value}{_along(name)}"
+        )
 
 
 def _show(padding: tuple[int, int]) -> str:
@@ -492,7 +494,21 @@ def same_padding(kernel: int, dilation: int = 1) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _paddings(padding: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple:
+def strided_same_padding(input: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """(lo, hi) that gives ``ceil(i / s)`` outputs, as TensorFlow rules "same"; at unit stride that is torch's rule.
+
+    By relationship 15, ``o = ceil(i / s)`` needs ``2p >= (o - 1)s + k - i`` with the effective kernel ``k``; of an odd
+    total the extra element goes to the end.
+
+    >>> strided_same_padding(5, 3, 2), strided_same_padding(6, 3, 2), strided_same_padding(6, 1, 4)
+    ((1, 1), (0, 1), (0, 0))
+    """
+    outputs = -(-input // stride)
+    total = max(0, (outputs - 1) * stride + dilation * (kernel - 1) + 1 - input)
+    return total // 2, total - total // 2
+
+
+def padding_pairs(padding: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple:
     """(lo, hi) per axis from an int, one entry per axis, pairs, "valid" or "same"."""
     if isinstance(padding, str):
         if padding == "valid":
@@ -517,7 +533,7 @@ def _per_axis_numbers(input: Any, kernel: Any, stride: Any, padding: Any, dilati
     kernels = tuple(_integer(k, "kernel") for k in _per_axis(kernel, axes, "kernel size"))
     strides = tuple(_integer(s, "stride") for s in _per_axis(stride, axes, "stride"))
     dilations = tuple(_integer(d, "dilation") for d in _per_axis(dilation, axes, "dilation"))
-    paddings = _paddings(padding, kernels, strides, dilations)
+    paddings = padding_pairs(padding, kernels, strides, dilations)
     names = AXIS_NAMES.get(axes) or tuple(f"axis {n + 2}" for n in range(axes))
     return list(zip(inputs, kernels, strides, paddings, dilations, names, strict=True))
 
@@ -635,10 +651,12 @@ def source_index(index: int, input: int, padding_mode: str) -> int | None:
     return min(phase, period - phase)
 
 
-def check_padding_mode(axis: Axis, padding_mode: str) -> None:
-    """Raises where ``padding_mode`` is unknown, or asks for more inputs to repeat than there are."""
+def check_padding_mode(axis: Axis | None, padding_mode: str) -> None:
+    """Raises where ``padding_mode`` is unknown, or asks for more inputs to repeat than the axis (if given) has."""
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, not {padding_mode!r}")
+    if axis is None:
+        return
     most = max(axis.lo, axis.hi)
     need, holds = {
         "zeros": ("", True),

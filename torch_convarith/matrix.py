@@ -189,20 +189,15 @@ class ConvMatrix:
     def _apply(self, x: Tensor) -> Tensor:
         """Conv of (n, C, *input)."""
         if self.padding_mode != "zeros":
-            for n in range(len(self.geometry)):
-                x = x.index_select(n + 2, self.pattern.source(n).to(x.device))
+            x = self.pattern.pad(x)
         return _ops.conv(x, self.weight, **self._operands())
 
     def _apply_transpose(self, y: Tensor) -> Tensor:
         """Conv's transpose of (n, K, *output)."""
         if self.padding_mode == "zeros":
             return _ops.conv_transpose(y, self.weight, self.geometry.input_size, **self._operands())
-        padded = [axis.input + axis.lo + axis.hi for axis in self.geometry]
-        x = _ops.conv_transpose(y, self.weight, padded, **self._operands())
-        for n, axis in enumerate(self.geometry):  # what padding repeated is added up again
-            size = [*x.shape[: n + 2], axis.input, *x.shape[n + 3 :]]
-            x = x.new_zeros(size).index_add(n + 2, self.pattern.source(n).to(x.device), x)
-        return x
+        x = _ops.conv_transpose(y, self.weight, self.pattern.padded_size, **self._operands())
+        return self.pattern.unpad(x)
 
     # Entries: the pattern
 

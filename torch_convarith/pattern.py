@@ -58,6 +58,33 @@ class Pattern:
         place = torch.arange(a.output)[:, None] * a.stride + torch.arange(a.kernel) * a.dilation
         return self.source(axis)[place]
 
+    @property
+    def padded_size(self) -> tuple[int, ...]:
+        """Input sizes with the padding."""
+        return tuple(axis.input + axis.lo + axis.hi for axis in self.geometry)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(..., *input) -> (..., *padded), by copies of inputs; so not for padding mode zeros."""
+        for n, dim in enumerate(range(-len(self.geometry), 0)):
+            x = x.index_select(dim, self.source(n).to(x.device))
+        return x
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(..., *padded) -> (..., *input), the adjoint of :meth:`pad`: what padding repeated is added up again.
+
+        >>> from torch_convarith import Geometry
+        >>> pattern = Pattern(Geometry.of(3, 3, padding=1), "circular")
+        >>> pattern.pad(torch.tensor([1, 2, 3])).tolist()
+        [3, 1, 2, 3, 1]
+        >>> pattern.unpad(torch.tensor([1, 10, 100, 1000, 10000])).tolist()
+        [10010, 100, 1001]
+        """
+        for n, (dim, axis) in enumerate(zip(range(-len(self.geometry), 0), self.geometry, strict=True)):
+            size = list(x.shape)
+            size[dim] = axis.input
+            x = x.new_zeros(size).index_add(dim, self.source(n).to(x.device), x)
+        return x
+
     @cached_property
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
         # The product of the axes' tables, an axis at a time; a mixed-radix index grows with each.

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..geometry import AXIS_NAMES, Geometry, GeometryError, transposed_output_size
+from ..geometry import (
+    AXIS_NAMES,
+    Geometry,
+    GeometryError,
+    padding_pairs,
+    strided_same_padding,
+    transposed_output_size,
+)
+from ..pattern import Pattern
 
 CONV_METHODS = ("pattern", "matrix")
 CONV_TRANSPOSE_METHODS = ("pattern", "zero_insert", "matrix")
@@ -29,9 +37,10 @@ def conv1d(
     groups: int = 1,
     *,
     method: str = "pattern",
+    extended: bool = False,
 ) -> Tensor:
     """1-D convolution; see :func:`conv2d`, with one axis in place of two."""
-    return _conv(1, input, weight, bias, stride, padding, dilation, groups, method)
+    return _conv(1, input, weight, bias, stride, padding, dilation, groups, method, extended)
 
 
 def conv2d(
@@ -44,6 +53,7 @@ def conv2d(
     groups: int = 1,
     *,
     method: str = "pattern",
+    extended: bool = False,
 ) -> Tensor:
     """2-D convolution, ``y = C x``, as torch.nn.functional.conv2d.
 
@@ -52,12 +62,15 @@ def conv2d(
         weight: (K, C/groups, kH, kW), of the input's dtype.
         bias: (K,), or None.
         stride: an int or one per axis.
-        padding: zeros on each side, an int or one per axis; or ``"valid"`` (none), or ``"same"`` (relationship 3; needs
-            stride 1; of an odd total the extra zero goes to the end).
+        padding: zeros on each side, an int or one per axis; or ``(lo, hi)`` per axis, which torch does not take; or
+            ``"valid"`` (none), or ``"same"`` (relationship 3; needs stride 1; of an odd total the extra zero goes to
+            the end).
         dilation: an int or one per axis.
         groups: number of groups that in and out channels are split into.
         method: ``"pattern"`` multiplies with C in compressed form, its pattern and the weights; ``"matrix"``
             assembles C explicitly, in compressed sparse rows, and multiplies with that.
+        extended: lifts torch's limits. ``padding="same"`` then takes any stride and gives ceil(i / s) outputs, as
+            TensorFlow rules it (relationship 15 solved for the padding).
 
     Returns:
         (N, K, H', W') with H' = floor((H + 2p - k - (k-1)(d-1)) / s) + 1, relationship 15.
@@ -71,7 +84,7 @@ def conv2d(
     >>> conv2d(x[None], w[None, None])[0].tolist()  # the guide's figure 1.1
     [[12, 12, 17], [10, 17, 19], [9, 6, 14]]
     """
-    return _conv(2, input, weight, bias, stride, padding, dilation, groups, method)
+    return _conv(2, input, weight, bias, stride, padding, dilation, groups, method, extended)
 
 
 def conv3d(
@@ -84,9 +97,10 @@ def conv3d(
     groups: int = 1,
     *,
     method: str = "pattern",
+    extended: bool = False,
 ) -> Tensor:
     """3-D convolution; see :func:`conv2d`, with three axes in place of two."""
-    return _conv(3, input, weight, bias, stride, padding, dilation, groups, method)
+    return _conv(3, input, weight, bias, stride, padding, dilation, groups, method, extended)
 
 
 def conv_transpose1d(
@@ -100,9 +114,12 @@ def conv_transpose1d(
     dilation: Any = 1,
     *,
     method: str = "pattern",
+    extended: bool = False,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """1-D transposed convolution; see :func:`conv_transpose2d`, with one axis in place of two."""
-    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation, method)
+    options = (stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(1, input, weight, bias, *options, method, extended, padding_mode)
 
 
 def conv_transpose2d(
@@ -116,6 +133,8 @@ def conv_transpose2d(
     dilation: Any = 1,
     *,
     method: str = "pattern",
+    extended: bool = False,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """2-D transposed convolution, ``x = C^T y``, as torch.nn.functional.conv_transpose2d.
 
@@ -126,7 +145,7 @@ def conv_transpose2d(
         weight: (K, C/groups, kH, kW), of the input's dtype: C's weight as it is.
         bias: (C,), or None.
         stride: an int or one per axis; ``s - 1`` zeros are what stretches the input.
-        padding: an int or one per axis.
+        padding: an int or one per axis; or ``(lo, hi)`` per axis, which torch does not take.
         output_padding: the ``a`` of relationship 14, an int or one per axis: chooses among the input sizes that C maps
             to (H', W'). Less than the stride or the dilation.
         groups: number of groups that in and out channels are split into.
@@ -134,6 +153,12 @@ def conv_transpose2d(
         method: ``"pattern"`` multiplies with C^T in compressed form, ``"matrix"`` with C^T assembled explicitly;
             ``"zero_insert"`` inserts the zeros, pads, and convolves directly with the flipped kernel, exactly as
             relationships 8 to 14 describe.
+        extended: lifts torch's limits. ``padding="same"`` then transposes the ``"same"`` convolution of an input of
+            size s * i', so that H = s * H'; ``output_padding`` may be any number (beyond relationship 14's a < s it
+            takes from the padding at the end, and adds zeros that no window reaches once that is used up);
+            ``padding_mode`` may be other than zeros.
+        padding_mode: of the convolution C, "zeros", "reflect", "replicate" or "circular"; needs ``extended`` but for
+            zeros. What C's padding repeats, C^T adds up: with "circular" the output wraps around.
 
     Returns:
         (N, C, H, W) with H = s(H' - 1) + a + k - 2p, relationship 14, k being the effective kernel.
@@ -146,7 +171,8 @@ def conv_transpose2d(
     >>> conv_transpose2d(y, w, method="zero_insert")[0, 0].tolist()  # the guide's figure 4.1
     [[1.0, 2.0, 2.0, 1.0], [2.0, 4.0, 4.0, 2.0], [2.0, 4.0, 4.0, 2.0], [1.0, 2.0, 2.0, 1.0]]
     """
-    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation, method)
+    options = (stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(2, input, weight, bias, *options, method, extended, padding_mode)
 
 
 def conv_transpose3d(
@@ -160,9 +186,12 @@ def conv_transpose3d(
     dilation: Any = 1,
     *,
     method: str = "pattern",
+    extended: bool = False,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """3-D transposed convolution; see :func:`conv_transpose2d`, with three axes in place of two."""
-    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, method)
+    options = (stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(3, input, weight, bias, *options, method, extended, padding_mode)
 
 
 def zero_insert(x: Tensor, stride: Any, padding: Any = 0, a: Any = 0) -> Tensor:
@@ -200,7 +229,34 @@ def _per_axis(value: Any, axes: int, what: str) -> tuple[Any, ...]:
     return (value,) * axes
 
 
-def _check_tensors(name: str, axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, out_channels: int) -> None:
+def _check_weight(name: str, axes: int, input: Tensor, weight: Tensor, groups: int) -> None:
+    """The order and the key words of torch's own checks, so that code which reads its messages goes on working."""
+    if weight.dim() < 3:
+        raise GeometryError(f"weight should have at least three dimensions: {name} got size {list(weight.shape)}")
+    if groups < 1:
+        raise GeometryError(f"non-positive groups is not supported: groups {groups}")
+    if weight.dim() != axes + 2:
+        raise GeometryError(
+            f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}, "
+            f"but got {input.dim()}-dimensional input of size {list(input.shape)} instead: {name} takes a weight of "
+            f"{axes + 2} dimensions"
+        )
+    if weight.shape[0] < groups:
+        raise GeometryError(
+            f"Given groups={groups}, expected weight to be at least {groups} at dimension 0, "
+            f"but got weight of size {list(weight.shape)} instead"
+        )
+    if weight.shape[0] % groups:
+        raise GeometryError(
+            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, "
+            f"but got weight of size {list(weight.shape)} instead"
+        )
+
+
+def _check_tensors(
+    name: str, axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, in_out: tuple[int, int]
+) -> None:
+    in_channels, out_channels = in_out
     if input.dim() not in (axes + 1, axes + 2):
         raise GeometryError(
             f"Expected {axes + 1}D (unbatched) or {axes + 2}D (batched) input to {name}, but got input of size: "
@@ -208,6 +264,12 @@ def _check_tensors(name: str, axes: int, input: Tensor, weight: Tensor, bias: Te
         )
     if weight.dtype != input.dtype:
         raise RuntimeError(f"{name}: input of {input.dtype} and weight of {weight.dtype} should be the same dtype")
+    channels = input.shape[-axes - 1]
+    if channels != in_channels:
+        raise GeometryError(
+            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(input.shape)} to have "
+            f"{in_channels} channels, but got {channels} channels instead"
+        )
     if bias is None:
         return
     if bias.dtype != input.dtype:
@@ -219,33 +281,16 @@ def _check_tensors(name: str, axes: int, input: Tensor, weight: Tensor, bias: Te
         )
 
 
-def _check_weight(name: str, axes: int, weight: Tensor, groups: int) -> None:
-    if weight.dim() != axes + 2:
-        raise GeometryError(f"{name} expects a {axes + 2}D weight, but got weight of size {list(weight.shape)}")
-    if groups < 1:
-        raise GeometryError(f"non-positive groups is not supported: groups {groups}")
-    if weight.shape[0] % groups:
-        raise GeometryError(
-            f"Given groups={groups}, expected weight.size(0) = {weight.shape[0]} to be divisible by groups"
-        )
-
-
-def _check_channels(weight: Tensor, groups: int, channels: int, expected: int) -> None:
-    if channels != expected:
-        raise GeometryError(
-            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input to have {expected} channels, "
-            f"but got {channels} channels instead"
-        )
-
-
 def _check_method(method: str, methods: tuple[str, ...]) -> None:
     if method not in methods:
         raise ValueError(f"method must be one of {', '.join(methods)}, not {method!r}")
 
 
 def _refuse_negative(padding: Any) -> None:
-    values = padding if isinstance(padding, Sequence) else (padding,)
-    if not isinstance(padding, str) and any(p < 0 for p in values):
+    if isinstance(padding, (tuple, list)):
+        for side in padding:
+            _refuse_negative(side)
+    elif not isinstance(padding, str) and padding < 0:
         raise GeometryError(f"negative padding is not supported: padding {padding}")
 
 
@@ -281,20 +326,33 @@ def _conv(
     dilation: Any,
     groups: int,
     method: str,
+    extended: bool,
 ) -> Tensor:
     name = f"conv{axes}d"
     _check_method(method, CONV_METHODS)
-    _check_weight(name, axes, weight, groups)
     input, weight, bias = _autocast(input, weight, bias)  # type: ignore[assignment]
-    _check_tensors(name, axes, input, weight, bias, weight.shape[0])
+    _check_weight(name, axes, input, weight, groups)
     _refuse_negative(padding)
+    geometry = conv_geometry(tuple(input.shape[-axes:]), tuple(weight.shape[2:]), stride, padding, dilation, extended)
+    _check_tensors(name, axes, input, weight, bias, groups, (weight.shape[1] * groups, weight.shape[0]))
     batched = input.dim() == axes + 2
     x = input if batched else input.unsqueeze(0)
-    _check_channels(weight, groups, x.shape[1], weight.shape[1] * groups)
-    geometry = Geometry.of(tuple(x.shape[2:]), tuple(weight.shape[2:]), stride, padding, dilation)
     flat = [side for pair in geometry.padding for side in pair]
     y = _ops.conv(x, weight, geometry.stride, flat, geometry.dilation, groups, method)
     return _finish(y, geometry.output_size, bias, batched, "relationship 15")
+
+
+def conv_geometry(
+    size: tuple[int, ...], kernel_size: tuple[int, ...], stride: Any, padding: Any, dilation: Any, extended: bool
+) -> Geometry:
+    """The geometry of a convolution of ``size``; ``extended`` lets ``"same"`` have a stride."""
+    if extended and padding == "same":
+        axes = len(kernel_size)
+        strides, dilations = _per_axis(stride, axes, "stride"), _per_axis(dilation, axes, "dilation")
+        padding = tuple(
+            strided_same_padding(i, k, s, d) for i, k, s, d in zip(size, kernel_size, strides, dilations, strict=True)
+        )
+    return Geometry.of(size, kernel_size, stride, padding, dilation)
 
 
 def _conv_transpose(
@@ -308,52 +366,76 @@ def _conv_transpose(
     groups: int,
     dilation: Any,
     method: str,
+    extended: bool,
+    padding_mode: str,
 ) -> Tensor:
     name = f"conv_transpose{axes}d"
     _check_method(method, CONV_TRANSPOSE_METHODS)
-    _check_weight(name, axes, weight, groups)
+    if padding_mode != "zeros" and not extended:
+        raise ValueError(f'Only "zeros" padding mode is supported for {name}, unless extended=True')
     input, weight, bias = _autocast(input, weight, bias)  # type: ignore[assignment]
-    _check_tensors(name, axes, input, weight, bias, weight.shape[1] * groups)
+    _check_weight(name, axes, input, weight, groups)
     _refuse_negative(padding)
+    geometry = transposed_geometry(
+        tuple(input.shape[-axes:]), tuple(weight.shape[2:]), stride, padding, output_padding, dilation, extended
+    )
+    _check_tensors(name, axes, input, weight, bias, groups, (weight.shape[0], weight.shape[1] * groups))
     batched = input.dim() == axes + 2
     y = input if batched else input.unsqueeze(0)
-    _check_channels(weight, groups, y.shape[1], weight.shape[0])
-    geometry = transposed_geometry(
-        tuple(y.shape[2:]), tuple(weight.shape[2:]), stride, padding, output_padding, dilation
-    )
-    if method == "zero_insert":
-        x = _by_zero_insertion(y, weight, geometry, groups)
+    if padding_mode == "zeros":
+        x = _multiply_transposed(y, weight, geometry, groups, method)
     else:
-        flat = [side for pair in geometry.padding for side in pair]
-        x = _ops.conv_transpose(
-            y, weight, geometry.input_size, geometry.stride, flat, geometry.dilation, groups, method
-        )
+        pattern = Pattern(geometry, padding_mode)
+        padded = Geometry.of(pattern.padded_size, geometry.kernel_size, geometry.stride, 0, geometry.dilation)
+        x = pattern.unpad(_multiply_transposed(y, weight, padded, groups, method))
     return _finish(x, geometry.input_size, bias, batched, "relationship 14")
 
 
 def transposed_geometry(
-    size: tuple[int, ...], kernel_size: tuple[int, ...], stride: Any, padding: Any, output_padding: Any, dilation: Any
+    size: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    extended: bool = False,
 ) -> Geometry:
     """The geometry of the convolution C whose transpose takes ``size``: C's input is the transpose's output."""
     axes = len(kernel_size)
-    sizes = transposed_output_size(size, kernel_size, stride, padding, dilation, output_padding)
     strides, dilations = _per_axis(stride, axes, "stride"), _per_axis(dilation, axes, "dilation")
+    if isinstance(padding, str):
+        if not extended:
+            raise TypeError(
+                f"padding of a transposed convolution must be integers, not {padding!r}, unless extended=True"
+            )
+        if padding == "same":
+            if any(_per_axis(output_padding, axes, "output_padding")):
+                raise GeometryError(
+                    f"padding='same' already fixes the output, at s * i'; got output_padding {output_padding}"
+                )
+            grown = tuple(s * i for s, i in zip(strides, size, strict=True))
+            return conv_geometry(grown, kernel_size, stride, padding, dilation, extended)
+    sizes = transposed_output_size(size, kernel_size, stride, padding, dilation, output_padding)
+    pairs = padding_pairs(padding, kernel_size, strides, dilations)
     paddings = []
-    for p, a, s, d in zip(
-        _per_axis(padding, axes, "padding"),
-        _per_axis(output_padding, axes, "output_padding"),
-        strides,
-        dilations,
-        strict=True,
+    for (lo, hi), a, s, d in zip(
+        pairs, _per_axis(output_padding, axes, "output_padding"), strides, dilations, strict=True
     ):
-        if a >= max(s, d):
+        if a >= max(s, d) and not extended:
             raise GeometryError(
                 f"output padding must be smaller than either stride or dilation, but got output_padding "
                 f"{output_padding}, stride {stride} and dilation {dilation}: relationship 14 has a < s"
             )
         # Beyond relationship 14's a < s, the zeros at the end are padding that C has less of.
-        paddings.append((p, p - (a - a % s)))
+        paddings.append((lo, hi - (a - a % s)))
     return Geometry.of(sizes, kernel_size, stride, tuple(paddings), dilation)
+
+
+def _multiply_transposed(y: Tensor, weight: Tensor, geometry: Geometry, groups: int, method: str) -> Tensor:
+    if method == "zero_insert":
+        return _by_zero_insertion(y, weight, geometry, groups)
+    flat = [side for pair in geometry.padding for side in pair]
+    return _ops.conv_transpose(y, weight, geometry.input_size, geometry.stride, flat, geometry.dilation, groups, method)
 
 
 def _by_zero_insertion(y: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:

@@ -7,6 +7,12 @@ from .conv import (
     ConvTranspose1dExplicit,
     ConvTranspose2dExplicit,
     ConvTranspose3dExplicit,
+    LazyConv1dExplicit,
+    LazyConv2dExplicit,
+    LazyConv3dExplicit,
+    LazyConvTranspose1dExplicit,
+    LazyConvTranspose2dExplicit,
+    LazyConvTranspose3dExplicit,
 )
 
 __all__ = [
@@ -16,4 +22,10 @@ __all__ = [
     "ConvTranspose1dExplicit",
     "ConvTranspose2dExplicit",
     "ConvTranspose3dExplicit",
+    "LazyConv1dExplicit",
+    "LazyConv2dExplicit",
+    "LazyConv3dExplicit",
+    "LazyConvTranspose1dExplicit",
+    "LazyConvTranspose2dExplicit",
+    "LazyConvTranspose3dExplicit",
 ]
