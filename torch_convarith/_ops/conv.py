@@ -41,6 +41,10 @@ def _call(gives: str, method: str, a: Tensor, b: Tensor, size: Ints | None, *geo
     return _operator(gives, method)(a, b, *sizes, *geometry)
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # vmap knows no memory formats
+
+
 # Derivatives -------------------------------------------------------------------------------------------------------
 
 
@@ -49,6 +53,9 @@ def _derivatives(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     a, b = ctx.saved_tensors
     first, second = TAKES[ctx.gives]
     needs_a, needs_b = ctx.needs
+    if (_is_channels_last(a) or _is_channels_last(b)) and not _is_wrapped(grad):
+        # Gradients come in the operands' format, as torch's do, whatever the strides of what came from behind.
+        grad = grad.contiguous(memory_format=_CHANNELS_LAST[grad.dim()])
 
     def derivative(of: str, like: Tensor, other: str, other_tensor: Tensor) -> Tensor:
         operands = {ctx.gives: grad, other: other_tensor.conj()}
@@ -155,7 +162,7 @@ def _is_channels_last(t: Tensor) -> bool:
 
     Where sizes of 1 leave it open, strides that are also those of a plain tensor count as plain.
     """
-    if t.dim() not in (4, 5):
+    if t.dim() not in _CHANNELS_LAST:
         return False
     smallest = 0
     for dim in (1, *range(t.dim() - 1, 1, -1), 0):
@@ -170,7 +177,7 @@ def _empty(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
     """channels_last if either operand is, as checks.h's output_format."""
     out = a.new_empty(size)
     if _is_channels_last(a) or _is_channels_last(b):
-        return out.to(memory_format=torch.channels_last if a.dim() == 4 else torch.channels_last_3d)
+        return out.to(memory_format=_CHANNELS_LAST[a.dim()])
     return out
 
 
