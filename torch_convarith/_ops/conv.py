@@ -72,6 +72,10 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     def forward(gives: str, method: str, a: Tensor, b: Tensor, size: Ints | None, *geometry: Any) -> Tensor:
+        if type(a).__name__ == "DTensor" or type(b).__name__ == "DTensor":
+            from . import sharding
+
+            sharding.register()
         return _call(gives, method, a, b, size, *geometry)
 
     @staticmethod

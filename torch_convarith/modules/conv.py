@@ -34,6 +34,7 @@ class _Explicit(nn.modules.conv._ConvNd):
 
     _function: ClassVar[Callable[..., Tensor]]
     _methods: ClassVar[tuple[str, ...]]
+    __signature__: ClassVar[inspect.Signature]
     # Of layers that convert() made of torch.nn's, or that were pickled before these options were:
     method = "pattern"
     extended = False
@@ -41,7 +42,7 @@ class _Explicit(nn.modules.conv._ConvNd):
     def __init__(self, *args: Any, method: str = "pattern", extended: bool = False, **kwargs: Any) -> None:
         if method not in self._methods:
             raise ValueError(f"method must be one of {', '.join(self._methods)}, not {method!r}")
-        bound = inspect.signature(type(self)).bind(*args, **kwargs)
+        bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         padding, padding_mode = bound.arguments["padding"], bound.arguments["padding_mode"]
         # What torch.nn's constructor does not know is set behind its back.
@@ -64,14 +65,14 @@ class _Explicit(nn.modules.conv._ConvNd):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # help() and editors see torch.nn's arguments and ours, not (*args, **kwargs).
         super().__init_subclass__(**kwargs)
-        torch_layer = next((base for base in cls.__bases__ if not issubclass(base, _Explicit)), None)
-        if torch_layer is not None:
+        torch_layer = next((base for base in cls.__bases__ if base.__module__ == nn.modules.conv.__name__), None)
+        if torch_layer is not None:  # else a subclass of ours, by a user, a parametrization or FSDP
             theirs = inspect.signature(torch_layer)
             ours = [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
                 for name, (default, kind) in _OURS.items()
             ]
-            cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *ours])  # type: ignore[attr-defined]
+            cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *ours])
 
     def geometry(self, input_size: Size) -> Geometry:
         """The layer's geometry on an input of these spatial sizes."""
