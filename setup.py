@@ -28,7 +28,7 @@ def with_cuda() -> bool:
 def extension() -> CppExtension:
     """The extension module torch_convarith._C."""
     # -fopenmp: without it at::parallel_for runs on one thread. No -march: the build must run on any machine.
-    flags = {"cxx": ["-O3", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]}
+    flags = {"cxx": ["-O3", "-g0", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]}
     sources = [*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")]
     kind, macros = CppExtension, []
     if with_cuda():

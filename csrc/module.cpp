@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include "direct_call.h"
 #include "geometry.h"
 
 namespace py = pybind11;
@@ -30,6 +31,17 @@ PYBIND11_MODULE(_C, m) {
     info["parallel"] = at::get_parallel_info();
     return info;
   });
+
+  // Without pybind11's argument conversion, which costs as much as a small convolution.
+  static PyMethodDef direct[] = {
+      {"conv", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_conv)), METH_FASTCALL,
+       "conv(axes, input, weight, bias, stride, padding, dilation, groups), or None where Python must see to it"},
+      {"conv_transpose", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_conv_transpose)),
+       METH_FASTCALL,
+       "conv_transpose(axes, input, weight, bias, stride, padding, output_padding, groups, dilation), or None "
+       "likewise"},
+      {nullptr, nullptr, 0, nullptr}};
+  PyModule_AddFunctions(m.ptr(), direct);
 
   py::enum_<PaddingMode>(m, "PaddingMode")
       .value("zeros", PaddingMode::kZeros)

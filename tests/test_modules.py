@@ -141,7 +141,7 @@ def test_a_wrong_output_shape_would_be_caught(monkeypatch):
     """Every forward verifies what the operator gave: here an operator that forgets a column."""
     from torch_convarith import _ops
 
-    layer = torch_convarith.Conv2dExplicit(1, 1, 3)
+    layer = torch_convarith.Conv2dExplicit(1, 1, 3, method="matrix")
     right = _ops.conv
     monkeypatch.setattr(_ops, "conv", lambda *a, **k: right(*a, **k)[..., :-1])
     with pytest.raises(GeometryError, match=r"relationship 15 gives along axis 3 \(width\) an output of 3, but .* 2"):

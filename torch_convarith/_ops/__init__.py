@@ -20,6 +20,8 @@ except ImportError as error:
     ) from error
 
 build_info = _C.build_info
+# Straight into C++ for the plain case, None in every other: see csrc/direct_call.cpp.
+direct_conv, direct_conv_transpose = _C.conv, _C.conv_transpose
 
 from .conv import METHODS, conv, conv_transpose, conv_weight  # noqa: E402
 from .matrix import csr, csr_weight  # noqa: E402
@@ -33,6 +35,8 @@ __all__ = [
     "conv_weight",
     "csr",
     "csr_weight",
+    "direct_conv",
+    "direct_conv_transpose",
     "zero_insert",
     "zero_remove",
 ]

@@ -48,22 +48,27 @@ _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # vmap knows no m
 # Derivatives -------------------------------------------------------------------------------------------------------
 
 
-def _derivatives(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def derivatives(
+    gives: str,
+    method: str,
+    operands: tuple[Tensor, Tensor],
+    grad: Tensor,
+    needs: tuple[bool, bool],
+    geometry: Sequence[Any],
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the two operands: with the gradient in place of what the operator gives, what gives each."""
-    a, b = ctx.saved_tensors
-    first, second = TAKES[ctx.gives]
-    needs_a, needs_b = ctx.needs
+    (a, b), (first, second) = operands, TAKES[gives]
     if (_is_channels_last(a) or _is_channels_last(b)) and not _is_wrapped(grad):
         # Gradients come in the operands' format, as torch's do, whatever the strides of what came from behind.
         grad = grad.contiguous(memory_format=_CHANNELS_LAST[grad.dim()])
 
     def derivative(of: str, like: Tensor, other: str, other_tensor: Tensor) -> Tensor:
-        operands = {ctx.gives: grad, other: other_tensor.conj()}
-        return _contract(of, ctx.method, *(operands[r] for r in TAKES[of]), like.shape[2:], *ctx.geometry)
+        known = {gives: grad, other: other_tensor.conj()}
+        return _contract(of, method, *(known[role] for role in TAKES[of]), like.shape[2:], *geometry)
 
     return (
-        derivative(first, a, second, b) if needs_a else None,
-        derivative(second, b, first, a) if needs_b else None,
+        derivative(first, a, second, b) if needs[0] else None,
+        derivative(second, b, first, a) if needs[1] else None,
     )
 
 
@@ -86,8 +91,9 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.needs = ctx.needs_input_grad[2:4]
-        return (None, None, *_derivatives(ctx, grad), None, None, None, None, None)
+        needs = ctx.needs_input_grad[2:4]
+        grads = derivatives(ctx.gives, ctx.method, ctx.saved_tensors, grad, needs, ctx.geometry)
+        return (None, None, *grads, None, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, _gives: None, _method: None, da: Tensor | None, db: Tensor | None, *_rest: None) -> Tensor:
@@ -150,7 +156,14 @@ def _unfold(t: Tensor, batch: int, role: str, label: str, groups: int) -> Tensor
 # Dynamo may keep this call whole: it is pure, takes tensors, integers and strings, and its body is one operator.
 @torch.compiler.allow_in_graph
 def _contract(gives: str, method: str, a: Tensor, b: Tensor, size: Ints | None, *geometry: Any) -> Tensor:
+    if _functorch_layer() is None:
+        # Function.apply without a look at forward's signature for defaults, which takes longer than a small operator.
+        return _apply(gives, method, a, b, size, *geometry)
     return _Contract.apply(gives, method, a, b, size, *geometry)
+
+
+_functorch_layer = torch._C._functorch.peek_interpreter_stack
+_apply = super(torch.autograd.Function, _Contract).apply
 
 
 # Registration ------------------------------------------------------------------------------------------------------
@@ -230,13 +243,13 @@ def _register(gives: str, method: str, fake: Any) -> None:
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         a, b, *rest = inputs
-        ctx.gives, ctx.method, ctx.sizes = gives, method, len(rest) - 4
-        ctx.geometry = rest[ctx.sizes :]
+        ctx.geometry = rest[-4:]
+        ctx.others = (None,) * len(rest)
         ctx.save_for_backward(a, b)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.needs = ctx.needs_input_grad[:2]
-        return (*_derivatives(ctx, grad), *(None,) * (ctx.sizes + 4))
+        grads = derivatives(gives, method, ctx.saved_tensors, grad, ctx.needs_input_grad[:2], ctx.geometry)
+        return (*grads, *ctx.others)
 
     torch.library.register_fake(name, fake)
     torch.library.register_autograd(name, backward, setup_context=setup_context)

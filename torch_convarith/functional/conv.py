@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import _ops
+from .._ops import direct_conv, direct_conv_transpose
 from ..geometry import (
     AXIS_NAMES,
     Geometry,
@@ -40,6 +42,10 @@ def conv1d(
     extended: bool = False,
 ) -> Tensor:
     """1-D convolution; see :func:`conv2d`, with one axis in place of two."""
+    if method == "pattern" and not is_compiling():
+        y = direct_conv(1, input, weight, bias, stride, padding, dilation, groups)
+        if y is not None:
+            return y
     return _conv(1, input, weight, bias, stride, padding, dilation, groups, method, extended)
 
 
@@ -84,6 +90,10 @@ def conv2d(
     >>> conv2d(x[None], w[None, None])[0].tolist()  # the guide's figure 1.1
     [[12, 12, 17], [10, 17, 19], [9, 6, 14]]
     """
+    if method == "pattern" and not is_compiling():
+        y = direct_conv(2, input, weight, bias, stride, padding, dilation, groups)
+        if y is not None:
+            return y
     return _conv(2, input, weight, bias, stride, padding, dilation, groups, method, extended)
 
 
@@ -100,6 +110,10 @@ def conv3d(
     extended: bool = False,
 ) -> Tensor:
     """3-D convolution; see :func:`conv2d`, with three axes in place of two."""
+    if method == "pattern" and not is_compiling():
+        y = direct_conv(3, input, weight, bias, stride, padding, dilation, groups)
+        if y is not None:
+            return y
     return _conv(3, input, weight, bias, stride, padding, dilation, groups, method, extended)
 
 
@@ -119,6 +133,10 @@ def conv_transpose1d(
 ) -> Tensor:
     """1-D transposed convolution; see :func:`conv_transpose2d`, with one axis in place of two."""
     options = (stride, padding, output_padding, groups, dilation)
+    if method == "pattern" and padding_mode == "zeros" and not is_compiling():
+        x = direct_conv_transpose(1, input, weight, bias, *options)
+        if x is not None:
+            return x
     return _conv_transpose(1, input, weight, bias, *options, method, extended, padding_mode)
 
 
@@ -172,6 +190,10 @@ def conv_transpose2d(
     [[1.0, 2.0, 2.0, 1.0], [2.0, 4.0, 4.0, 2.0], [2.0, 4.0, 4.0, 2.0], [1.0, 2.0, 2.0, 1.0]]
     """
     options = (stride, padding, output_padding, groups, dilation)
+    if method == "pattern" and padding_mode == "zeros" and not is_compiling():
+        x = direct_conv_transpose(2, input, weight, bias, *options)
+        if x is not None:
+            return x
     return _conv_transpose(2, input, weight, bias, *options, method, extended, padding_mode)
 
 
@@ -191,6 +213,10 @@ def conv_transpose3d(
 ) -> Tensor:
     """3-D transposed convolution; see :func:`conv_transpose2d`, with three axes in place of two."""
     options = (stride, padding, output_padding, groups, dilation)
+    if method == "pattern" and padding_mode == "zeros" and not is_compiling():
+        x = direct_conv_transpose(3, input, weight, bias, *options)
+        if x is not None:
+            return x
     return _conv_transpose(3, input, weight, bias, *options, method, extended, padding_mode)
 
 

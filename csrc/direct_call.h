@@ -1,0 +1,14 @@
+// Functions of the Python module that call an operator without Python between: see direct_call.cpp.
+#pragma once
+
+#include <Python.h>
+
+namespace convarith {
+
+// conv(axes, input, weight, bias, stride, padding, dilation, groups) -> Tensor, or None
+PyObject* call_conv(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+// conv_transpose(axes, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor, or None
+PyObject* call_conv_transpose(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+}  // namespace convarith
