@@ -1,5 +1,5 @@
-"""Known networks with the geometry of their papers. Channels are divided by ``thin``: they do not enter the arithmetic of
-sizes. ``pool`` replaces the maximum where a gradient must reach the whole window."""
+"""Known networks with the geometry of their papers. Channels are divided by ``thin``: they do not enter the arithmetic
+of sizes. ``pool`` replaces the maximum where a gradient must reach the whole window."""
 
 import torch
 from torch import nn
@@ -133,7 +133,10 @@ def vgg(cfg, thin=1, pool="max"):
     names = iter(range(100))
     for block, (count, width) in enumerate(cfg, 1):
         for n in range(1, count + 1):
-            layers += [(f"conv{block}_{n}", nn.Conv2d(channels, width // thin, 3, padding=1)), (f"relu{next(names)}", nn.ReLU())]
+            layers += [
+                (f"conv{block}_{n}", nn.Conv2d(channels, width // thin, 3, padding=1)),
+                (f"relu{next(names)}", nn.ReLU()),
+            ]
             channels = width // thin
         layers.append((f"pool{block}", pool2d(pool, 2, 2)))
     model = nn.Sequential()
@@ -310,7 +313,7 @@ def convnext(widths=(8, 12, 16, 20), depths=(3, 3, 9, 3)):
 
 
 def positive(model, seed=0):
-    """In float64 and eval mode, every weight random, positive and scaled by its fan-in: nothing cancels or underflows."""
+    """In float64 and eval mode, weights random, positive and scaled by fan-in: nothing cancels or underflows."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():

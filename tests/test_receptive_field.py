@@ -1,11 +1,11 @@
 """Receptive fields against gradients (equal sets of pixels), recurrences, and published tables."""
 
+import networks
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import networks
 from torch_convarith.analysis.receptive_field import receptive_field
 from torch_convarith.analysis.relation import Relation
 
@@ -97,7 +97,9 @@ class Layers(nn.Module):
         lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).unflatten(2, x.shape[2:]),
         lambda x: torch.stack([x, x + 1], 1).sum(1),
         lambda x: x.softmax(2),
-        lambda x: F.conv_transpose2d(x, torch.rand(4, 4, 3, 2).double() + 1, stride=(2, 3), padding=(1, 0), dilation=(1, 2)),
+        lambda x: F.conv_transpose2d(
+            x, torch.rand(4, 4, 3, 2).double() + 1, stride=(2, 3), padding=(1, 0), dilation=(1, 2)
+        ),
         lambda x: F.conv_transpose2d(x, torch.rand(4, 4, 3, 3).double() + 1, stride=1, dilation=2, output_padding=1),
         lambda x: F.conv2d(x, torch.rand(4, 2, 3, 1).double() + 1, stride=(3, 4), dilation=(2, 1), groups=2),
         lambda x: torch.cat(x.split(4, 3)[::-1], 3),
@@ -119,7 +121,9 @@ def test_per_axis_strides_and_asymmetric_kernels():
 
 def test_padding_modes():
     for mode in ("reflect", "replicate", "circular"):
-        compare(nn.Sequential(nn.Conv2d(1, 2, 5, 2, 2, padding_mode=mode), nn.Conv2d(2, 2, 3, padding=1)), (1, 1, 9, 12), 9)
+        compare(
+            nn.Sequential(nn.Conv2d(1, 2, 5, 2, 2, padding_mode=mode), nn.Conv2d(2, 2, 3, padding=1)), (1, 1, 9, 12), 9
+        )
 
 
 def test_guide_facts():
@@ -202,8 +206,8 @@ def test_published_mobilenet():
         layers.add_module(f"conv{n}", nn.Sequential(pad, nn.Conv2d(4, 4, 3, s, groups=4), nn.Conv2d(4, 4, 1)))
     names = ["conv0.1", *(f"conv{n}.2" for n in range(1, 14))]
     assert published(layers, (1, 3, 224, 224), names) == [
-        (3, 2, 0), (7, 2, 2), (11, 4, 2), (19, 4, 6), (27, 8, 6), (43, 8, 14), (59, 16, 14), (91, 16, 30), (123, 16, 46),
-        (155, 16, 62), (187, 16, 78), (219, 16, 94), (251, 32, 94), (315, 32, 126),
+        (3, 2, 0), (7, 2, 2), (11, 4, 2), (19, 4, 6), (27, 8, 6), (43, 8, 14), (59, 16, 14), (91, 16, 30),
+        (123, 16, 46), (155, 16, 62), (187, 16, 78), (219, 16, 94), (251, 32, 94), (315, 32, 126),
     ]  # fmt: skip
 
 
@@ -272,7 +276,7 @@ def test_several_inputs():
 
 def test_errors():
     field = receptive_field(nn.Conv2d(1, 1, 3), 9)
-    with pytest.raises(KeyError, match="did you mean|no node"):
+    with pytest.raises(KeyError, match="no node is called"):
         field["conf"]
     with pytest.raises(IndexError, match="outside"):
         field.input_region(None, (7, 0))

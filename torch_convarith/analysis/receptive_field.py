@@ -2,15 +2,15 @@
 
 Two computations, each exact:
 
-- Along one axis, as if the input went on for ever: for every node the set of input offsets that an output sees, with the
-  period after which it repeats. Its span is the receptive field ``r``, its pace the jump ``j``, its centre the start.
-  For a chain of convolutions these are the recurrences of the guide's literature: ``j' = j*s``,
+- Along one axis, as if the input went on for ever: for every node the set of input offsets that an output sees, with
+  the period after which it repeats. Its span is the receptive field ``r``, its pace the jump ``j``, its centre the
+  start. For a chain of convolutions these are the recurrences of the guide's literature: ``j' = j*s``,
   ``r' = r + (k-1)*d*j``, ``start' = start + ((k-1)*d/2 - p)*j``.
 - On the grid itself, borders and all: the mask of input pixels that an output pixel depends on, sent back through the
   graph one axis at a time. Unions of branches need not be rectangles, and are not rounded up to any.
 
-After A. Araujo, W. Norris, J. Sim, *Computing receptive fields of convolutional neural networks*, Distill, 2019, extended
-to sets of pixels, transposed layers, resizing and axes.
+After A. Araujo, W. Norris, J. Sim, *Computing receptive fields of convolutional neural networks*, Distill, 2019,
+extended to sets of pixels, transposed layers, resizing and axes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from .graph import Edge, Graph, Node, capture, example_shape
+from .capture import capture, example_shape
+from .graph import Edge, Graph, Node
 from .relation import Relation
 
 __all__ = ["Misalignment", "NodeField", "ReceptiveFields", "Region", "receptive_field"]
@@ -55,11 +56,6 @@ class Offsets:
         turn, phase = divmod(output, self.period)
         base, bits = self.phases[phase]
         return base + turn * self.shift, bits
-
-    @property
-    def constant(self) -> bool:
-        """Whether all outputs see the same."""
-        return self.shift == 0 and self.period == 1 and not self.aperiodic
 
     @property
     def size(self) -> int:
@@ -117,16 +113,14 @@ def _through(relation: Relation, offsets: Offsets) -> Offsets:
         elif listed:
             places = relation.seen(output) if offsets.aperiodic else places
         phases.append(_union(offsets.at(place) for place in places))
-    pace = Fraction(relation.shift, relation.period)
-    # a listed relation, or one that sees everything, does not move at all
-    return Offsets(period, shift, tuple(phases), offsets.jump * pace, listed and period > 1)
+    return Offsets(period, shift, tuple(phases), offsets.jump * relation.pace, listed and period > 1)
 
 
 def _merge(branches: Sequence[Offsets], outputs: int) -> Offsets:
     """The union of branches."""
     if len(set(branches)) == 1:
         return branches[0]
-    moving = [b for b in branches if not b.constant]
+    moving = [b for b in branches if b.jump]
     jump = moving[0].jump if moving else Fraction(0)
     paces = {Fraction(b.shift, b.period) for b in branches}
     if len(paces) == 1 and not any(b.aperiodic for b in branches):
@@ -213,7 +207,9 @@ class Region:
             return repr(self)
         rows = self.mask if self.mask.dim() == 2 else self.mask[None]
         (top, bottom), (left, right) = self.box if self.mask.dim() == 2 else ((0, 0), *self.box)
-        return "\n".join("".join("#" if p else "." for p in row) for row in rows[top : bottom + 1, left : right + 1].tolist())
+        return "\n".join(
+            "".join("#" if p else "." for p in row) for row in rows[top : bottom + 1, left : right + 1].tolist()
+        )
 
 
 @dataclass(frozen=True)
@@ -327,7 +323,7 @@ class ReceptiveFields(Mapping[str, NodeField]):
         met = {
             (e.node.name, float(b.start), float(b.jump))
             for e, b in zip(edges, branches, strict=True)
-            if not b.constant and not b.aperiodic and not e.relations[axis].clips and node.sizes[axis] > 1
+            if b.jump and not e.relations[axis].clips and node.sizes[axis] > 1
         }
         if len({(start, jump) for _, start, jump in met}) > 1:
             self.misaligned.append(Misalignment(node.name, axis, tuple(sorted(met))))
@@ -339,7 +335,9 @@ class ReceptiveFields(Mapping[str, NodeField]):
             reached = [o.at(n) for n in {0, max(0, outputs - 1), *range(min(outputs, o.period))}]
             last = [o.at(max(0, outputs - 1 - n)) for n in range(min(outputs, o.period))]
             lo = -min((base for base, bits in reached if bits), default=0)
-            hi = max((base + bits.bit_length() - 1 for base, bits in [*last, *reached] if bits), default=0) - (inputs - 1)
+            hi = max((base + bits.bit_length() - 1 for base, bits in [*last, *reached] if bits), default=0) - (
+                inputs - 1
+            )
             padding.append((lo, hi))
         return NodeField(
             node.name,

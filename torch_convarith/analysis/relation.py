@@ -33,6 +33,7 @@ class Relation:
         offsets: of each phase, those of the inputs seen, ascending; they may fall outside the input.
         border: what stands outside the input: "zeros" (nothing), "replicate", "reflect" or "circular".
         clips: outside the input there is another tensor (concatenation), not padding.
+        scale: inputs per output, where the outputs are listed one by one; else ``shift / period``.
 
     >>> Relation.window(5, 3, kernel=3, stride=2, lo=1).seen(0)
     [0, 1]
@@ -45,6 +46,12 @@ class Relation:
     offsets: tuple[tuple[int, ...], ...]
     border: str = "zeros"
     clips: bool = False
+    scale: Fraction | None = None
+
+    @property
+    def pace(self) -> Fraction:
+        """Inputs per output."""
+        return Fraction(self.shift, self.period) if self.scale is None else self.scale
 
     def unbounded(self, output: int) -> list[int]:
         """The positions that ``output`` sees, as if the input went on for ever."""
@@ -84,7 +91,14 @@ class Relation:
 
     @classmethod
     def window(
-        cls, input: int, output: int, kernel: int, stride: int = 1, lo: int = 0, dilation: int = 1, border: str = "zeros"
+        cls,
+        input: int,
+        output: int,
+        kernel: int,
+        stride: int = 1,
+        lo: int = 0,
+        dilation: int = 1,
+        border: str = "zeros",
     ) -> Relation:
         """A convolution or a pooling window."""
         return cls(input, output, 1, stride, (tuple(t * dilation - lo for t in range(kernel)),), border)
@@ -142,10 +156,12 @@ class Relation:
     def _periodic(
         cls, input: int, output: int, scale: Fraction, seen: Callable[[int], Iterable[int]], border: str = "zeros"
     ) -> Relation:
+        if input == 1:  # whatever lies beyond is the same element again
+            return cls(1, output, 1, 0, ((0,),), scale=scale)
         period, shift = scale.denominator, scale.numerator
-        if period >= output:
+        if period > output:
             period, shift = max(1, output), 0
-        return cls(input, output, period, shift, tuple(tuple(seen(o)) for o in range(period)), border)
+        return cls(input, output, period, shift, tuple(tuple(seen(o)) for o in range(period)), border, scale=scale)
 
 
 @lru_cache(maxsize=512)

@@ -99,8 +99,8 @@ def solve(
         transposed: whether the layer is a transposed convolution.
 
     Returns:
-        :class:`Solutions`, ordered by kernel, dilation, stride, padding, ``a``, then size. Empty where nothing fits; its
-        ``nearest`` are then the solutions at the nearest input size and at the nearest output size.
+        :class:`Solutions`, ordered by kernel, dilation, stride, padding, ``a``, then size. Empty where nothing fits;
+        its ``nearest`` are then the solutions at the nearest input size and at the nearest output size.
 
     Raises:
         ValueError: ``input`` and ``output`` both open, or ``output_padding`` without ``transposed``.
@@ -113,9 +113,7 @@ def solve(
     7 -> 14: k=4 s=2 p=1 d=1 a=0 (relationship 13)
     """
     _check(input, output, kernel, stride, padding, dilation, output_padding, transposed)
-    given = dict(
-        zip(_LETTERS, (input, output, kernel, stride, padding, dilation, output_padding), strict=True)
-    )
+    given = dict(zip(_LETTERS, (input, output, kernel, stride, padding, dilation, output_padding), strict=True))
     found = _ordered(given, transposed)
     if found or input is None or output is None:
         return Solutions(found, () if found else _nearest_size(given, transposed))
@@ -124,7 +122,14 @@ def solve(
 
 
 def _check(
-    input: Any, output: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, output_padding: Any, transposed: bool
+    input: Any,
+    output: Any,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    output_padding: Any,
+    transposed: bool,
 ) -> None:
     if input is None and output is None:
         raise ValueError("solve() needs the input size or the output size: with both open, every size is a solution")
@@ -141,7 +146,9 @@ def _check(
             raise GeometryError(f"{name} {value} must be at least {least[name]}")
     if padding is not None:
         sides = padding if isinstance(padding, tuple) else (padding,)
-        if len(sides) != 1 + isinstance(padding, tuple) or any(isinstance(p, bool) or not isinstance(p, int) for p in sides):
+        if len(sides) != 1 + isinstance(padding, tuple) or any(
+            isinstance(p, bool) or not isinstance(p, int) for p in sides
+        ):
             raise TypeError(f"padding must be an integer, (lo, hi) or None, not {padding!r}")
         if transposed and any(p < 0 for p in sides):
             raise GeometryError(f"negative padding is not supported: padding {padding}")
@@ -266,7 +273,7 @@ def valid_sizes(model: Any, sizes: Iterable[int], channels: int | None = None) -
     >>> valid_sizes(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2, padding=1), up), range(5, 12))
     [5, 7, 9, 11]
     """
-    from .graph import capture, example_shape  # graph needs torch; solve alone does not
+    from .capture import capture, example_shape  # it needs torch; solve alone does not
 
     good = []
     for size in sizes:
@@ -278,4 +285,3 @@ def valid_sizes(model: Any, sizes: Iterable[int], channels: int | None = None) -
         if any(node.shape[2:] == shape[2:] for node in graph.outputs):
             good.append(size)
     return good
-
