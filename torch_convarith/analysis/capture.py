@@ -235,7 +235,8 @@ class _Recorder(TorchFunctionMode):
         if leaf and not self._quiet and output is not None:
             kind = module_kind(module)
             assert kind is not None
-            self._record(kind, type(module).__name__, module, args, kwargs, output, self._names.get(module, kind))
+            label = type(module).__name__
+            self._record(kind, label, module, args, kwargs, output, self._names.get(module) or label)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -58,6 +58,17 @@ class Offsets:
         return base + turn * self.shift, bits
 
     @property
+    def constant(self) -> bool:
+        """Whether all outputs see the same."""
+        return self.shift == 0 and self.period == 1
+
+    @property
+    def end(self) -> Fraction:
+        """Last position that output 0 sees; over several phases the mean."""
+        ends = [base + bits.bit_length() - 1 - n * self.jump for n, (base, bits) in enumerate(self.phases) if bits]
+        return sum(ends, Fraction(0)) / max(1, len(ends))
+
+    @property
     def size(self) -> int:
         """The widest span."""
         return max((bits.bit_length() for _, bits in self.phases), default=0)
@@ -80,6 +91,11 @@ class Offsets:
         return sum(centres, Fraction(0)) / len(centres) + Fraction(1, 2)
 
 
+def single_pixel() -> Offsets:
+    """An input's: each pixel sees itself."""
+    return Offsets(1, 1, ((0, 1),), Fraction(1))
+
+
 def _union(sets: Iterable[tuple[int, int]]) -> tuple[int, int]:
     """Of (base, bits), the base being that of the lowest bit."""
     known = [(base, bits) for base, bits in sets if bits]
@@ -92,7 +108,7 @@ def _union(sets: Iterable[tuple[int, int]]) -> tuple[int, int]:
     return low, result
 
 
-def _through(relation: Relation, offsets: Offsets) -> Offsets:
+def through(relation: Relation, offsets: Offsets) -> Offsets:
     """What the outputs of ``relation`` see, its inputs seeing ``offsets``."""
     if relation.is_identity:
         return offsets
@@ -116,11 +132,11 @@ def _through(relation: Relation, offsets: Offsets) -> Offsets:
     return Offsets(period, shift, tuple(phases), offsets.jump * relation.pace, listed and period > 1)
 
 
-def _merge(branches: Sequence[Offsets], outputs: int) -> Offsets:
+def merge_offsets(branches: Sequence[Offsets], outputs: int) -> Offsets:
     """The union of branches."""
     if len(set(branches)) == 1:
         return branches[0]
-    moving = [b for b in branches if b.jump]
+    moving = [b for b in branches if not b.constant]
     jump = moving[0].jump if moving else Fraction(0)
     paces = {Fraction(b.shift, b.period) for b in branches}
     if len(paces) == 1 and not any(b.aperiodic for b in branches):
@@ -148,11 +164,13 @@ class Misalignment:
         node: where they meet.
         axis: number of the spatial axis.
         branches: name, start and jump of each.
+        causal: their fields end at the same place, as those of causal convolutions are meant to.
     """
 
     node: str
     axis: int
     branches: tuple[tuple[str, float, float], ...]
+    causal: bool = False
 
     def __str__(self) -> str:
         told = ", ".join(f"{name} (start {start:g}, jump {jump:g})" for name, start, jump in self.branches)
@@ -306,27 +324,27 @@ class ReceptiveFields(Mapping[str, NodeField]):
         return "\n".join(map(repr, self._fields.values()))
 
     def _compute(self) -> None:
-        one = Offsets(1, 1, ((0, 1),), Fraction(1))
-        self._offsets[id(self.source)] = (one,) * self.graph.axes
+        self._offsets[id(self.source)] = (single_pixel(),) * self.graph.axes
         for node in self.graph.nodes:
             edges = [e for e in node.edges if id(e.node) in self._offsets and not e.statistics]
             if not edges:
                 continue
             result = []
             for axis in range(self.graph.axes):
-                branches = [_through(e.relations[axis], self._offsets[id(e.node)][axis]) for e in edges]
+                branches = [through(e.relations[axis], self._offsets[id(e.node)][axis]) for e in edges]
                 self._compare(node, axis, edges, branches)
-                result.append(_merge(branches, node.sizes[axis]))
+                result.append(merge_offsets(branches, node.sizes[axis]))
             self._offsets[id(node)] = tuple(result)
 
     def _compare(self, node: Node, axis: int, edges: list[Edge], branches: list[Offsets]) -> None:
         met = {
             (e.node.name, float(b.start), float(b.jump))
             for e, b in zip(edges, branches, strict=True)
-            if b.jump and not e.relations[axis].clips and node.sizes[axis] > 1
+            if not b.constant and not e.relations[axis].clips and node.sizes[axis] > 1
         }
         if len({(start, jump) for _, start, jump in met}) > 1:
-            self.misaligned.append(Misalignment(node.name, axis, tuple(sorted(met))))
+            causal = len({(b.end, b.jump) for b in branches if not b.constant}) == 1
+            self.misaligned.append(Misalignment(node.name, axis, tuple(sorted(met)), causal))
 
     def _field(self, node: Node) -> NodeField:
         offsets = self._offsets[id(node)]

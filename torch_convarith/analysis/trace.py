@@ -115,6 +115,7 @@ _COLUMNS = {
     "start": lambda r: _short(r.start),
 }
 _LEFT = ("layer", "class")
+_MOST_NOTES = 6
 
 
 class ModelTable(Sequence[Row]):
@@ -194,7 +195,10 @@ class ModelTable(Sequence[Row]):
             lines.append(f"captured by {self.captured_by}: the model does not run on the meta device")
         lines += [f"{row.name}: {row.note}" for row in self.rows if row.note]
         if self.receptive_fields is not None:
-            lines += [f"centres do not meet at {m}" for m in self.receptive_fields.misaligned]
+            apart = [m for m in self.receptive_fields.misaligned if not m.causal]
+            lines += [f"centres do not meet at {m}" for m in apart[:_MOST_NOTES]]
+            if len(apart) > _MOST_NOTES:
+                lines.append(f"nor at {len(apart) - _MOST_NOTES} other places: see receptive_fields.misaligned")
         lines += [f"erratum, {erratum}" for erratum in self.errata]
         return lines
 
