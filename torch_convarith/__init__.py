@@ -1,7 +1,8 @@
 """Convolution arithmetic for PyTorch: a convolution is a sparse matrix, and every size obeys the guide."""
 
-from . import functional
+from . import functional, models
 from ._ops import build_info
+from .analysis import explain, lint, receptive_field, solve, trace, valid_sizes
 from .functional import zero_insert
 from .geometry import (
     Axis,
@@ -44,11 +45,18 @@ __all__ = [
     "TransposedAxis",
     "build_info",
     "conv_matrix",
+    "explain",
     "functional",
+    "lint",
+    "models",
     "output_size",
     "pooling_output_size",
+    "receptive_field",
     "relationship",
     "relationships",
+    "solve",
+    "trace",
     "transposed_output_size",
+    "valid_sizes",
     "zero_insert",
 ]

@@ -54,7 +54,7 @@ def explain(layer_or_axis: Any, input_size: int | Sequence[int] | None = None) -
 
     Args:
         layer_or_axis: a convolution, transposed convolution or pooling layer of torch.nn or of ours; an
-            :class:`~torch_convarith.Axis`, a :class:`~torch_convarith.TransposedAxis` or a
+            :class:`~torch_convarith.Axis`, a :class:`~torch_convarith.TransposedAxis`, a tuple of either, or a
             :class:`~torch_convarith.Geometry`.
         input_size: the layer's spatial input sizes; axes and geometries have their own.
 
@@ -80,12 +80,16 @@ def explain(layer_or_axis: Any, input_size: int | Sequence[int] | None = None) -
       [o][x][x] x  x  x  x  .
       x an input, o a padded zero, . not reached by any window
     """
-    if isinstance(layer_or_axis, (Axis, TransposedAxis, Geometry)):
+    if isinstance(layer_or_axis, (Axis, TransposedAxis)):
+        layer_or_axis = (layer_or_axis,)
+    if isinstance(layer_or_axis, (Geometry, tuple)):
         if input_size is not None:
             raise TypeError("an axis or a geometry has its own input size: pass no other")
-        transposed = isinstance(layer_or_axis, TransposedAxis)
-        axis = layer_or_axis.axis if isinstance(layer_or_axis, TransposedAxis) else layer_or_axis
-        geometry = axis if isinstance(axis, Geometry) else Geometry((axis,))
+        axes = tuple(layer_or_axis)
+        transposed = all(isinstance(axis, TransposedAxis) for axis in axes)
+        if not axes or not (transposed or all(isinstance(axis, Axis) for axis in axes)):
+            raise TypeError("axes must all be Axis or all be TransposedAxis")
+        geometry = Geometry(tuple(axis.axis for axis in axes) if transposed else axes)
         return _page(geometry, transposed, "conv_transpose" if transposed else "conv", 1, 1, 1, "zeros")
     if not isinstance(layer_or_axis, nn.Module):
         raise TypeError(f"explain() takes a layer, an Axis or a Geometry, not {type(layer_or_axis).__name__}")

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -98,8 +99,6 @@ class Findings(list):  # type: ignore[type-arg]
 
     def to_sarif(self) -> str:
         """SARIF 2.1.0, which code hosts show; layers are logical locations."""
-        from .. import __version__
-
         used = [r for r in RULES if any(f.rule is r for f in self)]
         rules = [
             {
@@ -122,7 +121,7 @@ class Findings(list):  # type: ignore[type-arg]
             }
             for f in self
         ]
-        driver = {"name": "torch_convarith", "version": __version__, "rules": rules}
+        driver = {"name": "torch_convarith", "version": version("torch_convarith"), "rules": rules}
         log = {
             "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
             "version": "2.1.0",
@@ -338,8 +337,8 @@ def _checkerboard(context: _Context, rule: Rule) -> Iterator[Finding]:
         if best is not None:
             extra = f", output_padding {best.output_padding}" if best.output_padding else ""
             fix = (
-                f"kernel {best.kernel}, padding {best.padding}{extra} keeps {a.output} -> {a.input}, its stride dividing "
-                "its kernel; or resize and convolve"
+                f"kernel {best.kernel}, padding {best.padding}{extra} keeps {a.output} -> {a.input}, its stride "
+                "dividing its kernel; or resize and convolve"
             )
         yield Finding(rule, node.name, told, {"counts": counts}, fix)
 
@@ -389,7 +388,7 @@ def _gridding(context: _Context, rule: Rule) -> Iterator[Finding]:
         yield Finding(
             rule,
             culprit.name,
-            f"up to {node.name}, an output sees {seen} of the {offsets.size} positions that it spans at this resolution",
+            f"up to {node.name}, an output sees {seen} of the {offsets.size} positions it spans at this resolution",
             {"seen": seen, "span": offsets.size, "dilation": dilation, "axes": holes},
             fix or "let the dilations have no common divisor, such as 1, 2, 3",
         )
@@ -402,14 +401,15 @@ def _even_kernel(context: _Context, rule: Rule) -> Iterator[Finding]:
             if a.stride != 1 or a.effective_kernel % 2 or a.output == 1 or _is_causal(node, n, a):
                 continue
             shift = (a.effective_kernel - 1) / 2 - a.lo
+            padding = a.lo if a.lo == a.hi else a.padding
             found = [s for s in solve(input=a.input, output=a.input, stride=1, dilation=a.dilation) if s.kernel > 1]
             near = min(found, key=lambda s: abs(s.kernel - a.kernel), default=None)
             fix = f"kernel {near.kernel} with padding {near.padding} is centred and keeps the size" if near else ""
             yield Finding(
                 rule,
                 node.name,
-                f"effective kernel {a.effective_kernel} with padding {a.lo if a.lo == a.hi else (a.lo, a.hi)} moves centres by "
-                f"{shift:+g} along spatial axis {n}",
+                f"effective kernel {a.effective_kernel} with padding {padding} moves centres by {shift:+g} "
+                f"along spatial axis {n}",
                 {"axis": n, "effective_kernel": a.effective_kernel, "shift": shift},
                 fix,
             )
@@ -534,14 +534,14 @@ def _useless_layers(context: _Context, rule: Rule) -> Iterator[Finding]:
     if beyond:
         first = beyond[0]
         f = context.fields[first.edges[0].node.name]
+        least = max(r // 2 + 1 for r in context.fields[beyond[-1].name].size)
         yield Finding(
             rule,
             first.name,
-            f"from here on {len(beyond)} layers with kernels above 1 widen a field of {_times(f.size)}, with which every "
-            f"position sees the whole {_times(inputs)} input already",
+            f"from here on {len(beyond)} layers with kernels above 1 widen a field of {_times(f.size)}, with which "
+            f"every position sees the whole {_times(inputs)} input already",
             {"layers": [n.name for n in beyond], "size": list(f.size), "input": list(inputs)},
-            f"an input of at least {max(r // 2 + 1 for r in context.fields[beyond[-1].name].size)}, smaller strides later, "
-            "or 1-tap kernels",
+            f"an input of at least {least}, smaller strides later, or 1-tap kernels",
         )
 
 
@@ -640,25 +640,32 @@ def _previous_layer(node: Node) -> Node | None:
 
 
 _Check = Callable[[_Context, Rule], Iterator[Finding]]
-_TABLE: Sequence[tuple[str, str, str, _Check]] = (
-    ("unread-border", "warning", "what lies there cannot influence anything, and shifts of the image come and go unnoticed",
-     _unread_border),
-    ("skipped-pixels", "warning", "most of what the layer before computed is thrown away", _skipped_pixels),
-    ("checkerboard", "warning", "uneven overlap shows as a checkerboard in the output (Odena et al. 2016)", _checkerboard),
-    ("gridding", "warning", "neighbouring outputs are computed from disjoint positions (Wang et al. 2018)", _gridding),
-    ("even-kernel", "note", "features drift by half a pixel per layer against the image and against skip connections",
-     _even_kernel),
-    ("misaligned-branches", "warning", "features of different places are added up or stacked", _misaligned),
-    ("skip-size", "error", "sizes that do not meet stop the forward pass", _skip_size),
-    ("small-receptive-field", "note", "context outside the field cannot inform the output", _small_field),
-    ("useless-layers", "note", "layers past that point add depth but no context (Richter et al. 2021)", _useless_layers),
-    ("padding-dominates", "warning", "such a layer mostly multiplies zeros, and learns where the border is",
-     _padding_dominates),
-    ("bias-before-batch-norm", "warning", "the bias has no effect and no gradient", _bias_before_norm),
-    ("dead-groups", "warning", "a group of zeros passes nothing on, and may get no gradient", _dead_groups),
-    ("isolated-groups", "note", "the groups are separate networks (Zhang et al. 2018)", _isolated_groups),
-)  # fmt: skip
+_TABLE: Sequence[tuple[_Check, str, str, str]] = (
+    (
+        _unread_border,
+        "unread-border",
+        "warning",
+        "what lies there cannot influence anything, wherever the image is moved",
+    ),
+    (_skipped_pixels, "skipped-pixels", "warning", "most of what the layer before computed is thrown away"),
+    (_checkerboard, "checkerboard", "warning", "uneven overlap shows as a checkerboard (Odena et al. 2016)"),
+    (_gridding, "gridding", "warning", "neighbouring outputs see disjoint positions (Wang et al. 2018)"),
+    (
+        _even_kernel,
+        "even-kernel",
+        "note",
+        "features drift by half a pixel against the image and against skip connections",
+    ),
+    (_misaligned, "misaligned-branches", "warning", "features of different places are added up or stacked"),
+    (_skip_size, "skip-size", "error", "sizes that do not meet stop the forward pass"),
+    (_small_field, "small-receptive-field", "note", "context outside the field cannot inform the output"),
+    (_useless_layers, "useless-layers", "note", "layers past that point add no context (Richter et al. 2021)"),
+    (_padding_dominates, "padding-dominates", "warning", "it mostly multiplies zeros, and learns where the border is"),
+    (_bias_before_norm, "bias-before-batch-norm", "warning", "the bias has no effect and no gradient"),
+    (_dead_groups, "dead-groups", "warning", "a group of zeros passes nothing on"),
+    (_isolated_groups, "isolated-groups", "note", "the groups are separate networks (Zhang et al. 2018)"),
+)
 
-RULES = tuple(Rule(f"CA{n:03}", name, level, why) for n, (name, level, why, _) in enumerate(_TABLE, 1))
+RULES = tuple(Rule(f"CA{n:03}", name, level, why) for n, (_, name, level, why) in enumerate(_TABLE, 1))
 """All rules."""
-_CHECKS = {rule.code: row[3] for rule, row in zip(RULES, _TABLE, strict=True)}
+_CHECKS = {rule.code: check for rule, (check, *_) in zip(RULES, _TABLE, strict=True)}

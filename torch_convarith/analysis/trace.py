@@ -294,7 +294,7 @@ class ModelTable(Sequence[Row]):
     def to_pandas(self) -> Any:
         """A pandas.DataFrame of all nodes; needs ``pip install torch_convarith[pandas]``."""
         try:
-            import pandas  # type: ignore[import-untyped]
+            import pandas
         except ImportError as error:
             raise ImportError("to_pandas() needs pandas: pip install torch_convarith[pandas]") from error
         return pandas.DataFrame([vars(row) for row in self.rows]).set_index("name")
