@@ -171,8 +171,47 @@ def test_exported_and_fx_models():
     assert trace(torch.fx.symbolic_trace(resnet), 97).macs == trace(resnet, 97).macs
     exported = trace(torch.export.export(model, (x,)), x)
     assert exported.macs == direct.macs
+    assert exported.parameters == direct.parameters == sum(row.parameters for row in exported)
     assert [r.output for r in exported.layers] == [r.output for r in direct.layers]
     assert exported.layers[-1].r == direct.layers[-1].r
+
+
+@pytest.mark.parametrize("method", ["pattern", "matrix", "zero_insert"])
+def test_our_functional_calls(method):
+    class Ours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.u = nn.Parameter(torch.ones(2, 1, 3, 3)), nn.Parameter(torch.ones(2, 1, 3, 3))
+
+        def forward(self, x):
+            y = ca.functional.conv2d(x, self.w, stride=2, padding=1)
+            return ca.functional.conv_transpose2d(y, self.u, stride=2, padding=1, method=method)
+
+    table = trace(Ours(), (1, 1, 9, 12))
+    assert table.layers[0].relationship == (6, 6)
+    assert (table.layers[0].kind, table.layers[0].parameters, table.layers[0].r) == ("conv", 18, (3, 3))
+    assert (table.layers[-1].output, table.layers[-1].r) == ((1, 9, 11), (5, 5))
+    assert not any(row.note for row in table)
+    if method != "zero_insert":
+        assert (table.layers[-1].kind, table.layers[-1].relationship) == ("conv_transpose", (13, 13))
+
+
+@pytest.mark.parametrize("make", [networks.convnext, networks.GoogLeNet, networks.DeepLab, networks.WaveNet])
+def test_parameters_of_the_rows_add_up(make):
+    model = make()
+    table = trace(model, (1, 1, 64) if make is networks.WaveNet else 96)
+    assert sum(row.parameters for row in table) == table.parameters == sum(p.numel() for p in model.parameters())
+    assert not any(row.note for row in table)
+
+
+def test_arguments_that_are_not_understood_widen_the_result():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.movedim(x, (2, 3), (3, 2)).unfold(2, 3, 1).sum(-1)
+
+    table = trace(Odd(), (1, 1, 7, 8))
+    assert table.rows[-1].r == (7, 8)
+    assert any("taken to see everything" in row.note for row in table)
 
 
 class NeedsValues(nn.Module):

@@ -70,20 +70,13 @@ class Call:
             if handler is None:
                 raise _Unknown(f"{self.name} is not known here")
             layout, edges = handler(self)
-        except _Unknown as unknown:
+        except (_Unknown, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # Forms of arguments are many: what cannot be read must widen the result, not stop the model.
+            told = str(error) if isinstance(error, _Unknown) else f"{self.name} was not understood ({error})"
             layout, edges = _everything(self)
-            self.facts["note"] = f"{unknown}: taken to see everything"
-        weights = parameters = 0
-        if self.module is not None:
-            parameters = sum(p.numel() for p in self.module.parameters())
-        elif self.name in _WITH_WEIGHT:
-            constants = [t for t in tensors_in((self.args, self.kwargs)) if self.node_of(t) is None]
-            parameters = sum(t.numel() for t in constants if isinstance(t, nn.Parameter) or t.dim())
-        weights = self.facts.pop("weights", 0)
-        return Node(
-            path, self.kind, label, self.module, self.shape, layout, sizes_of(layout, self.axes), edges,
-            weights=weights, parameters=parameters, **self.facts,
-        )  # fmt: skip
+            self.kind, self.facts = self.name, {"note": f"{told}: taken to see everything"}
+        sizes = sizes_of(layout, self.axes)
+        return Node(path, self.kind, label, self.module, self.shape, layout, sizes, edges, **self.facts)
 
     def along(self, layout: Layout, relations: dict[int, Relation], source: Node | None = None) -> list[Edge]:
         """One edge: ``relations`` on some axes, element by element on the rest."""
@@ -173,88 +166,143 @@ def _window_layout(call: Call, axes: Sequence[int]) -> Layout:
     return tuple(((role, size),) for role, size in zip(roles[-len(call.shape) :], call.shape, strict=True))
 
 
-def _conv(call: Call) -> Handled:
-    source = call.source
-    module = call.module
-    weight: Tensor = module.weight if isinstance(module, nn.Module) else call.get("weight", 1)  # type: ignore[assignment]
-    if call.node_of(call.tensor) is None:
+def _weight(call: Call) -> Tensor:
+    weight = call.get("weight", 1)
+    if not isinstance(weight, Tensor) or call.node_of(weight) is not None or call.node_of(call.tensor) is None:
         raise _Unknown(f"{call.name} with a computed weight")
+    return weight
+
+
+def _pairs(flat: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """(lo, hi) per axis from our operators' lo, hi, lo, hi."""
+    return tuple(zip(map(int, flat[::2]), map(int, flat[1::2]), strict=True))
+
+
+def _conv(call: Call) -> Handled:
+    weight = _weight(call)
     count = weight.dim() - 2
-    kernel = tuple(weight.shape[2:])
-    stride = _tuple(call.get("stride", 3, 1), count)
-    dilation = _tuple(call.get("dilation", 5, 1), count)
-    groups = int(call.get("groups", 6, 1))
     padding = call.get("padding", 4, 0)
-    mode = getattr(module, "padding_mode", "zeros")
-    axes = _spatial(call, source, count)
-    sizes = tuple(source.shape[-count:])
     geometry = Geometry.of(
-        sizes, kernel, stride, padding if isinstance(padding, str) else _tuple(padding, count), dilation
+        tuple(call.source.shape[-count:]),
+        tuple(weight.shape[2:]),
+        _tuple(call.get("stride", 3, 1), count),
+        padding if isinstance(padding, str) else _tuple(padding, count),
+        _tuple(call.get("dilation", 5, 1), count),
     )
+    return _convolution(call, weight, geometry, int(call.get("groups", 6, 1)), call.get("bias", 2) is not None)
+
+
+def _explicit_conv(call: Call) -> Handled:
+    """torch_convarith::conv(x, w, stride, padding, dilation, groups)."""
+    x, weight, stride, padding, dilation, groups = call.args[:6]
+    sizes = tuple(x.shape[2:])
+    geometry = Geometry.of(sizes, tuple(weight.shape[2:]), tuple(stride), _pairs(padding), tuple(dilation))
+    return _convolution(call, weight, geometry, int(groups), False)
+
+
+def _convolution(call: Call, weight: Tensor, geometry: Geometry, groups: int, has_bias: bool) -> Handled:
+    mode = str(getattr(call.module, "padding_mode", "zeros"))
+    axes = _spatial(call, call.source, len(geometry))
     layout = _window_layout(call, axes)
-    border = mode if mode != "zeros" else "zeros"
     relations = {
-        axis: Relation.window(a.input, a.output, a.kernel, a.stride, a.lo, a.dilation, border)
+        axis: Relation.window(a.input, a.output, a.kernel, a.stride, a.lo, a.dilation, mode)
         for axis, a in zip(axes, geometry, strict=True)
     }
-    bias = module.bias if isinstance(module, nn.Module) else call.get("bias", 2)
     call.kind = "conv"
     call.facts |= {
-        "geometry": geometry, "groups": groups, "channels": (weight.shape[1] * groups, weight.shape[0]),
-        "weights": weight.numel(), "padding_mode": mode, "has_bias": bias is not None,
-    }  # fmt: skip
+        "geometry": geometry,
+        "groups": groups,
+        "channels": (weight.shape[1] * groups, weight.shape[0]),
+        "padding_mode": mode,
+        "has_bias": has_bias,
+    }
     return layout, call.along(layout, relations)
 
 
 def _conv_transpose(call: Call) -> Handled:
-    source, module = call.source, call.module
-    weight: Tensor = module.weight if isinstance(module, nn.Module) else call.get("weight", 1)  # type: ignore[assignment]
+    weight = _weight(call)
     count = weight.dim() - 2
     kernel = tuple(weight.shape[2:])
     stride = _tuple(call.get("stride", 3, 1), count)
     padding = _tuple(call.get("padding", 4, 0), count)
-    groups = int(call.get("groups", 6, 1))
     dilation = _tuple(call.get("dilation", 7, 1), count)
-    axes = _spatial(call, source, count)
-    inputs, outputs = source.shape[-count:], call.shape[-count:]
+    inputs, outputs = call.source.shape[-count:], call.shape[-count:]
     # output_size= may have chosen output_padding: the true output says which convolution is transposed.
     sides = []
     for i, o, k, s, p, d in zip(inputs, outputs, kernel, stride, padding, dilation, strict=True):
         a = o - (s * (i - 1) + (k - 1) * d + 1 - 2 * p)
         sides.append((p, p - (a - a % s)))
     geometry = Geometry.of(outputs, kernel, stride, tuple(sides), dilation)
+    return _transposed(call, weight, geometry, int(call.get("groups", 6, 1)), call.get("bias", 2) is not None)
+
+
+def _explicit_transpose(call: Call) -> Handled:
+    """torch_convarith::conv_transpose(y, w, input_size, stride, padding, dilation, groups)."""
+    _, weight, sizes, stride, padding, dilation, groups = call.args[:7]
+    geometry = Geometry.of(tuple(sizes), tuple(weight.shape[2:]), tuple(stride), _pairs(padding), tuple(dilation))
+    return _transposed(call, weight, geometry, int(groups), False)
+
+
+def _transposed(call: Call, weight: Tensor, geometry: Geometry, groups: int, has_bias: bool) -> Handled:
+    """``geometry`` is that of the convolution that is transposed."""
+    axes = _spatial(call, call.source, len(geometry))
     layout = _window_layout(call, axes)
     relations = {
-        axis: Relation.transposed(i, o, a.kernel, a.stride, a.lo, a.dilation)
-        for axis, a, i, o in zip(axes, geometry, inputs, outputs, strict=True)
+        axis: Relation.transposed(a.output, a.input, a.kernel, a.stride, a.lo, a.dilation)
+        for axis, a in zip(axes, geometry, strict=True)
     }
-    bias = module.bias if isinstance(module, nn.Module) else call.get("bias", 2)
     call.kind = "conv_transpose"
     call.facts |= {
-        "geometry": geometry, "groups": groups, "channels": (weight.shape[0], weight.shape[1] * groups),
-        "weights": weight.numel(), "has_bias": bias is not None,
-    }  # fmt: skip
+        "geometry": geometry,
+        "groups": groups,
+        "channels": (weight.shape[0], weight.shape[1] * groups),
+        "has_bias": has_bias,
+    }
     return layout, call.along(layout, relations)
 
 
+def _zero_insert(call: Call) -> Handled:
+    """torch_convarith::zero_insert(x, stride, padding): inputs at ``o*stride + lo``."""
+    x, stride, padding = call.args[:3]
+    axes = _spatial(call, call.source, x.dim() - 2)
+    layout = _window_layout(call, axes)
+    rows = zip(axes, x.shape[2:], call.shape[2:], stride, _pairs(padding), strict=True)
+    return layout, call.along(layout, {axis: Relation.transposed(i, o, 1, s, -lo) for axis, i, o, s, (lo, _) in rows})
+
+
 def _pool(call: Call) -> Handled:
-    source = call.source
-    count = int(call.name[-2])
-    first = 2 if "lp" in call.name else 1  # lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode)
+    count = int(call.name.removesuffix("_with_indices")[-2])
+    power = "lp" in call.name  # lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode)
+    first = 2 if power else 1
     kernel = _tuple(call.get("kernel_size", first), count)
     stride = call.get("stride", first + 1)
-    stride = kernel if stride is None or stride == [] or stride == () else _tuple(stride, count)
-    padding = (0,) * count if "lp" in call.name else _tuple(call.get("padding", 3, 0), count)
-    # fourth after the input: of max_pool2d the dilation, of avg_pool2d ceil_mode
-    dilation = _tuple(call.get("dilation", 4, 1), count) if "max" in call.name else (1,) * count
-    axes = _spatial(call, source, count)
-    inputs, outputs = source.shape[-count:], call.shape[-count:]
-    sides = []
-    for i, o, k, s, p, d in zip(inputs, outputs, kernel, stride, padding, dilation, strict=True):
+    # torch's L^p pooling has no padding and only maximum pooling dilates; ours have both
+    padding = call.get("padding", None if power else 3, 0)
+    dilation = call.get("dilation", 4 if "max" in call.name else None, 1)
+    sides = [(p, p) for p in _tuple(padding, count)]
+    return _pooling(call, kernel, kernel if stride in (None, [], ()) else _tuple(stride, count), sides, dilation)
+
+
+def _explicit_pool(call: Call) -> Handled:
+    """torch_convarith::max_pool(x, kernel_size, stride, padding, dilation, ...), avg_pool, and lp_pool."""
+    first = 3 if "lp" in call.name else 1
+    kernel, stride, padding, dilation = (tuple(map(int, v)) for v in call.args[first : first + 4])
+    return _pooling(call, kernel, stride, _pairs(padding), dilation)
+
+
+def _pooling(
+    call: Call, kernel: tuple[int, ...], stride: tuple[int, ...], sides: Sequence[tuple[int, int]], dilation: Any
+) -> Handled:
+    count = len(kernel)
+    dilations = _tuple(dilation, count)
+    inputs, outputs = call.source.shape[-count:], call.shape[-count:]
+    reached = []
+    for i, o, k, s, (lo, hi), d in zip(inputs, outputs, kernel, stride, sides, dilations, strict=True):
         # ceil_mode: the last window may reach beyond the padding
-        beyond = (o - 1) * s + (k - 1) * d + 1 - (i + 2 * p)
-        sides.append((p, p + max(0, beyond)))
-    geometry = Geometry.of(inputs, kernel, stride, tuple(sides), dilation)
+        beyond = (o - 1) * s + (k - 1) * d + 1 - (i + lo + hi)
+        reached.append((lo, hi + max(0, beyond)))
+    geometry = Geometry.of(inputs, kernel, stride, tuple(reached), dilations)
+    axes = _spatial(call, call.source, count)
     layout = _window_layout(call, axes)
     relations = {
         axis: Relation.window(a.input, o, a.kernel, a.stride, a.lo, a.dilation)
@@ -365,21 +413,15 @@ def _pad(call: Call) -> Handled:
 
 
 def _linear(call: Call) -> Handled:
-    source, module = call.source, call.module
-    weight: Tensor = module.weight if isinstance(module, nn.Module) else call.get("weight", 1)  # type: ignore[assignment]
+    source, weight = call.source, _weight(call)
     mixed = axes_of(source.layout[-1])
     layout = (*source.layout[:-1], (("C", call.shape[-1]),))
     sizes = sizes_of(layout, call.axes)
     relations = {a: Relation.full(source.sizes[a], sizes[a]) for a in mixed}
     # all positions at once, as a convolution whose kernel is the whole input: unit stride
     relations = {a: Relation.window(r.input, 1, r.input) if r.output == 1 else r for a, r in relations.items()}
-    bias = module.bias if isinstance(module, nn.Module) else call.get("bias", 2)
     call.kind = "linear"
-    call.facts |= {
-        "channels": (weight.shape[-1], call.shape[-1]),
-        "weights": weight.numel(),
-        "has_bias": bias is not None,
-    }
+    call.facts |= {"channels": (weight.shape[-1], call.shape[-1]), "has_bias": call.get("bias", 2) is not None}
     return layout, call.along(layout, relations)
 
 
@@ -782,6 +824,11 @@ for _n in "123":
     _are(_adaptive, f"adaptive_avg_pool{_n}d adaptive_max_pool{_n}d adaptive_max_pool{_n}d_with_indices")
     _are(_interpolate, f"upsample_nearest{_n}d")
 _are(_interpolate, "interpolate upsample upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d")
+_are(_explicit_conv, "conv conv_csr")
+_are(_explicit_transpose, "conv_transpose conv_transpose_csr")
+_are(_zero_insert, "zero_insert")
+_are(_explicit_pool, "max_pool max_pool_with_indices avg_pool lp_pool")
+_are(_elementwise, "lrn")
 _are(_pixel_shuffle, "pixel_shuffle pixel_unshuffle")
 _are(_pad, "pad constant_pad_nd")
 _are(_linear, "linear")
@@ -808,9 +855,6 @@ _are(_matmul, "matmul rmatmul bmm mm")
 _are(_attention, "scaled_dot_product_attention multi_head_attention_forward")
 _are(_embedding, "embedding")
 
-_WITH_WEIGHT = {"linear", "batch_norm", "layer_norm", "group_norm", "prelu", "embedding"} | {
-    f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)
-}
 WITHOUT_DEPENDENCE = {
     *("zeros_like", "ones_like", "empty_like", "full_like", "randn_like", "new_zeros", "new_ones", "new_empty"),
     *("new_full", "new_tensor", "size", "dim", "stride", "numel", "is_floating_point", "sym_size"),

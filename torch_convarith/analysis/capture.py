@@ -151,6 +151,7 @@ def _on_meta(model: nn.Module, recorder: _Recorder, inputs: Any, keywords: Any) 
     # tied parameters stay tied
     twins = {id(t): torch.empty_like(t, device="meta", requires_grad=False) for _, t in named}
     state = {name: twins[id(t)] for name, t in named}
+    recorder.parameters = {id(twins[id(p)]) for p in model.parameters()}
     with recorder.watching(tensors):
         return torch.func.functional_call(model, state, tuple(tensors), keywords, tie_weights=False)
 
@@ -183,6 +184,7 @@ class _Recorder(TorchFunctionMode):
         self._used: dict[str, int] = {}
         self._stack: list[tuple[nn.Module, bool]] = []
         self._quiet = 0
+        self.parameters = {id(p) for p in model.parameters()}
         dims = max((len(x.shape) if isinstance(x, Tensor) else len(x) for x in inputs if _is_shape(x)), default=2)
         self.axes = max(0, dims - 2)
 
@@ -269,11 +271,18 @@ class _Recorder(TorchFunctionMode):
         for n, tensor in enumerate(tensors if several else tensors[:1]):
             call = Call(name, module, args, kwargs, tensor, n, tensors, self.node_of, self.axes)
             node = call.node(self._unique(path), label)
+            node.parameters = self._count_parameters(module, (args, kwargs))
             self._add(node, tensor)
         if not several:
             for tensor in tensors[1:]:  # indices of a maximum, states: the same dependence where the shape is the same
                 self._of[id(tensor)] = self.nodes[-1]
                 self._alive.append(tensor)
+
+    def _count_parameters(self, module: nn.Module | None, arguments: Any) -> int:
+        if module is not None:
+            return sum(p.numel() for p in module.parameters())
+        read = {id(t): t.numel() for t in tensors_in(arguments) if id(t) in self.parameters}
+        return sum(read.values())
 
 
 def _is_shape(value: Any) -> bool:

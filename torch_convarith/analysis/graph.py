@@ -49,7 +49,7 @@ class Node:
         edges: its inputs.
         geometry: of convolutions and pooling; of a transposed convolution, that of the convolution it transposes.
         groups, channels: of convolutions; channels are (in, out). Of linear layers: features.
-        weights, parameters: numbers of weights and of all parameters.
+        parameters: number of parameters that it reads itself.
         padding_mode: what the padding holds.
         has_bias: of convolutions.
         note: what was assumed, where something had to be.
@@ -66,7 +66,6 @@ class Node:
     geometry: Geometry | None = None
     groups: int = 1
     channels: tuple[int, int] | None = None
-    weights: int = 0
     parameters: int = 0
     padding_mode: str = "zeros"
     has_bias: bool = False
