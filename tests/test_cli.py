@@ -56,6 +56,18 @@ def test_solve(run):
     assert "nearest" in out
 
 
+def test_solve_for_a_model(run, tmp_path, monkeypatch):
+    (tmp_path / "halves_cli.py").write_text(
+        "from torch.nn import *\nnet = Sequential(Conv2d(1, 2, 2, 2), ConvTranspose2d(2, 1, 2, 2))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert json.loads(run("solve --model halves_cli:net -i 8 --json")[1]) == {"input": 8, "valid": [8]}
+    code, out, _ = run("solve --model halves_cli:net -i 9")
+    assert (code, out) == (1, "9 does not survive; the nearest that do: 8, 10\n")
+    assert run("solve --model halves_cli:net")[0] == 2
+
+
 def test_explain(run):
     code, out, _ = run("explain 6 -k 3 -s 2 -p 1")
     assert code == 0

@@ -3,6 +3,8 @@
 import networks
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -97,6 +99,9 @@ class Layers(nn.Module):
         lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).unflatten(2, x.shape[2:]),
         lambda x: torch.stack([x, x + 1], 1).sum(1),
         lambda x: x.softmax(2),
+        lambda x: F.fold(mixed(F.unfold(x, (3, 2), 2, (1, 0), (2, 3))), (11, 12), (3, 2), 2, (1, 0), (2, 3)),
+        lambda x: F.glu(x, 1),
+        lambda x: F.glu(x, 3),
         lambda x: F.conv_transpose2d(
             x, torch.rand(4, 4, 3, 2).double() + 1, stride=(2, 3), padding=(1, 0), dilation=(1, 2)
         ),
@@ -109,6 +114,12 @@ class Layers(nn.Module):
 def test_functions_by_gradient(function):
     field = compare(Layers(function), (1, 2, 11, 12), positions=9)
     assert not any("everything" in node.note for node in field.graph.nodes)
+
+
+def mixed(windows):
+    """Every channel of (N, C, L) from all."""
+    weight = torch.rand(windows.shape[1], windows.shape[1], device=windows.device, dtype=windows.dtype) + 1
+    return F.linear(windows.transpose(1, 2), weight).transpose(1, 2)
 
 
 def test_per_axis_strides_and_asymmetric_kernels():
@@ -307,3 +318,68 @@ def test_fields_of_resnet50_match_gradients_of_every_stage():
     model.features = lambda x: model.layer1(model.pool(F.relu(model.bn1(model.conv1(x)))))
     assert torch.equal(stage.input_region((9, 8)).mask, by_gradient(model, (1, 3, 64, 64), (9, 8)))
     model.features = whole
+
+
+class Branches(nn.Module):
+    """A sum of branches, or their concatenation."""
+
+    def __init__(self, branches, join):
+        super().__init__()
+        self.branches, self.join = nn.ModuleList(branches), join
+
+    def forward(self, x):
+        found = [branch(x) for branch in self.branches]
+        return sum(found) if self.join == "sum" else torch.cat(found, 1)
+
+
+@st.composite
+def layers(draw, axes, depth=2):
+    """(layer, channels out) that takes 2 channels and any size that it fits."""
+    conv = (nn.Conv1d, nn.Conv2d)[axes - 1]
+    kind = draw(st.sampled_from(["conv", "pool", "up", "resize", "branches" if depth else "conv"]))
+    k, s, d = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    if kind == "conv":
+        mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "circular", "replicate"]))
+        return conv(2, 2, k, s, draw(st.integers(0, 2)), d, padding_mode=mode)
+    if kind == "pool":
+        pool = (nn.AvgPool1d, nn.AvgPool2d)[axes - 1]
+        return pool(k, s, draw(st.integers(0, k // 2)), ceil_mode=draw(st.booleans()))
+    if kind == "up":
+        up = (nn.ConvTranspose1d, nn.ConvTranspose2d)[axes - 1]
+        return up(2, 2, k, s, draw(st.integers(0, 1)), draw(st.integers(0, max(s, d) - 1)), dilation=d)
+    if kind == "resize":
+        mode = draw(st.sampled_from(["nearest", ("linear", "bilinear")[axes - 1]]))
+        return nn.Upsample(scale_factor=draw(st.sampled_from([0.5, 2, 4])), mode=mode)
+    join = draw(st.sampled_from(["sum", "cat"]))
+    odd = draw(st.sampled_from([1, 3, 5]))
+    first = conv(2, 2, odd, s, d * (odd - 1) // 2, d)
+    second = conv(2, 2, 1, s)
+    body = Branches([first, second], join)
+    return nn.Sequential(body, conv(2 if join == "sum" else 4, 2, 1))
+
+
+@given(st.data(), st.integers(1, 2))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_random_networks_by_gradient(data, axes):
+    model = networks.positive(nn.Sequential(*data.draw(st.lists(layers(axes), min_size=1, max_size=5))))
+    shape = (1, 2, *((23,), (11, 9))[axes - 1])
+    try:
+        with torch.no_grad():
+            y = model(torch.rand(shape, dtype=torch.double))
+    except RuntimeError:
+        assume(False)
+    assume(0 < y.numel() < 20000)
+    fields = receptive_field(model, shape)
+    last = fields[None]
+    assert last.output == tuple(y.shape[2:])
+    index = tuple(data.draw(st.integers(0, n - 1)) for n in y.shape[2:])
+    region = last.input_region(index)
+    assert torch.equal(region.mask, by_gradient(model, shape, index))
+    # the arithmetic of unbounded windows holds the set: with repeating borders only in size
+    if all(getattr(m, "padding_mode", "zeros") == "zeros" and not isinstance(m, nn.Upsample) for m in model.modules()):
+        for axis in range(axes):
+            seen = set(last.offsets(axis, index[axis]))
+            assert {p[axis] for p in region.pixels} <= seen
+            assert max(seen) - min(seen) + 1 <= last.size[axis]
+    for pixel in list(region.pixels)[:3]:
+        assert index in last.output_region(pixel)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_convarith.analysis.solve import Solution, solve, valid_sizes
+from torch_convarith.analysis.solve import Solution, nearest_valid_sizes, solve, valid_sizes
 from torch_convarith.geometry import GeometryError
 
 
@@ -134,3 +134,10 @@ class Skip(nn.Module):
 
 def test_encoder_decoder_sizes():
     assert valid_sizes(Skip(), range(1, 21)) == [4, 8, 12, 16, 20]
+    assert nearest_valid_sizes(Skip(), 12) == [12]
+    assert nearest_valid_sizes(Skip(), 13) == [12]
+    assert nearest_valid_sizes(Skip(), 14) == [12, 16]
+    assert nearest_valid_sizes(Skip(), 1) == [4]
+    assert nearest_valid_sizes(nn.Conv2d(1, 1, 3), 9, within=4) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        nearest_valid_sizes(Skip(), 0)

@@ -258,6 +258,29 @@ def test_batch_does_not_enter():
     assert trace(model, (7, 1, 32, 32)).to_dicts() == trace(model, 32).to_dicts()
 
 
+def test_kinds_of_models_and_inputs():
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    expected = trace(conv, 9).to_dicts()
+    assert trace(conv, torch.zeros(3, 9, 9)).to_dicts() == expected  # unbatched
+    assert trace(conv, (3, 9, 9)).to_dicts() == expected
+    assert trace(conv, (9, 9)).to_dicts() == expected
+    mlp = trace(nn.Sequential(nn.Linear(784, 100), nn.Linear(100, 10)), (1, 784))
+    assert (mlp.parameters, mlp.macs, mlp.rows[0].r) == (79510, 79400, None)
+    normed = trace(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), 9)
+    assert normed.layers[0].r == (3, 3)
+
+    class Attribute(nn.Module):  # a plain tensor that does not follow the model to meta
+        def __init__(self):
+            super().__init__()
+            self.c, self.k = nn.Conv2d(3, 4, 3), torch.ones(1)
+
+        def forward(self, x, scale=1):
+            return {"out": self.c(input=x * scale) * self.k}
+
+    table = trace(Attribute(), 9, scale=2)
+    assert (table.captured_by, table.rows[-1].r) == ("fake tensors", (3, 3))
+
+
 def test_exports(tmp_path):
     table = trace(lenet5())
     value = json.loads(table.to_json(tmp_path / "t.json"))

@@ -2,7 +2,7 @@
 
 from . import functional, models
 from ._ops import build_info
-from .analysis import explain, lint, receptive_field, solve, trace, valid_sizes
+from .analysis import explain, lint, nearest_valid_sizes, receptive_field, solve, trace, valid_sizes
 from .functional import zero_insert
 from .geometry import (
     Axis,
@@ -49,6 +49,7 @@ __all__ = [
     "functional",
     "lint",
     "models",
+    "nearest_valid_sizes",
     "output_size",
     "pooling_output_size",
     "receptive_field",

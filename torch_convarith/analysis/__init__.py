@@ -4,7 +4,7 @@ from .capture import CaptureError
 from .explain import Explanation, explain
 from .lint import RULES, Finding, Findings, lint
 from .receptive_field import Misalignment, NodeField, ReceptiveFields, Region, receptive_field
-from .solve import Solution, Solutions, solve, valid_sizes
+from .solve import Solution, Solutions, nearest_valid_sizes, solve, valid_sizes
 from .trace import ModelTable, Row, trace
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Solutions",
     "explain",
     "lint",
+    "nearest_valid_sizes",
     "receptive_field",
     "solve",
     "trace",

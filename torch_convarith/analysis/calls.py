@@ -384,6 +384,58 @@ def _interpolate(call: Call) -> Handled:
     return layout, call.along(layout, relations)
 
 
+def _unfold(call: Call) -> Handled:
+    """(N, C, *spatial) to (N, C * taps, outputs): the last dimension is the grid of windows."""
+    source = call.source
+    count = len(source.shape) - 2
+    if len(call.shape) != 3 or count < 1:  # Tensor.unfold along one dimension
+        raise _Unknown("sliding windows as a dimension")
+    letters = (
+        call.get(*letter) for letter in (("kernel_size", 1), ("stride", 4, 1), ("padding", 3, 0), ("dilation", 2, 1))
+    )
+    kernel, stride, padding, dilation = (_tuple(v, count) for v in letters)
+    geometry = Geometry.of(tuple(source.shape[2:]), kernel, stride, padding, dilation)
+    axes = _spatial(call, source, count)
+    grid = tuple(zip(axes, geometry.output_size, strict=True))
+    layout: Layout = ((("N", call.shape[0]),), (("C", call.shape[1]),), grid)
+    call.kind = "unfold"
+    call.facts["geometry"] = geometry
+    return layout, call.along(layout, {
+        axis: Relation.window(a.input, a.output, a.kernel, a.stride, a.lo, a.dilation)
+        for axis, a in zip(axes, geometry, strict=True)
+    })  # fmt: skip
+
+
+def _fold(call: Call) -> Handled:
+    """The transpose of :func:`_unfold`: each pixel sees the windows that hold it."""
+    source = call.source
+    count = len(call.shape) - 2
+    names = (("kernel_size", 2), ("stride", 5, 1), ("padding", 4, 0), ("dilation", 3, 1))
+    kernel, stride, padding, dilation = (_tuple(call.get(*letter), count) for letter in names)
+    geometry = Geometry.of(tuple(call.shape[2:]), kernel, stride, padding, dilation)
+    grid = [atom for atom in source.layout[-1] if isinstance(atom[0], int)]
+    if tuple(size for _, size in grid) != geometry.output_size:
+        raise _Unknown("fold of a dimension that is not the grid of its windows")
+    axes = [int(role) for role, _ in grid]
+    layout = _window_layout(call, axes)
+    call.kind = "fold"
+    return layout, call.along(layout, {
+        axis: Relation.transposed(a.output, a.input, a.kernel, a.stride, a.lo, a.dilation)
+        for axis, a in zip(axes, geometry, strict=True)
+    })  # fmt: skip
+
+
+def _glu(call: Call) -> Handled:
+    """Half of a dimension, gated by the other half."""
+    source = call.source
+    dim = int(call.get("dim", 1, -1)) % len(source.shape)
+    axis = _only_axis(source.layout[dim], "a gate")
+    half = call.shape[dim]
+    layout = (*source.layout[:dim], ((axis if axis is not None else "C", half),), *source.layout[dim + 1 :])
+    relations = {} if axis is None else {axis: Relation(2 * half, half, 1, 1, ((0, half),))}
+    return layout, call.along(layout, relations)
+
+
 def _pad(call: Call) -> Handled:
     source, module = call.source, call.module
     flat: Any = call.get("pad", 1) if module is None else module.padding
@@ -831,6 +883,9 @@ _are(_explicit_pool, "max_pool max_pool_with_indices avg_pool lp_pool")
 _are(_elementwise, "lrn")
 _are(_pixel_shuffle, "pixel_shuffle pixel_unshuffle")
 _are(_pad, "pad constant_pad_nd")
+_are(_unfold, "unfold im2col")
+_are(_fold, "fold col2im")
+_are(_glu, "glu")
 _are(_linear, "linear")
 _are(_batch_norm, "batch_norm")
 _are(_instance_norm, "instance_norm")
@@ -882,6 +937,9 @@ _CLASSES = {
         f"{m}Pad{n}d" for m in ("Reflection", "Replication", "Constant", "Circular", "Zero") for n in "123"
     ),
     "flatten": "Flatten Unflatten",
+    "unfold": "Unfold",
+    "fold": "Fold",
+    "glu": "GLU",
     "pixel_shuffle": "PixelShuffle",
     "pixel_unshuffle": "PixelUnshuffle",
     "channel_shuffle": "ChannelShuffle",

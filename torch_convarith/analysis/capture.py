@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from .calls import SPLITS, TRANSPARENT, WITHOUT_DEPENDENCE, Call, module_kind
 from .graph import Graph, Layout, Node, Role, sizes_of, tensors_in
 
-__all__ = ["CaptureError", "capture", "example_shape"]
+__all__ = ["CaptureError", "capture", "example_input", "example_shape"]
 
 
 class CaptureError(RuntimeError):
@@ -65,6 +65,14 @@ def example_shape(model: nn.Module, size: int | Sequence[int], channels: int | N
     )
 
 
+def example_input(model: nn.Module, value: Any) -> Any:
+    """What :func:`capture` takes, from a tensor (a batch, or one unbatched example) or from sizes."""
+    if not isinstance(value, Tensor):
+        return example_shape(model, value)
+    kernels = (len(m.kernel_size) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    return value[None] if value.dim() == next(kernels, 0) + 1 > 1 else value
+
+
 # Capture -----------------------------------------------------------------------------------------------------------
 
 
@@ -83,6 +91,7 @@ def capture(model: nn.Module, *inputs: Any, computing: bool = True, partial: boo
     Raises:
         CaptureError: the forward raised (and ``partial`` is False).
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
         model = model.module()  # type: ignore[operator]
     if not isinstance(model, nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import Axis
-from .capture import CaptureError, capture, example_shape
+from .capture import CaptureError, capture, example_input
 from .graph import Graph, Node
 from .receptive_field import Offsets, ReceptiveFields, merge_offsets, single_pixel, through
 from .relation import Relation
@@ -161,7 +161,7 @@ def lint(
     if not 0 <= padding_share <= 1:
         raise ValueError(f"padding_share must lie between 0 and 1, not {padding_share}")
     rules = _chosen(select, ignore)
-    shape = input_size if isinstance(input_size, Tensor) else example_shape(model, input_size)
+    shape = example_input(model, input_size)
     graph = capture(model, shape, partial=True)
     context = _Context(model, graph, shape, padding_share)
     found = [finding for rule in rules for finding in _CHECKS[rule.code](context, rule)]

@@ -25,7 +25,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from .capture import capture, example_shape
+from .capture import capture, example_input
 from .graph import Edge, Graph, Node
 from .relation import Relation
 
@@ -491,7 +491,7 @@ def receptive_field(
     """
     several = isinstance(input_size, list)
     sizes = input_size if several else [input_size]
-    inputs = [s if isinstance(s, Tensor) or several else example_shape(model, s) for s in sizes]
+    inputs = [s if several else example_input(model, s) for s in sizes]
     graph = capture(model, *inputs)
     fields = ReceptiveFields(graph, graph.inputs[input], statistics)
     return fields if node is None else fields[node]

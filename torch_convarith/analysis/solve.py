@@ -8,7 +8,7 @@ from typing import Any
 
 from ..geometry import Axis, GeometryError, Relationship, TransposedAxis
 
-__all__ = ["Solution", "Solutions", "solve", "valid_sizes"]
+__all__ = ["Solution", "Solutions", "nearest_valid_sizes", "solve", "valid_sizes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,22 +266,48 @@ def valid_sizes(model: Any, sizes: Iterable[int], channels: int | None = None) -
     Args:
         model: a torch.nn.Module.
         sizes: candidates, each used along all axes.
-        channels: of the input; by default those that the model's first layer takes.
+        channels: of the input; by default those that the model's first convolution takes.
 
     >>> import torch
     >>> up = torch.nn.ConvTranspose2d(4, 1, 3, stride=2, padding=1)
     >>> valid_sizes(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2, padding=1), up), range(5, 12))
     [5, 7, 9, 11]
     """
+    return [size for size in sizes if _survives(model, size, channels)]
+
+
+def nearest_valid_sizes(model: Any, size: int, channels: int | None = None, within: int = 64) -> list[int]:
+    """``[size]`` if it survives as :func:`valid_sizes` has it, else the nearest that do: one, or one on each side.
+
+    Args:
+        model: a torch.nn.Module.
+        size: wanted, along all axes.
+        channels: of the input; by default those that the model's first convolution takes.
+        within: how far to look.
+
+    Returns:
+        At most two sizes, the smaller first; none where none is near.
+
+    >>> import torch
+    >>> up = torch.nn.ConvTranspose2d(4, 1, 3, stride=2, padding=1)
+    >>> nearest_valid_sizes(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2, padding=1), up), 10)
+    [9, 11]
+    """
+    if size < 1:
+        raise ValueError(f"size {size} must be at least 1")
+    for step in range(within + 1):
+        found = [n for n in sorted({size - step, size + step}) if n >= 1 and _survives(model, n, channels)]
+        if found:
+            return found
+    return []
+
+
+def _survives(model: Any, size: int, channels: int | None) -> bool:
     from .capture import capture, example_shape  # it needs torch; solve alone does not
 
-    good = []
-    for size in sizes:
-        shape = example_shape(model, size, channels)
-        try:
-            graph = capture(model, shape, computing=False)
-        except (RuntimeError, ValueError):  # what torch and geometry.py raise where sizes do not fit
-            continue
-        if any(node.shape[2:] == shape[2:] for node in graph.outputs):
-            good.append(size)
-    return good
+    shape = example_shape(model, size, channels)
+    try:
+        graph = capture(model, shape, computing=False)
+    except (RuntimeError, ValueError):  # what torch and geometry.py raise where sizes do not fit
+        return False
+    return any(node.shape[2:] == shape[2:] for node in graph.outputs)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..geometry import Geometry, pooling_relationship
-from .capture import capture, example_shape
+from .capture import capture, example_input
 from .graph import Graph, Node
 from .receptive_field import ReceptiveFields
 
@@ -396,7 +396,7 @@ def trace(model: nn.Module, *inputs_or_sizes: Any, **keywords: Any) -> ModelTabl
             raise ValueError("give the model's inputs: tensors, or sizes such as 224 or (1, 3, 224, 224)")
         inputs_or_sizes = (size,)
     alone = len(inputs_or_sizes) == 1 and isinstance(model, nn.Module)
-    inputs = [x if isinstance(x, Tensor) or not alone else example_shape(model, x) for x in inputs_or_sizes]
+    inputs = [example_input(model, x) if alone else x for x in inputs_or_sizes]
     graph = capture(model, *inputs, **keywords)
     fields = ReceptiveFields(graph) if graph.axes else None
     return ModelTable(graph, [_row(node, fields) for node in graph.nodes if node.kind != "input"], fields)

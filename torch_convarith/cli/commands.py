@@ -190,6 +190,7 @@ def size(ctx: Any, /, input_size: Any, pool: bool, ceil_mode: bool, as_json: boo
 
 
 @cli.command()
+@click.option("-m", "--model", shell_complete=_model_names, help="Instead: the sizes near --input that MODEL keeps.")
 @click.option("-i", "--input", "input_size", type=int)
 @click.option("-o", "--output", "output_size", type=int)
 @click.option("-k", "--kernel", type=int)
@@ -200,11 +201,14 @@ def size(ctx: Any, /, input_size: Any, pool: bool, ceil_mode: bool, as_json: boo
 @_is_transposed
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Print at most so many.")
 @_as_json
-def solve(input_size: Any, output_size: Any, limit: int, as_json: bool, **letters: Any) -> None:
+def solve(model: str | None, input_size: Any, output_size: Any, limit: int, as_json: bool, **letters: Any) -> None:
     """Every way to fill in the letters that are left out, along one axis; smallest first.
 
-    convarith solve -i 224 -o 112 -s 2 -d 1
+    convarith solve -i 224 -o 112 -s 2 -d 1, or convarith solve --model package.module:unet -i 500
     """
+    if model is not None:
+        _solve_model(model, input_size, as_json)
+        return
     from ..analysis.solve import solve as solved
 
     found = solved(input_size, output_size, **letters)
@@ -218,6 +222,23 @@ def solve(input_size: Any, output_size: Any, limit: int, as_json: bool, **letter
         text += f"\n... and {len(found) - limit} more: --limit {len(found)} prints all"
     _print({"solutions": listed(found), "nearest": listed(found.nearest)}, text, as_json)
     if not found:
+        raise click.exceptions.Exit(1)
+
+
+def _solve_model(spec: str, wanted: int | None, as_json: bool) -> None:
+    from ..analysis import nearest_valid_sizes
+
+    if wanted is None:
+        raise click.UsageError("give the size that you want: --input 224")
+    found = nearest_valid_sizes(_load(spec), wanted)
+    if found == [wanted]:
+        text = f"{wanted} survives: the output is as large as the input"
+    elif found:
+        text = f"{wanted} does not survive; the nearest that do: {', '.join(map(str, found))}"
+    else:
+        text = f"no size near {wanted} survives"
+    _print({"input": wanted, "valid": found}, text, as_json)
+    if found != [wanted]:
         raise click.exceptions.Exit(1)
 
 
