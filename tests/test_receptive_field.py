@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from torch_convarith.analysis.receptive_field import receptive_field
 from torch_convarith.analysis.relation import Relation
+from torch_convarith.models import alexnet
 
 
 def by_gradient(model, shape, index):
@@ -186,6 +187,15 @@ def test_published_vgg():
     assert published(networks.vgg(networks.VGG_16, 16), (1, 3, 224, 224), names) == [
         (3, 1, 1), (6, 2, 2), (10, 2, 4), (16, 4, 6), (24, 4, 10), (32, 4, 14), (44, 8, 18), (60, 8, 26), (76, 8, 34),
         (100, 16, 42), (132, 16, 58), (164, 16, 74), (212, 32, 90),
+    ]  # fmt: skip
+
+
+def test_published_alexnet():
+    with torch.device("meta"):
+        model = alexnet()
+    names = [f"features.{n}" for n in ("conv1", "pool1", "conv2", "conv3", "conv4", "conv5", "pool5")]
+    assert published(model, (1, 3, 227, 227), names) == [
+        (11, 4, 0), (19, 8, 0), (51, 8, 16), (99, 16, 32), (131, 16, 48), (163, 16, 64), (195, 32, 64),
     ]  # fmt: skip
 
 

@@ -33,13 +33,7 @@ class LeNet5(nn.Sequential):
     """See :func:`lenet5`."""
 
     input_size = (1, 1, 32, 32)
-    errata = (
-        Erratum("C5 has input i = 10", "i = 5: S4 halves C3's 10"),
-        Erratum(
-            "60000 parameters up to F6, which is the 1998 paper's trainable S2 and S4 and partially connected C3",
-            "plain pooling and a fully connected C3 give 60856 up to F6, and 61706 in all",
-        ),
-    )
+    errata = (Erratum("C5 has input i = 10", "i = 5: S4 halves C3's 10"),)
 
 
 class AlexNet(nn.Module):
@@ -94,6 +88,8 @@ class AlexNet(nn.Module):
 
 def lenet5(num_classes: int = 10) -> LeNet5:
     """LeNet-5 on 32x32 grey images (Y. LeCun et al. 1998), with plain average pooling and a fully connected C3.
+
+    The paper's 60000 parameters are those of its trainable S2 and S4 and partially connected C3, up to F6.
 
     >>> model = lenet5()
     >>> sum(p.numel() for p in model.parameters()), model(torch.zeros(1, 1, 32, 32)).shape
