@@ -269,6 +269,17 @@ def test_kinds_of_models_and_inputs():
     normed = trace(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), 9)
     assert normed.layers[0].r == (3, 3)
 
+    class Audio(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv1d(1, 4, 10, stride=5)
+
+        def forward(self, x):
+            return self.c(x[:, None])
+
+    audio = trace(Audio(), torch.zeros(2, 400))
+    assert (audio["c"].output, audio["c"].r, audio["c"].jump) == ((4, 79), (10,), (5,))
+
     class Attribute(nn.Module):  # a plain tensor that does not follow the model to meta
         def __init__(self):
             super().__init__()

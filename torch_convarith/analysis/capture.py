@@ -38,22 +38,17 @@ def example_shape(model: nn.Module, size: int | Sequence[int], channels: int | N
     >>> example_shape(nn.Conv2d(3, 8, 5), 32), example_shape(nn.Conv1d(2, 8, 5), (2, 100))
     ((1, 3, 32, 32), (1, 2, 100))
     """
-    axes, found = None, None
-    for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            axes, found = len(module.kernel_size), module.in_channels
-            break
+    axes, found = _first_layer(model)
     sizes = (size,) * (axes or 2) if isinstance(size, int) else tuple(int(s) for s in size)
     if any(s < 1 for s in sizes):
         raise ValueError(f"input size {sizes}: every size must be at least 1")
-    if axes is None:
+    if not axes:
         if channels is not None:
             return (1, channels, *sizes)
         if isinstance(size, int):
             raise ValueError("the model has no convolution to tell the number of axes: give the whole input shape")
         return sizes
     channels = found if channels is None else channels
-    assert channels is not None
     if len(sizes) == axes:
         return (1, channels, *sizes)
     if len(sizes) == axes + 1:
@@ -66,11 +61,17 @@ def example_shape(model: nn.Module, size: int | Sequence[int], channels: int | N
 
 
 def example_input(model: nn.Module, value: Any) -> Any:
-    """What :func:`capture` takes, from a tensor (a batch, or one unbatched example) or from sizes."""
+    """What :func:`capture` takes, from a tensor or from sizes. An unbatched example gets a batch."""
     if not isinstance(value, Tensor):
         return example_shape(model, value)
-    kernels = (len(m.kernel_size) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd))
-    return value[None] if value.dim() == next(kernels, 0) + 1 > 1 else value
+    axes, channels = _first_layer(model)
+    return value[None] if axes and value.dim() == axes + 1 and value.shape[0] == channels > 1 else value
+
+
+def _first_layer(model: nn.Module) -> tuple[int, int]:
+    """(axes, channels in) of the first convolution; (0, 0) without one."""
+    found = (m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    return next(((len(m.kernel_size), m.in_channels) for m in found), (0, 0))
 
 
 # Capture -----------------------------------------------------------------------------------------------------------
@@ -195,14 +196,16 @@ class _Recorder(TorchFunctionMode):
         self._quiet = 0
         self.parameters = {id(p) for p in model.parameters()}
         dims = max((len(x.shape) if isinstance(x, Tensor) else len(x) for x in inputs if _is_shape(x)), default=2)
-        self.axes = max(0, dims - 2)
+        # Without a dimension of channels the model itself adds one, as those of raw audio do.
+        self._roles: tuple[Role, ...] = ("N",) if dims == _first_layer(model)[0] + 1 > 1 else ("N", "C")
+        self.axes = max(0, dims - len(self._roles))
 
     @contextmanager
     def watching(self, tensors: Sequence[Any]) -> Iterator[None]:
         """Records until it ends."""
         for n, tensor in enumerate(x for x in tensors if isinstance(x, Tensor)):
             shape = tuple(tensor.shape)
-            roles: tuple[Role, ...] = ("N", "C", *range(self.axes))
+            roles: tuple[Role, ...] = (*self._roles, *range(self.axes))
             layout: Layout = tuple(((role, size),) for role, size in zip(roles, shape, strict=False))
             name = "input" if n == 0 else f"input_{n}"
             node = Node(self._unique(name), "input", "input", None, shape, layout, sizes_of(layout, self.axes))
@@ -231,7 +234,7 @@ class _Recorder(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         # A subclass with its own forward is looked into: only torch.nn's and ours are known by their class.
-        home = getattr(type(module).forward, "__module__", "") or ""
+        home = getattr(module.forward, "__module__", None) or ""
         leaf = home.startswith(("torch.nn.", "torch_convarith.")) and module_kind(module) is not None
         self._stack.append((module, leaf))
         self._quiet += leaf
@@ -254,11 +257,9 @@ class _Recorder(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not self._quiet:
             name = _function_name(func)
-            if name == "setitem":
-                output_value: Any = args[0]
-                self._record(name, name, None, args, kwargs, output_value, self._path(name))
-            elif name not in WITHOUT_DEPENDENCE:
-                self._record(name, name, None, args, kwargs, output, self._path(name))
+            if name not in WITHOUT_DEPENDENCE:
+                changed = args[0] if name == "setitem" else output
+                self._record(name, name, None, args, kwargs, changed, self._path(name))
         return output
 
     def _path(self, name: str) -> str:
