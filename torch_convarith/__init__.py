@@ -1,7 +1,8 @@
 """Convolution arithmetic for PyTorch: a convolution is a sparse matrix, and every size obeys the guide."""
 
-from . import functional
+from . import functional, models
 from ._ops import build_info
+from .analysis import explain, lint, nearest_valid_sizes, receptive_field, solve, trace, valid_sizes
 from .convert import convert, plan_conversion, revert
 from .functional import zero_insert
 from .geometry import (
@@ -58,13 +59,21 @@ __all__ = [
     "build_info",
     "conv_matrix",
     "convert",
+    "explain",
     "functional",
+    "lint",
+    "models",
+    "nearest_valid_sizes",
     "output_size",
     "plan_conversion",
     "pooling_output_size",
+    "receptive_field",
     "relationship",
     "relationships",
     "revert",
+    "solve",
+    "trace",
     "transposed_output_size",
+    "valid_sizes",
     "zero_insert",
 ]
