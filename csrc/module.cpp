@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include "cpu/conv_engine.h"
 #include "geometry.h"
 
 namespace py = pybind11;
@@ -27,9 +28,14 @@ PYBIND11_MODULE(_C, m) {
 #else
     info["openmp"] = false;
 #endif
+    info["isa"] = cpu::isa_name(cpu::active_isa());
     info["parallel"] = at::get_parallel_info();
     return info;
   });
+
+  m.def("set_winograd", &cpu::set_winograd);
+  m.def("winograd_enabled", &cpu::winograd_enabled);
+  m.def("_force_algorithm", &cpu::force_algorithm);  // for tests
 
   py::enum_<PaddingMode>(m, "PaddingMode")
       .value("zeros", PaddingMode::kZeros)
