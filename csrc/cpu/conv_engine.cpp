@@ -421,6 +421,125 @@ void run_gathers(std::vector<Gather>& gathers, const ConvKernels& k, const void*
   });
 }
 
+// Winograd ------------------------------------------------------------------------------------------------------------
+
+struct Winograd {
+  Gather gather;
+  WinogradPlan plan = {};
+  std::vector<int32_t> channel_offset;
+};
+
+// Where a 3 x 3 gather of stride 1 stands in its input: the tap of (i, j), i and j in steps from the lowest shift.
+std::optional<std::array<int64_t, 9>> dense_3x3(const Gather& gather) {
+  const GatherPlan& g = gather.plan;
+  if (gather.shifts.size() != 9 || g.grid[0] != 1 || g.source[0] != 1) return std::nullopt;
+  if (g.stride[1] != 1 || g.stride[2] != 1) return std::nullopt;
+  std::array<int64_t, 3> low = gather.shifts[0];
+  for (const auto& s : gather.shifts) {
+    for (int i = 0; i < 3; ++i) low[i] = std::min(low[i], s[i]);
+  }
+  std::array<int64_t, 9> taps;
+  taps.fill(-1);
+  for (size_t t = 0; t < 9; ++t) {
+    const int64_t y = gather.shifts[t][1] - low[1], x = gather.shifts[t][2] - low[2];
+    if (gather.shifts[t][0] != 0 || y > 2 || x > 2) return std::nullopt;
+    taps[3 * y + x] = gather.tap_weight[t];
+  }
+  if (std::find(taps.begin(), taps.end(), -1) != taps.end()) return std::nullopt;
+  return taps;
+}
+
+std::optional<Winograd> plan_winograd(const Gather& direct, const ConvKernels& k) {
+  const auto wanted = wanted_algorithm();
+  if (k.sum_item != 4 || (wanted && *wanted != Algorithm::kWinograd) || (!wanted && !winograd_enabled())) {
+    return std::nullopt;
+  }
+  const auto taps = dense_3x3(direct);
+  if (!taps) return std::nullopt;
+  const GatherPlan& d = direct.plan;
+  const int64_t tiles_y = parts(d.grid[1], 4), tiles_x = parts(d.grid[2], 4);
+  if (!wanted) {
+    // 36 products for a tile stand against 9 for each of its outputs; transforms cost about as much as 24 rows (of
+    // the input, per row) and 16 channels (of the output, per channel) of products.
+    const double outputs = static_cast<double>(d.grid[1]) * d.grid[2], tiles = static_cast<double>(tiles_y) * tiles_x;
+    const double rows = d.rows, channels = d.channels;
+    const double cost = 36 * tiles * (rows * channels + 24 * channels + 16 * rows) +
+                        rows * channels * 24 * k.lanes / std::max<double>(1, d.batch);
+    if (channels < 8 || rows < 8 || cost > 9 * outputs * rows * channels * 1.1) return std::nullopt;
+  }
+
+  Winograd result;
+  WinogradPlan& plan = result.plan;
+  result.gather.plan = d;
+  GatherPlan& g = result.gather.plan;
+  plan.height = d.grid[1];
+  plan.width = d.grid[2];
+  std::copy(taps->begin(), taps->end(), plan.tap_of);
+  g.grid[1] = tiles_y;
+  g.grid[2] = tiles_x;
+  g.stride[1] = g.stride[2] = 4;
+  std::array<int64_t, 3> low = direct.shifts[0];
+  for (const auto& s : direct.shifts) {
+    for (int i = 0; i < 3; ++i) low[i] = std::min(low[i], s[i]);
+  }
+  for (int64_t y = 0; y < 6; ++y) {
+    for (int64_t x = 0; x < 6; ++x) {
+      result.gather.shifts.push_back({0, low[1] + y, low[2] + x});
+      result.gather.tap_weight.push_back(0);
+    }
+  }
+  Blocking blocking = {};
+  blocking.panel = true;
+  blocking.depth = 8 * 36;
+  const int64_t threads = thread_count(), tiles = d.batch * tiles_y * tiles_x * d.groups;
+  // Whole sweeps of the microkernel; transformed inputs of a few megabytes at most.
+  const int64_t sweep = k.vectors * k.lanes;
+  blocking.pixels = std::clamp<int64_t>((int64_t{1} << 20) / (36 * 4 * g.channels), sweep, 7 * k.lanes);
+  blocking.pixels = std::clamp<int64_t>(parts(tiles, 2 * threads), std::min(k.lanes, blocking.pixels), blocking.pixels);
+  if (!lay_out(result.gather, blocking, k)) return std::nullopt;
+  const int64_t columns = g.box[0] * g.box[2] * g.box[3];
+  plan.pitch = spread(columns + 2 * k.lanes, k);
+  plan.row_chunk = std::min<int64_t>(64, parts(g.rows, k.row_block) * k.row_block);
+  result.channel_offset.resize(g.channels);
+  for (int64_t c = 0; c < g.channels; ++c) result.channel_offset[c] = static_cast<int32_t>(c * plan.pitch);
+  plan.at_inputs = g.at_panel;
+  plan.at_products = plan.at_inputs + aligned((36 * g.channels * plan.pitch + 4 * k.lanes) * 4);
+  plan.at_strip = plan.at_products + aligned((36 * plan.row_chunk * plan.pitch + 4 * k.lanes) * 4);
+  g.at_runs = plan.at_strip + aligned(16 * (g.box[3] + 2 * k.lanes) * 4);
+  g.scratch = g.at_runs + aligned(g.box[0] * g.box[2] * static_cast<int64_t>(sizeof(Run)));
+  if (g.scratch > kPackedBytes / 2) return std::nullopt;
+  result.gather.point();
+  plan.channel_offset = result.channel_offset.data();
+  return result;
+}
+
+int64_t winograd_row_bytes(const GatherPlan& g) { return g.groups * g.channels * 36 * 4; }
+
+// Rows whose transformed weights are held at a time.
+int64_t winograd_rows(const GatherPlan& g, const ConvKernels& k) {
+  return even_part(g.rows, std::max<int64_t>(k.row_block, kPackedBytes / 2 / winograd_row_bytes(g)));
+}
+
+void run_winograd(Winograd& winograd, const ConvKernels& k, const void* in, const void* w, void* out) {
+  WinogradPlan& plan = winograd.plan;
+  plan.gather = winograd.gather.plan;
+  GatherPlan& g = plan.gather;
+  const int64_t rows = g.rows, at_once = winograd_rows(g, k);
+  const Buffer packed(winograd_row_bytes(g) * at_once + 256);
+  for (int64_t row = 0; row < rows; row += at_once) {
+    g.rows = std::min(at_once, rows - row);
+    const char* w_rows = static_cast<const char*>(w) + row * g.w_row * k.item;
+    char* out_rows = static_cast<char*>(out) + row * g.out_channel * k.item;
+    parallel(k.pack_tasks(g), 36 * 8 * g.groups * g.rows * g.channels,
+             [&](int64_t begin, int64_t end) { k.winograd_pack(plan, w_rows, packed.get(), begin, end); });
+    const int64_t tasks = box_count(g) * g.groups;
+    parallel(tasks, gather_macs(g), [&](int64_t begin, int64_t end) {
+      const Buffer mine(g.scratch);
+      k.winograd(plan, in, packed.get(), out_rows, mine.get(), begin, end);
+    });
+  }
+}
+
 int64_t packed_bytes(const std::vector<Gather>& gathers, const ConvKernels& k) {
   int64_t total = 0;
   for (const Gather& g : gathers) total += g.plan.groups * g.plan.rows * g.plan.channels * g.plan.taps;
@@ -576,6 +695,16 @@ Explanation explain(const Problem& problem, Pass pass, int dtype) {
   }
   const auto gathers = plan_gathers(p, pass, k);
   if (gathers.empty()) return e;
+  if (gathers.size() == 1) {
+    if (const auto w = plan_winograd(gathers[0], k)) {
+      e.algorithm = Algorithm::kWinograd;
+      e.phases = 1;
+      e.multiplications = gather_macs(w->gather.plan);
+      e.scratch = winograd_row_bytes(w->gather.plan) * winograd_rows(w->gather.plan, k) +
+                  thread_count() * w->gather.plan.scratch;
+      return e;
+    }
+  }
   e.algorithm = gathers[0].plan.panel ? Algorithm::kPanel : Algorithm::kOffset;
   e.phases = static_cast<int64_t>(gathers.size());
   e.multiplications = 0;
@@ -603,6 +732,12 @@ bool run_fast(const Problem& problem, Pass pass, int dtype, const void* input, i
   }
   auto gathers = plan_gathers(p, pass, k);
   if (gathers.empty()) return false;
+  if (gathers.size() == 1) {
+    if (auto w = plan_winograd(gathers[0], k)) {
+      run_winograd(*w, k, input, other, output);
+      return true;
+    }
+  }
   const int64_t bytes = packed_bytes(gathers, k), rows = gathers[0].plan.rows;
   if (bytes <= kPackedBytes) {
     run_gathers(gathers, k, input, input_count, other, output);

@@ -144,6 +144,40 @@ inline int64_t block_begin(int64_t index, int64_t size, int64_t blocks) {
 
 // Packing ------------------------------------------------------------------------------------------------------------
 
+// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i].
+template <typename T, typename Sum>
+inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
+  int64_t row = 0;
+  if constexpr (sizeof(T) == 4) {
+    typedef float V4 __attribute__((vector_size(16)));
+    typedef float Loose4 __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef int32_t I4 __attribute__((vector_size(16)));
+    const auto load4 = [](const T* p) { return static_cast<V4>(*reinterpret_cast<const Loose4*>(p)); };
+    const auto store4 = [](Sum* p, V4 v) { *reinterpret_cast<Loose4*>(p) = v; };
+    for (; row + 4 <= rows; row += 4) {
+      const T* in = from + row * from_pitch;
+      Sum* out = to + row;
+      int64_t i = 0;
+      for (; i + 4 <= count; i += 4) {
+        const V4 a = load4(in + i), b = load4(in + from_pitch + i);
+        const V4 c = load4(in + 2 * from_pitch + i), d = load4(in + 3 * from_pitch + i);
+        const V4 ab_lo = __builtin_shuffle(a, b, I4{0, 4, 1, 5}), ab_hi = __builtin_shuffle(a, b, I4{2, 6, 3, 7});
+        const V4 cd_lo = __builtin_shuffle(c, d, I4{0, 4, 1, 5}), cd_hi = __builtin_shuffle(c, d, I4{2, 6, 3, 7});
+        store4(out + i * to_pitch, __builtin_shuffle(ab_lo, cd_lo, I4{0, 1, 4, 5}));
+        store4(out + (i + 1) * to_pitch, __builtin_shuffle(ab_lo, cd_lo, I4{2, 3, 6, 7}));
+        store4(out + (i + 2) * to_pitch, __builtin_shuffle(ab_hi, cd_hi, I4{0, 1, 4, 5}));
+        store4(out + (i + 3) * to_pitch, __builtin_shuffle(ab_hi, cd_hi, I4{2, 3, 6, 7}));
+      }
+      for (; i < count; ++i) {
+        for (int r = 0; r < 4; ++r) out[i * to_pitch + r] = widen(in[r * from_pitch + i]);
+      }
+    }
+  }
+  for (; row < rows; ++row) {
+    for (int64_t i = 0; i < count; ++i) to[i * to_pitch + row] = widen(from[row * from_pitch + i]);
+  }
+}
+
 // Weights as the microkernel reads them: [group][channel block][row block][channel, tap][row of the block].
 int64_t pack_tasks(const GatherPlan& p) {
   return p.groups * block_count(p.rows, kRowBlock);
@@ -162,6 +196,12 @@ void pack(const GatherPlan& p, const void* from, void* to, int64_t begin, int64_
       const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
       Sum* out = packed + (g * p.channels + c0) * p.taps * p.rows + first * depth;
       const T* in = w + g * p.w_group + first * p.w_row + c0 * p.w_channel;
+      bool dense = p.w_channel == p.taps;
+      for (int64_t t = 0; t < p.taps; ++t) dense = dense && p.tap_weight[t] == t;
+      if (dense) {
+        transpose(in, p.w_row, rows, depth, out, rows);
+        continue;
+      }
       for (int64_t c = 0; c < channels; ++c) {
         for (int64_t t = 0; t < p.taps; ++t, out += rows) {
           const T* entry = in + c * p.w_channel + p.tap_weight[t];
@@ -498,14 +538,13 @@ void weight_pack(const WeightPlan& plan, const void* from, void* to, int64_t beg
   const GatherPlan& p = plan.gather;
   const T* y = static_cast<const T*>(from);
   const int64_t columns = plan.columns, block = plan.column_block;
-  constexpr int kAtOnce = 16;
+  constexpr int kAtOnce = Simd<Sum>::kLanes;  // divides a column block
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task % p.groups;
     const Box b = box_at(p, plan.box_begin + task / p.groups);
     const int64_t pixels = box_pixels(b);
     Sum* panels = static_cast<Sum*>(to) + task * plan.box_pixels * columns;
     for (int64_t column0 = 0; column0 < columns; column0 += kAtOnce) {
-      // kAtOnce divides a column block or a whole number of blocks lies in it.
       int64_t pixel = 0;
       const int64_t wide = least<int64_t>(kAtOnce, columns - column0);
       for (int64_t n = 0; n < b.size[0]; ++n) {
@@ -515,15 +554,20 @@ void weight_pack(const WeightPlan& plan, const void* from, void* to, int64_t beg
                            (b.first[2] + row) * p.out_axis[1] + b.first[3] * p.out_axis[2] + g * p.out_group;
             for (int64_t x0 = 0; x0 < b.size[3]; x0 += kAtOnce) {
               const int64_t length = least<int64_t>(kAtOnce, b.size[3] - x0);
-              for (int64_t i = 0; i < wide; ++i) {
-                const int64_t column = column0 + i;
-                Sum* panel = panels + column / block * block * pixels + pixel * block + column % block;
-                if (column < p.rows) {
-                  const T* in = run + column * p.out_channel + x0 * p.out_axis[2];
-                  for (int64_t x = 0; x < length; ++x) panel[x * block] = widen(in[x * p.out_axis[2]]);
-                } else {
-                  for (int64_t x = 0; x < length; ++x) panel[x * block] = 0;
+              Sum* panel = panels + column0 / block * block * pixels + pixel * block + column0 % block;
+              const int64_t real = most<int64_t>(0, least(wide, p.rows - column0));
+              const T* in = run + column0 * p.out_channel + x0 * p.out_axis[2];
+              if (p.out_axis[2] == 1) {
+                transpose(in, p.out_channel, real, length, panel, block);
+              } else {
+                for (int64_t i = 0; i < real; ++i) {
+                  for (int64_t x = 0; x < length; ++x) {
+                    panel[x * block + i] = widen(in[i * p.out_channel + x * p.out_axis[2]]);
+                  }
                 }
+              }
+              for (int64_t i = real; i < wide; ++i) {
+                for (int64_t x = 0; x < length; ++x) panel[x * block + i] = 0;
               }
               pixel += length;
             }
@@ -736,11 +780,235 @@ void weight_store(const WeightPlan& plan, const void* sums_data, void* w_data, i
   }
 }
 
+// Winograd -----------------------------------------------------------------------------------------------------------
+
+// F(4, 3) by Toom and Cook: polynomials are multiplied by their values at 0, 1, -1, 1/2, -2 and infinity, which keeps
+// the rounding error below that of the usual points 0, 1, -1, 2, -2.
+struct Points {
+  double input[6][6] = {};   // B^T
+  double weight[6][3] = {};  // G
+  double output[4][6] = {};  // A^T
+};
+
+constexpr Points make_points() {
+  constexpr double at[5] = {0, 1, -1, 0.5, -2};
+  Points p;
+  for (int i = 0; i < 6; ++i) {
+    // Coefficients of the product of (x - at[j]) over the other points.
+    double poly[6] = {1};
+    int degree = 0;
+    double norm = 1;
+    for (int j = 0; j < 5; ++j) {
+      if (j == i) continue;
+      if (i < 5) norm *= at[i] - at[j];
+      ++degree;
+      for (int d = degree; d >= 0; --d) poly[d] = (d > 0 ? poly[d - 1] : 0) - at[j] * (d < degree ? poly[d] : 0);
+    }
+    for (int d = 0; d < 6; ++d) p.input[i][d] = poly[d];
+    double power = 1;
+    for (int d = 0; d < 4; ++d) {
+      if (d < 3) p.weight[i][d] = i < 5 ? power / norm : (d == 2 ? 1 : 0);
+      p.output[d][i] = i < 5 ? power : (d == 3 ? 1 : 0);
+      if (i < 5) power *= at[i];
+    }
+  }
+  return p;
+}
+
+constexpr Points kPoints = make_points();
+
+// out[i] = sum over j of matrix[i][j] * in[j], zeros left out; all is constant but the vectors.
+template <int kOut, int kIn, typename V>
+inline __attribute__((always_inline)) void transform(const double (&matrix)[kOut][kIn], const V* in, int in_step, V* out,
+                                                     int out_step) {
+  typedef decltype(V{}[0] + V{}[0]) Scalar;
+  CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
+    V sum = V{};
+    bool first = true;
+    CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) {
+      const Scalar m = static_cast<Scalar>(matrix[i][j]);
+      if (m == 0) continue;
+      const V x = in[j * in_step];
+      const V term = m == 1 ? x : (m == -1 ? -x : x * m);
+      sum = first ? term : sum + term;
+      first = false;
+    }
+    out[i * out_step] = sum;
+  }
+}
+
+// Transformed weights: [group][36][row block][channel][row of the block]; a task is a row block.
+template <typename T>
+void winograd_pack(const WinogradPlan& plan, const void* from, void* to, int64_t begin, int64_t end) {
+  typedef typename SumOf<T>::type Sum;
+  typedef Sum V __attribute__((vector_size(sizeof(Sum) * kRowBlock)));
+  typedef Sum Loose __attribute__((vector_size(sizeof(Sum) * kRowBlock), aligned(alignof(Sum)), may_alias));
+  const GatherPlan& p = plan.gather;
+  const int64_t blocks = block_count(p.rows, kRowBlock), position = p.rows * p.channels;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t g = task / blocks, row = block_begin(task % blocks, p.rows, blocks);
+    const int64_t rows = block_begin(task % blocks + 1, p.rows, blocks) - row;
+    const T* w = static_cast<const T*>(from) + g * p.w_group + row * p.w_row;
+    Sum* packed = static_cast<Sum*>(to) + g * 36 * position + row * p.channels;
+    for (int64_t c = 0; c < p.channels; ++c) {
+      V taps[9], half[18], full[36];
+      for (int t = 0; t < 9; ++t) {
+        const T* tap = w + c * p.w_channel + plan.tap_of[t];
+        V v = V{};
+        for (int64_t r = 0; r < rows; ++r) v[r] = widen(tap[r * p.w_row]);
+        taps[t] = v;
+      }
+      CONVARITH_UNROLL for (int j = 0; j < 3; ++j) transform(kPoints.weight, taps + j, 3, half + j, 3);
+      CONVARITH_UNROLL for (int i = 0; i < 6; ++i) transform(kPoints.weight, half + 3 * i, 1, full + 6 * i, 1);
+      Sum* out = packed + c * rows;
+      if (rows == kRowBlock) {
+        CONVARITH_UNROLL for (int i = 0; i < 36; ++i) *reinterpret_cast<Loose*>(out + i * position) = full[i];
+      } else {
+        for (int i = 0; i < 36; ++i) {
+          for (int64_t r = 0; r < rows; ++r) out[i * position + r] = full[i][r];
+        }
+      }
+    }
+  }
+}
+
+// Four vectors, interleaved: to[4 * i + j] = v[j][i].
+template <typename T>
+inline void store_interleaved(const typename Simd<T>::Vec* v, T* to) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  if constexpr (sizeof(T) == 4) {
+    typedef typename Simd<T>::Vec V;
+    typedef int32_t I __attribute__((vector_size(CONVARITH_BYTES)));
+    I lo, hi;
+    for (int i = 0; i < kLanes; ++i) {
+      lo[i] = i / 2 + (i % 2) * kLanes;
+      hi[i] = lo[i] + kLanes / 2;
+    }
+    const V a = __builtin_shuffle(v[0], v[2], lo), b = __builtin_shuffle(v[0], v[2], hi);
+    const V c = __builtin_shuffle(v[1], v[3], lo), d = __builtin_shuffle(v[1], v[3], hi);
+    store(to, __builtin_shuffle(a, c, lo));
+    store(to + kLanes, __builtin_shuffle(a, c, hi));
+    store(to + 2 * kLanes, __builtin_shuffle(b, d, lo));
+    store(to + 3 * kLanes, __builtin_shuffle(b, d, hi));
+  } else {
+    for (int i = 0; i < kLanes; ++i) {
+      for (int j = 0; j < 4; ++j) to[4 * i + j] = v[j][i];
+    }
+  }
+}
+
+// A task: a box of tiles of one group.
+template <typename T>
+void winograd(const WinogradPlan& plan, const void* in_data, const void* packed, void* out_data, char* scratch,
+              int64_t begin, int64_t end) {
+  typedef typename SumOf<T>::type Sum;
+  typedef typename Simd<Sum>::Vec V;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const GatherPlan& p = plan.gather;
+  Sum* tile = reinterpret_cast<Sum*>(scratch + p.at_tile);
+  Sum* inputs = reinterpret_cast<Sum*>(scratch + plan.at_inputs);      // [36][channel][tile]
+  Sum* products = reinterpret_cast<Sum*>(scratch + plan.at_products);  // [36][row of the chunk][tile]
+  Sum* strip = reinterpret_cast<Sum*>(scratch + plan.at_strip);
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  const int64_t pitch = plan.pitch, blocks = block_count(p.rows, kRowBlock), position = p.rows * p.channels;
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t g = task % p.groups;
+    const Box b = box_at(p, task / p.groups);
+    const int64_t count = list_runs(p, b, runs), columns = box_pixels(b);
+
+    for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
+      const int64_t channels = least(p.channel_block, p.channels - c0);
+      pad_tile(p, b, static_cast<const T*>(in_data), g, c0, channels, tile);
+      for (int64_t c = 0; c < channels; ++c) {
+        const int32_t* offset = p.offset + c * 36;
+        Sum* to = inputs + (c0 + c) * pitch;
+        for (int64_t i = 0; i < count; ++i) {
+          // What a vector holds past its run is written again by the next run; past the last, the pitch has room.
+          for (int64_t x = 0; x < runs[i].length; x += kLanes) {
+            const Sum* from = tile + runs[i].source + x;
+            V half[36];
+            CONVARITH_UNROLL for (int j = 0; j < 6; ++j) {
+              V column[6];
+              CONVARITH_UNROLL for (int k = 0; k < 6; ++k) column[k] = load(from + offset[6 * k + j]);
+              transform(kPoints.input, column, 1, half + j, 6);
+            }
+            CONVARITH_UNROLL for (int k = 0; k < 6; ++k) {
+              V row[6];
+              transform(kPoints.input, half + 6 * k, 1, row, 1);
+              Sum* at = to + 6 * k * p.channels * pitch + runs[i].column + x;
+              CONVARITH_UNROLL for (int j = 0; j < 6; ++j) store(at + j * p.channels * pitch, row[j]);
+            }
+          }
+        }
+      }
+    }
+
+    const Sum* weights = static_cast<const Sum*>(packed) + g * 36 * position;
+    for (int64_t first = 0; first < blocks; first += plan.row_chunk / kRowBlock) {
+      const int64_t last = least(blocks, first + plan.row_chunk / kRowBlock);
+      const int64_t row_begin = block_begin(first, p.rows, blocks), row_end = block_begin(last, p.rows, blocks);
+      for (int64_t i = 0; i < 36; ++i) {
+        const Sum* input = inputs + i * p.channels * pitch;
+        Sum* product = products + i * plan.row_chunk * pitch;
+        for (int64_t column = 0; column < columns;) {
+          const int64_t vectors = least<int64_t>(kVectors, block_count(columns - column, kLanes));
+          for (int64_t block = first; block < last; ++block) {
+            const int64_t row = block_begin(block, p.rows, blocks);
+            const int64_t rows = block_begin(block + 1, p.rows, blocks) - row;
+            multiply_for<Sum, false>(rows, vectors)(p.channels, weights + i * position + row * p.channels,
+                                                    input + column, plan.channel_offset,
+                                                    product + (row - row_begin) * pitch + column, pitch, false);
+          }
+          column += vectors * kLanes;
+        }
+      }
+      for (int64_t row = row_begin; row < row_end; ++row) {
+        T* out = static_cast<T*>(out_data) + g * p.out_group + row * p.out_channel;
+        const Sum* product = products + (row - row_begin) * pitch;
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t tile_y = b.first[2] + i % b.size[2], x_first = 4 * b.first[3];
+          const int64_t image = b.first[0] + i / b.size[2];
+          const int64_t height = least<int64_t>(4, plan.height - 4 * tile_y);
+          const int64_t width = least(4 * runs[i].length, plan.width - x_first);
+          const int64_t strip_pitch = 4 * (runs[i].length + kLanes);
+          for (int64_t x = 0; x < runs[i].length; x += kLanes) {
+            const Sum* from = product + runs[i].column + x;
+            V half[24];
+            CONVARITH_UNROLL for (int j = 0; j < 6; ++j) {
+              V column[6];
+              CONVARITH_UNROLL for (int k = 0; k < 6; ++k) {
+                column[k] = load(from + (6 * k + j) * plan.row_chunk * pitch);
+              }
+              transform(kPoints.output, column, 1, half + j, 6);
+            }
+            CONVARITH_UNROLL for (int k = 0; k < 4; ++k) {
+              V four[4];
+              transform(kPoints.output, half + 6 * k, 1, four, 1);
+              store_interleaved<Sum>(four, strip + k * strip_pitch + 4 * x);
+            }
+          }
+          for (int64_t y = 0; y < height; ++y) {
+            T* to = out + p.out_offset + image * p.out_batch + (4 * tile_y + y) * p.out_axis[1] +
+                    x_first * p.out_axis[2];
+            const Sum* from = strip + y * strip_pitch;
+            if (p.out_axis[2] == 1) {
+              for (int64_t x = 0; x < width; ++x) narrow(from[x], to[x]);
+            } else {
+              for (int64_t x = 0; x < width; ++x) narrow(from[x], to[x * p.out_axis[2]]);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 ConvKernels kernels() {
   typedef typename SumOf<T>::type Sum;
   return {Simd<Sum>::kLanes, kRowBlock, kVectors,  sizeof(T),      sizeof(Sum),   finite<T>,
-          pack_tasks,        pack<T>,   gather<T>, weight_pack<T>, weight_sum<T>, weight_store<T>};
+          pack_tasks,        pack<T>,   gather<T>, weight_pack<T>, weight_sum<T>, weight_store<T>, winograd_pack<T>, winograd<T>};
 }
 
 }  // namespace

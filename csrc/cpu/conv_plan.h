@@ -70,6 +70,18 @@ struct WeightPlan {
   bool dot;                      // few columns: lanes along the outputs instead of the columns
 };
 
+// Winograd's F(4 x 4, 3 x 3) for dense 3 x 3 kernels of stride 1. The gather's grid counts tiles of 4 x 4 outputs, its
+// taps are the 6 x 6 inputs of a tile.
+struct WinogradPlan {
+  GatherPlan gather;
+  int64_t height, width;     // outputs
+  int64_t row_chunk;         // rows whose products are held at a time
+  int64_t pitch;             // of transformed inputs and of products: tiles of a box
+  int64_t tap_of[9];         // where the weight of tap (i, j) of the 3 x 3 stands
+  const int32_t* channel_offset;  // [channels]: multiples of pitch
+  int64_t at_inputs, at_products, at_strip;
+};
+
 // The kernels of one instruction set for one dtype. Pointers are to the dtype, `packed` and sums to the sums' type.
 struct ConvKernels {
   int64_t lanes;  // of the sums' type
@@ -87,6 +99,9 @@ struct ConvKernels {
   void (*weight_sum)(const WeightPlan& plan, const void* x, const void* y, const void* panels, void* sums,
                      char* scratch, int64_t begin, int64_t end);
   void (*weight_store)(const WeightPlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
+  void (*winograd_pack)(const WinogradPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
+  void (*winograd)(const WinogradPlan& plan, const void* in, const void* packed, void* out, char* scratch,
+                   int64_t begin, int64_t end);
 };
 
 }  // namespace convarith::cpu
