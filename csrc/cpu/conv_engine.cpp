@@ -449,6 +449,16 @@ std::optional<std::array<int64_t, 9>> dense_3x3(const Gather& gather) {
   return taps;
 }
 
+// Bytes of transformed weights.
+int64_t winograd_weights(const GatherPlan& g, int64_t rows, const ConvKernels& k) {
+  return g.groups * parts(rows, k.row_block) * 36 * (g.channels * k.row_block + 16) * 4;
+}
+
+// Rows whose transformed weights are held at a time.
+int64_t winograd_rows(const GatherPlan& g, const ConvKernels& k) {
+  return even_part(g.rows, std::max<int64_t>(k.row_block, kPackedBytes / 2 / (g.groups * g.channels * 36 * 4)));
+}
+
 std::optional<Winograd> plan_winograd(const Gather& direct, const ConvKernels& k) {
   const auto wanted = wanted_algorithm();
   if (k.sum_item != 4 || (wanted && *wanted != Algorithm::kWinograd) || (!wanted && !winograd_enabled())) {
@@ -459,13 +469,16 @@ std::optional<Winograd> plan_winograd(const Gather& direct, const ConvKernels& k
   const GatherPlan& d = direct.plan;
   const int64_t tiles_y = parts(d.grid[1], 4), tiles_x = parts(d.grid[2], 4);
   if (!wanted) {
-    // 36 products for a tile stand against 9 for each of its outputs; transforms cost about as much as 24 rows (of
-    // the input, per row) and 16 channels (of the output, per channel) of products.
-    const double outputs = static_cast<double>(d.grid[1]) * d.grid[2], tiles = static_cast<double>(tiles_y) * tiles_x;
-    const double rows = d.rows, channels = d.channels;
-    const double cost = 36 * tiles * (rows * channels + 24 * channels + 16 * rows) +
-                        rows * channels * 24 * k.lanes / std::max<double>(1, d.batch);
-    if (channels < 8 || rows < 8 || cost > 9 * outputs * rows * channels * 1.1) return std::nullopt;
+    // In multiply-adds of one vector, as measured: products, transformed weights, and a transform per run of tiles.
+    const auto lanes = static_cast<double>(k.lanes);
+    const double rows = static_cast<double>(d.rows), channels = static_cast<double>(d.channels);
+    const double batch = static_cast<double>(d.batch);
+    const double direct_cost = rows * channels * (9 * batch * static_cast<double>(d.grid[1] * d.grid[2]) / lanes + 5);
+    const double tiles = batch * static_cast<double>(tiles_y * tiles_x);
+    const double transforms = batch * static_cast<double>(tiles_y * parts(tiles_x, k.lanes));
+    const double cost = rows * channels * (43 * tiles / lanes + 60 * 16 / lanes) +
+                        transforms * (700 * channels + 500 * rows);
+    if (channels < 8 || rows < 8 || cost > 0.8 * direct_cost) return std::nullopt;
   }
 
   Winograd result;
@@ -498,6 +511,8 @@ std::optional<Winograd> plan_winograd(const Gather& direct, const ConvKernels& k
   blocking.pixels = std::clamp<int64_t>(parts(tiles, 2 * threads), std::min(k.lanes, blocking.pixels), blocking.pixels);
   if (!lay_out(result.gather, blocking, k)) return std::nullopt;
   const int64_t columns = g.box[0] * g.box[2] * g.box[3];
+  const int64_t row_blocks = parts(winograd_rows(g, k), k.row_block), boxes = box_count(g) * g.groups;
+  g.row_split = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, boxes), 1, row_blocks);
   plan.pitch = spread(columns + 2 * k.lanes, k);
   plan.row_chunk = std::min<int64_t>(64, parts(g.rows, k.row_block) * k.row_block);
   result.channel_offset.resize(g.channels);
@@ -513,26 +528,20 @@ std::optional<Winograd> plan_winograd(const Gather& direct, const ConvKernels& k
   return result;
 }
 
-int64_t winograd_row_bytes(const GatherPlan& g) { return g.groups * g.channels * 36 * 4; }
-
-// Rows whose transformed weights are held at a time.
-int64_t winograd_rows(const GatherPlan& g, const ConvKernels& k) {
-  return even_part(g.rows, std::max<int64_t>(k.row_block, kPackedBytes / 2 / winograd_row_bytes(g)));
-}
-
 void run_winograd(Winograd& winograd, const ConvKernels& k, const void* in, const void* w, void* out) {
   WinogradPlan& plan = winograd.plan;
   plan.gather = winograd.gather.plan;
   GatherPlan& g = plan.gather;
   const int64_t rows = g.rows, at_once = winograd_rows(g, k);
-  const Buffer packed(winograd_row_bytes(g) * at_once + 256);
+  const Buffer packed(winograd_weights(g, at_once, k));
   for (int64_t row = 0; row < rows; row += at_once) {
     g.rows = std::min(at_once, rows - row);
+    g.row_split = std::min(g.row_split, parts(g.rows, k.row_block));
     const char* w_rows = static_cast<const char*>(w) + row * g.w_row * k.item;
     char* out_rows = static_cast<char*>(out) + row * g.out_channel * k.item;
     parallel(k.pack_tasks(g), 36 * 8 * g.groups * g.rows * g.channels,
              [&](int64_t begin, int64_t end) { k.winograd_pack(plan, w_rows, packed.get(), begin, end); });
-    const int64_t tasks = box_count(g) * g.groups;
+    const int64_t tasks = box_count(g) * g.groups * g.row_split;
     parallel(tasks, gather_macs(g), [&](int64_t begin, int64_t end) {
       const Buffer mine(g.scratch);
       k.winograd(plan, in, packed.get(), out_rows, mine.get(), begin, end);
@@ -700,7 +709,7 @@ Explanation explain(const Problem& problem, Pass pass, int dtype) {
       e.algorithm = Algorithm::kWinograd;
       e.phases = 1;
       e.multiplications = gather_macs(w->gather.plan);
-      e.scratch = winograd_row_bytes(w->gather.plan) * winograd_rows(w->gather.plan, k) +
+      e.scratch = winograd_weights(w->gather.plan, winograd_rows(w->gather.plan, k), k) +
                   thread_count() * w->gather.plan.scratch;
       return e;
     }

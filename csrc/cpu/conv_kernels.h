@@ -235,6 +235,8 @@ inline void copy_run(const T* from, int64_t step, int64_t count, Sum* to) {
     for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
   } else if (step == 2) {
     for (int64_t i = 0; i < count; ++i) to[i] = widen(from[2 * i]);
+  } else if (step == 4) {
+    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[4 * i]);
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * step]);
   }
@@ -837,35 +839,51 @@ inline __attribute__((always_inline)) void transform(const double (&matrix)[kOut
   }
 }
 
-// Transformed weights: [group][36][row block][channel][row of the block]; a task is a row block.
+// Transformed weights: [group][row block][36][channel][row of the block], with room after each of the 36 so that they
+// do not meet in the cache; a task is a row block.
+inline int64_t winograd_unit(const GatherPlan& p) { return p.channels * kRowBlock + 16; }
+
 template <typename T>
 void winograd_pack(const WinogradPlan& plan, const void* from, void* to, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   typedef Sum V __attribute__((vector_size(sizeof(Sum) * kRowBlock)));
   typedef Sum Loose __attribute__((vector_size(sizeof(Sum) * kRowBlock), aligned(alignof(Sum)), may_alias));
   const GatherPlan& p = plan.gather;
-  const int64_t blocks = block_count(p.rows, kRowBlock), position = p.rows * p.channels;
+  const int64_t blocks = block_count(p.rows, kRowBlock), unit = winograd_unit(p);
+  constexpr int kAtOnce = 16;
+  Sum taps_of[9 * kAtOnce * kRowBlock] = {};
+  bool dense = p.w_channel == 9;
+  for (int t = 0; t < 9; ++t) dense = dense && plan.tap_of[t] == t;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks, row = block_begin(task % blocks, p.rows, blocks);
     const int64_t rows = block_begin(task % blocks + 1, p.rows, blocks) - row;
     const T* w = static_cast<const T*>(from) + g * p.w_group + row * p.w_row;
-    Sum* packed = static_cast<Sum*>(to) + g * 36 * position + row * p.channels;
+    Sum* packed = static_cast<Sum*>(to) + task * 36 * unit;
     for (int64_t c = 0; c < p.channels; ++c) {
       V taps[9], half[18], full[36];
+      if (c % kAtOnce == 0) {  // [channel, tap][row] of the next few channels
+        const T* next = w + c * p.w_channel;
+        const int64_t count = 9 * least<int64_t>(kAtOnce, p.channels - c);
+        if (dense) {
+          transpose(next, p.w_row, rows, count, taps_of, kRowBlock);
+        } else {
+          for (int64_t i = 0; i < count; ++i) {
+            const T* tap = next + i / 9 * p.w_channel + plan.tap_of[i % 9];
+            for (int64_t r = 0; r < rows; ++r) taps_of[i * kRowBlock + r] = widen(tap[r * p.w_row]);
+          }
+        }
+      }
       for (int t = 0; t < 9; ++t) {
-        const T* tap = w + c * p.w_channel + plan.tap_of[t];
-        V v = V{};
-        for (int64_t r = 0; r < rows; ++r) v[r] = widen(tap[r * p.w_row]);
-        taps[t] = v;
+        taps[t] = *reinterpret_cast<const Loose*>(taps_of + (c % kAtOnce * 9 + t) * kRowBlock);
       }
       CONVARITH_UNROLL for (int j = 0; j < 3; ++j) transform(kPoints.weight, taps + j, 3, half + j, 3);
       CONVARITH_UNROLL for (int i = 0; i < 6; ++i) transform(kPoints.weight, half + 3 * i, 1, full + 6 * i, 1);
       Sum* out = packed + c * rows;
       if (rows == kRowBlock) {
-        CONVARITH_UNROLL for (int i = 0; i < 36; ++i) *reinterpret_cast<Loose*>(out + i * position) = full[i];
+        CONVARITH_UNROLL for (int i = 0; i < 36; ++i) *reinterpret_cast<Loose*>(out + i * unit) = full[i];
       } else {
         for (int i = 0; i < 36; ++i) {
-          for (int64_t r = 0; r < rows; ++r) out[i * position + r] = full[i][r];
+          for (int64_t r = 0; r < rows; ++r) out[i * unit + r] = full[i][r];
         }
       }
     }
@@ -910,12 +928,13 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
   Sum* products = reinterpret_cast<Sum*>(scratch + plan.at_products);  // [36][row of the chunk][tile]
   Sum* strip = reinterpret_cast<Sum*>(scratch + plan.at_strip);
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
-  const int64_t pitch = plan.pitch, blocks = block_count(p.rows, kRowBlock), position = p.rows * p.channels;
+  const int64_t pitch = plan.pitch, blocks = block_count(p.rows, kRowBlock), unit = winograd_unit(p);
 
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task % p.groups;
-    const Box b = box_at(p, task / p.groups);
+    const int64_t share = task % p.row_split, g = task / p.row_split % p.groups;
+    const Box b = box_at(p, task / p.row_split / p.groups);
     const int64_t count = list_runs(p, b, runs), columns = box_pixels(b);
+    const int64_t block_end = block_begin(share + 1, blocks, p.row_split);
 
     for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
       const int64_t channels = least(p.channel_block, p.channels - c0);
@@ -944,9 +963,10 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
       }
     }
 
-    const Sum* weights = static_cast<const Sum*>(packed) + g * 36 * position;
-    for (int64_t first = 0; first < blocks; first += plan.row_chunk / kRowBlock) {
-      const int64_t last = least(blocks, first + plan.row_chunk / kRowBlock);
+    const Sum* weights = static_cast<const Sum*>(packed) + g * blocks * 36 * unit;
+    for (int64_t first = block_begin(share, blocks, p.row_split); first < block_end;
+         first += plan.row_chunk / kRowBlock) {
+      const int64_t last = least(block_end, first + plan.row_chunk / kRowBlock);
       const int64_t row_begin = block_begin(first, p.rows, blocks), row_end = block_begin(last, p.rows, blocks);
       for (int64_t i = 0; i < 36; ++i) {
         const Sum* input = inputs + i * p.channels * pitch;
@@ -956,7 +976,7 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
           for (int64_t block = first; block < last; ++block) {
             const int64_t row = block_begin(block, p.rows, blocks);
             const int64_t rows = block_begin(block + 1, p.rows, blocks) - row;
-            multiply_for<Sum, false>(rows, vectors)(p.channels, weights + i * position + row * p.channels,
+            multiply_for<Sum, false>(rows, vectors)(p.channels, weights + (block * 36 + i) * unit,
                                                     input + column, plan.channel_offset,
                                                     product + (row - row_begin) * pitch + column, pitch, false);
           }
