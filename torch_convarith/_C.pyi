@@ -1,3 +1,16 @@
 from typing import Any
 
 def build_info() -> dict[str, Any]: ...
+def set_winograd(enabled: bool) -> None: ...
+def winograd_enabled() -> bool: ...
+def explain_kernel(
+    which: int,
+    dtype: int,
+    x: list[int],
+    w: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> dict[str, Any]: ...
+def _force_algorithm(name: str) -> None: ...

@@ -1,7 +1,8 @@
 """Convolution arithmetic for PyTorch: a convolution is a sparse matrix, and every size obeys the guide."""
 
-from . import functional
+from . import backends, functional
 from ._ops import build_info
+from .backends import explain_kernel
 from .functional import zero_insert
 from .geometry import (
     Axis,
@@ -42,8 +43,10 @@ __all__ = [
     "Pattern",
     "Relationship",
     "TransposedAxis",
+    "backends",
     "build_info",
     "conv_matrix",
+    "explain_kernel",
     "functional",
     "output_size",
     "pooling_output_size",

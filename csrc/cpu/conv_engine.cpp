@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <vector>
 
 namespace convarith::cpu {
@@ -677,7 +678,7 @@ void force_algorithm(const std::string& name) {
       return;
     }
   }
-  TORCH_CHECK_VALUE(false, "no algorithm is called '", name, "'");
+  throw std::invalid_argument("no algorithm is called '" + name + "'");
 }
 
 void set_winograd(bool enabled) {

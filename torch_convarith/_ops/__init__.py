@@ -22,6 +22,7 @@ except ImportError as error:
 build_info = _C.build_info
 
 from .conv import METHODS, conv, conv_transpose, conv_weight  # noqa: E402
+from .kernels import explain_kernel, forced_algorithm, set_winograd, winograd_enabled  # noqa: E402
 from .matrix import csr, csr_weight  # noqa: E402
 from .zero_insert import zero_insert, zero_remove  # noqa: E402
 
@@ -33,6 +34,10 @@ __all__ = [
     "conv_weight",
     "csr",
     "csr_weight",
+    "explain_kernel",
+    "forced_algorithm",
+    "set_winograd",
+    "winograd_enabled",
     "zero_insert",
     "zero_remove",
 ]
