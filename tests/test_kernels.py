@@ -36,7 +36,9 @@ def plain_conv(x, w, stride, padding, dilation, groups):
                 continue
             for m in range(k):
                 first = m // (k // groups) * channels
-                y[(slice(None), m, *o)] += x[(slice(None), slice(first, first + channels), *i)] @ w[(m, slice(None), *t)]
+                y[(slice(None), m, *o)] += (
+                    x[(slice(None), slice(first, first + channels), *i)] @ w[(m, slice(None), *t)]
+                )
     return y
 
 
@@ -107,7 +109,9 @@ def test_every_algorithm_gives_the_plain_loops_integers(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["remainders", "depthwise", "crop-stride", "first-layer", "pointwise", "1d", "3d-stride"])
+@pytest.mark.parametrize(
+    "name", ["remainders", "depthwise", "crop-stride", "first-layer", "pointwise", "1d", "3d-stride"]
+)
 def test_other_dtypes(name, dtype):
     x, w, geometry = tensors(CASES[name], dtype, largest=1)
     for operator, algorithms in (("conv", GATHERS), ("conv_transpose", GATHERS), ("conv_weight", GRADIENTS)):

@@ -477,8 +477,8 @@ std::optional<Winograd> plan_winograd(const Gather& direct, const ConvKernels& k
     const double direct_cost = rows * channels * (9 * batch * static_cast<double>(d.grid[1] * d.grid[2]) / lanes + 5);
     const double tiles = batch * static_cast<double>(tiles_y * tiles_x);
     const double transforms = batch * static_cast<double>(tiles_y * parts(tiles_x, k.lanes));
-    const double cost = rows * channels * (43 * tiles / lanes + 60 * 16 / lanes) +
-                        transforms * (700 * channels + 500 * rows);
+    const double cost =
+        rows * channels * (43 * tiles / lanes + 60 * 16 / lanes) + transforms * (700 * channels + 500 * rows);
     if (channels < 8 || rows < 8 || cost > 0.8 * direct_cost) return std::nullopt;
   }
 

@@ -821,8 +821,8 @@ constexpr Points kPoints = make_points();
 
 // out[i] = sum over j of matrix[i][j] * in[j], zeros left out; all is constant but the vectors.
 template <int kOut, int kIn, typename V>
-inline __attribute__((always_inline)) void transform(const double (&matrix)[kOut][kIn], const V* in, int in_step, V* out,
-                                                     int out_step) {
+inline __attribute__((always_inline)) void transform(const double (&matrix)[kOut][kIn], const V* in, int in_step,
+                                                     V* out, int out_step) {
   typedef decltype(V{}[0] + V{}[0]) Scalar;
   CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
     V sum = V{};
@@ -841,7 +841,9 @@ inline __attribute__((always_inline)) void transform(const double (&matrix)[kOut
 
 // Transformed weights: [group][row block][36][channel][row of the block], with room after each of the 36 so that they
 // do not meet in the cache; a task is a row block.
-inline int64_t winograd_unit(const GatherPlan& p) { return p.channels * kRowBlock + 16; }
+inline int64_t winograd_unit(const GatherPlan& p) {
+  return p.channels * kRowBlock + 16;
+}
 
 template <typename T>
 void winograd_pack(const WinogradPlan& plan, const void* from, void* to, int64_t begin, int64_t end) {
@@ -880,7 +882,7 @@ void winograd_pack(const WinogradPlan& plan, const void* from, void* to, int64_t
       CONVARITH_UNROLL for (int i = 0; i < 6; ++i) transform(kPoints.weight, half + 3 * i, 1, full + 6 * i, 1);
       Sum* out = packed + c * rows;
       if (rows == kRowBlock) {
-        CONVARITH_UNROLL for (int i = 0; i < 36; ++i) *reinterpret_cast<Loose*>(out + i * unit) = full[i];
+        CONVARITH_UNROLL for (int i = 0; i < 36; ++i) * reinterpret_cast<Loose*>(out + i * unit) = full[i];
       } else {
         for (int i = 0; i < 36; ++i) {
           for (int64_t r = 0; r < rows; ++r) out[i * unit + r] = full[i][r];
@@ -976,9 +978,9 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
           for (int64_t block = first; block < last; ++block) {
             const int64_t row = block_begin(block, p.rows, blocks);
             const int64_t rows = block_begin(block + 1, p.rows, blocks) - row;
-            multiply_for<Sum, false>(rows, vectors)(p.channels, weights + (block * 36 + i) * unit,
-                                                    input + column, plan.channel_offset,
-                                                    product + (row - row_begin) * pitch + column, pitch, false);
+            multiply_for<Sum, false>(rows, vectors)(p.channels, weights + (block * 36 + i) * unit, input + column,
+                                                    plan.channel_offset, product + (row - row_begin) * pitch + column,
+                                                    pitch, false);
           }
           column += vectors * kLanes;
         }
@@ -1009,8 +1011,8 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
             }
           }
           for (int64_t y = 0; y < height; ++y) {
-            T* to = out + p.out_offset + image * p.out_batch + (4 * tile_y + y) * p.out_axis[1] +
-                    x_first * p.out_axis[2];
+            T* to =
+                out + p.out_offset + image * p.out_batch + (4 * tile_y + y) * p.out_axis[1] + x_first * p.out_axis[2];
             const Sum* from = strip + y * strip_pitch;
             if (p.out_axis[2] == 1) {
               for (int64_t x = 0; x < width; ++x) narrow(from[x], to[x]);
@@ -1027,8 +1029,8 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
 template <typename T>
 ConvKernels kernels() {
   typedef typename SumOf<T>::type Sum;
-  return {Simd<Sum>::kLanes, kRowBlock, kVectors,  sizeof(T),      sizeof(Sum),   finite<T>,
-          pack_tasks,        pack<T>,   gather<T>, weight_pack<T>, weight_sum<T>, weight_store<T>, winograd_pack<T>, winograd<T>};
+  return {Simd<Sum>::kLanes, kRowBlock, kVectors,       sizeof(T),     sizeof(Sum),     finite<T>,        pack_tasks,
+          pack<T>,           gather<T>, weight_pack<T>, weight_sum<T>, weight_store<T>, winograd_pack<T>, winograd<T>};
 }
 
 }  // namespace

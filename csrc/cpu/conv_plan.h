@@ -74,10 +74,10 @@ struct WeightPlan {
 // taps are the 6 x 6 inputs of a tile.
 struct WinogradPlan {
   GatherPlan gather;
-  int64_t height, width;     // outputs
-  int64_t row_chunk;         // rows whose products are held at a time
-  int64_t pitch;             // of transformed inputs and of products: tiles of a box
-  int64_t tap_of[9];         // where the weight of tap (i, j) of the 3 x 3 stands
+  int64_t height, width;          // outputs
+  int64_t row_chunk;              // rows whose products are held at a time
+  int64_t pitch;                  // of transformed inputs and of products: tiles of a box
+  int64_t tap_of[9];              // where the weight of tap (i, j) of the 3 x 3 stands
   const int32_t* channel_offset;  // [channels]: multiples of pitch
   int64_t at_inputs, at_products, at_strip;
 };
