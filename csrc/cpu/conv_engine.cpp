@@ -44,6 +44,7 @@ struct Gather {
   std::vector<int64_t> tap_weight;
   std::vector<int64_t> residue;
   std::vector<int32_t> offset;
+  bool swapped = false;  // the weights are the input, and the input the weights
 
   void point() {
     plan.tap_weight = tap_weight.data();
@@ -200,6 +201,39 @@ std::vector<Gather> transposed_gathers(const Problem& p) {
   return result;
 }
 
+// simplify() made the batch an axis.
+bool one_pixel(const Problem& p) {
+  return p.batch == 1 && p.axis[0].input == 1 && p.axis[1].input == 1 && p.x.axis[2] == p.x.batch &&
+         p.y.axis[2] == p.y.batch && p.kernel_numel() == 1 && p.axis[2].stride == 1 && p.axis[2].lo == 0 &&
+         p.axis[2].input == p.output[2];
+}
+
+// x = C^T y where C has one pixel, a product of matrices: the channels of x and w follow each other in memory, so they
+// are the outputs, y is the weight and w the input.
+Gather product_gather(const Problem& p) {
+  Gather result;
+  GatherPlan& g = result.plan;
+  g.batch = 1;
+  g.groups = p.groups;
+  g.rows = p.axis[2].input;
+  g.channels = p.out_channels;
+  for (int i = 0; i < kAxes; ++i) {
+    g.grid[i] = g.source[i] = i == 2 ? p.in_channels : 1;
+    g.stride[i] = 1;
+    g.in_axis[i] = g.out_axis[i] = i == 2 ? 1 : 0;
+  }
+  g.in_channel = p.w.batch;
+  g.out_channel = p.x.batch;
+  g.out_group = p.in_channels * p.x.channel;
+  g.w_group = p.out_channels * p.y.channel;
+  g.w_row = p.y.batch;
+  g.w_channel = p.y.channel;
+  result.shifts.push_back({0, 0, 0});
+  result.tap_weight.push_back(0);
+  result.swapped = true;
+  return result;
+}
+
 int64_t aligned(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
@@ -219,6 +253,24 @@ int64_t even_part(int64_t size, int64_t part) {
   return parts(size, parts(size, std::max<int64_t>(1, std::min(size, part))));
 }
 
+// As even_part, but among the parts down to half the size the one whose outputs fill vectors best.
+int64_t whole_vectors(int64_t size, int64_t part, int64_t inner, int64_t lanes) {
+  const int64_t largest = even_part(size, part);
+  int64_t best = largest;
+  double best_cost = 0;
+  for (int64_t p = largest; p >= std::max<int64_t>(1, largest / 2) && p > largest - 64; --p) {
+    const int64_t whole = size / p, rest = size % p;
+    const int64_t vectors = whole * parts(p * inner, lanes) + parts(rest * inner, lanes);
+    // A box costs something by itself.
+    const double cost = static_cast<double>(vectors) + 0.2 * static_cast<double>(whole + (rest > 0));
+    if (p == largest || cost < best_cost) {
+      best = p;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
 struct Blocking {
   bool panel;
   int64_t pixels;   // of a box, about
@@ -232,13 +284,13 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   g.taps = static_cast<int64_t>(gather.shifts.size());
   g.panel = blocking.panel;
 
-  int64_t left = std::max<int64_t>(blocking.pixels, 1);
+  int64_t left = std::max<int64_t>(blocking.pixels, 1), inner = 1;
   const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
   for (int i = 3; i >= 0; --i) {
-    g.box[i] = even_part(extent[i], left);
+    g.box[i] = whole_vectors(extent[i], left, inner, k.lanes);
     g.boxes[i] = parts(extent[i], g.box[i]);
-    left /= g.box[i];
-    if (g.boxes[i] > 1) left = 1;
+    left = g.boxes[i] > 1 ? 1 : left / g.box[i];
+    inner *= g.box[i];
   }
 
   int64_t high[3] = {0, 0, 0};
@@ -323,18 +375,36 @@ int64_t gather_macs(const GatherPlan& g) {
 // The cost model ------------------------------------------------------------------------------------------------------
 
 // A gather in units of one vector's multiply-add, for one row of weights.
-Blocking gather_blocking(const GatherPlan& g, int64_t taps, const ConvKernels& k, int64_t threads,
+Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t threads,
                          std::optional<Algorithm> wanted) {
+  const GatherPlan& g = gather.plan;
   Blocking b = {};
   b.may_be_raw = true;
   b.depth = 288;
-  // Sums of a box stay in the second cache.
-  b.pixels = std::clamp<int64_t>((int64_t{1} << 18) / (g.rows * k.sum_item), 2 * k.vectors * k.lanes, 1024);
-  // Enough boxes for every thread, as long as they are worth it.
+  // Sums of a box stay in the second cache; a thirteenth vector makes 14 x 14 or 4 times 7 x 7 outputs a box.
+  b.pixels = std::clamp<int64_t>((int64_t{1} << 19) / (g.rows * k.sum_item), 13 * k.lanes, 1024);
+  // Enough boxes for every thread, where it cannot have rows of its own.
   const int64_t outputs = g.batch * g.grid[0] * g.grid[1] * g.grid[2] * g.groups;
-  b.pixels = std::clamp<int64_t>(outputs / (4 * threads), std::min<int64_t>(b.pixels, k.vectors * k.lanes), b.pixels);
-  // A copy to panels costs as much as about two rows of weights; reading in place multiplies the tile's margins too.
-  b.panel = g.rows > 16 || g.grid[2] < 2 * k.lanes;
+  if (g.rows < 4 * threads * k.row_block) {
+    b.pixels = std::clamp<int64_t>(outputs / (4 * threads), std::min(b.pixels, k.vectors * k.lanes), b.pixels);
+  }
+  // Cycles of one (channel, tap) for a panel of outputs: multiplying; and either copying its pieces, or the share of
+  // the tile's margins, which are multiplied too.
+  int64_t span[3] = {0, 0, 0};
+  for (int i = 0; i < 3; ++i) {
+    for (const auto& a : gather.shifts) {
+      for (const auto& c : {gather.shifts.front(), gather.shifts.back()}) {
+        span[i] = std::max(span[i], std::abs(a[i] - c[i]) / g.stride[i]);
+      }
+    }
+  }
+  const auto margin = [&](int i) { return 1 + static_cast<double>(span[i]) / static_cast<double>(g.grid[i]); };
+  const double multiply = static_cast<double>(g.rows * k.vectors);
+  const double pieces = 1 + static_cast<double>(k.vectors * k.lanes) / static_cast<double>(g.grid[2]);
+  double waste = margin(2);
+  if (g.grid[1] * g.grid[2] * 2 <= b.pixels && g.batch > 1) waste *= margin(1);
+  if (g.grid[0] > 1) waste *= margin(1) * (g.grid[1] * g.grid[2] <= b.pixels ? margin(0) : 1);
+  b.panel = multiply + 4 * pieces + 2 <= 1.05 * multiply * waste || g.rows > 64;
   if (wanted == Algorithm::kPanel) b.panel = true;
   if (wanted == Algorithm::kOffset) b.panel = false;
   if (!b.panel) b.may_be_raw = false;
@@ -360,7 +430,11 @@ std::vector<Gather> plan_gathers(const Problem& p, Pass pass, const ConvKernels&
       phases *= std::min(a.stride, a.input);
     }
     if (phases > kMostPhases || phases * p.kernel_numel() > (int64_t{1} << 20)) return {};
-    gathers = transposed_gathers(p);
+    if (one_pixel(p) && p.w.channel == 1 && p.x.channel == 1) {
+      gathers.push_back(product_gather(p));
+    } else {
+      gathers = transposed_gathers(p);
+    }
   } else {
     gathers.push_back(forward_gather(p, false));
   }
@@ -368,8 +442,7 @@ std::vector<Gather> plan_gathers(const Problem& p, Pass pass, const ConvKernels&
   int64_t packed = 0;
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
-    const auto taps = static_cast<int64_t>(gather.shifts.size());
-    if (!lay_out(gather, gather_blocking(g, taps, k, threads, wanted_algorithm()), k)) return {};
+    if (!lay_out(gather, gather_blocking(gather, k, threads, wanted_algorithm()), k)) return {};
     const int64_t tasks = box_count(g) * g.groups * static_cast<int64_t>(gathers.size());
     g.row_split = std::clamp<int64_t>(parts(3 * threads, tasks), 1, parts(g.rows, k.row_block));
     if (threads == 1) g.row_split = 1;
@@ -634,7 +707,7 @@ void run_weight(WeightGradient& gradient, const ConvKernels& k, const void* x, c
                  k.weight_sum(plan, x, y, panels.get(), sums.get(), mine.get(), begin, end);
                });
     }
-    parallel(g.groups * g.rows, 4 * g.groups * g.rows * plan.row_count,
+    parallel(k.weight_store_tasks(plan), 4 * g.groups * g.rows * plan.row_count,
              [&](int64_t begin, int64_t end) { k.weight_store(plan, sums.get(), w, begin, end); });
   }
 }
@@ -748,6 +821,7 @@ bool run_fast(const Problem& problem, Pass pass, int dtype, const void* input, i
       return true;
     }
   }
+  if (gathers[0].swapped) std::swap(input, other), std::swap(input_count, other_count);
   const int64_t bytes = packed_bytes(gathers, k), rows = gathers[0].plan.rows;
   if (bytes <= kPackedBytes) {
     run_gathers(gathers, k, input, input_count, other, output);

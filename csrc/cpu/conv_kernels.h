@@ -228,17 +228,46 @@ inline Box box_at(const GatherPlan& p, int64_t index) {
   return b;
 }
 
-// `count` entries, `step` apart, converted. Where whole vectors may be read and written past the end, they are.
+// Every second entry of two vectors.
+template <typename T>
+inline typename Simd<T>::Vec evens(typename Simd<T>::Vec a, typename Simd<T>::Vec b) {
+  typedef decltype(a < b) Index;
+  Index index;
+  for (int i = 0; i < Simd<T>::kLanes; ++i) index[i] = 2 * i;
+  return __builtin_shuffle(a, b, index);
+}
+
+// `count` entries, `step` apart, converted.
 template <typename T, typename Sum>
 inline void copy_run(const T* from, int64_t step, int64_t count, Sum* to) {
+  int64_t i = 0;
+  if constexpr (sizeof(T) == sizeof(Sum)) {
+    constexpr int kLanes = Simd<Sum>::kLanes;
+    // The entry after the last vector is read too, so that nothing past the last entry is.
+    if (step == 2) {
+      for (; i + kLanes < count; i += kLanes) {
+        store(to + i, evens<Sum>(load(from + 2 * i), load(from + 2 * i + kLanes)));
+      }
+    } else if (step == 4) {
+      for (; i + kLanes < count; i += kLanes) {
+        const Sum* in = from + 4 * i;
+        store(to + i, evens<Sum>(evens<Sum>(load(in), load(in + kLanes)),
+                                 evens<Sum>(load(in + 2 * kLanes), load(in + 3 * kLanes))));
+      }
+      typedef Sum V4 __attribute__((vector_size(4 * sizeof(Sum))));
+      typedef Sum Loose4 __attribute__((vector_size(4 * sizeof(Sum)), aligned(alignof(Sum)), may_alias));
+      for (; i + 4 <= count; i += 4) {
+        const Sum* in = from + 4 * i;
+        *reinterpret_cast<Loose4*>(to + i) = V4{in[0], in[4], in[8], in[12]};
+      }
+    }
+  }
   if (step == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
+    for (; i < count; ++i) to[i] = widen(from[i]);
   } else if (step == 2) {
-    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[2 * i]);
-  } else if (step == 4) {
-    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[4 * i]);
+    for (; i < count; ++i) to[i] = widen(from[2 * i]);
   } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * step]);
+    for (; i < count; ++i) to[i] = widen(from[i * step]);
   }
 }
 
@@ -766,18 +795,33 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
   }
 }
 
-// The sums of a pass to where w has them; a task is a row of w, (group, out channel).
+// The sums of a pass to where w has them; a task is some rows of w, (group, out channels).
+constexpr int kStoreRows = 16;
+
+int64_t weight_store_tasks(const WeightPlan& plan) {
+  return plan.gather.groups * block_count(plan.gather.rows, kStoreRows);
+}
+
 template <typename T>
 void weight_store(const WeightPlan& plan, const void* sums_data, void* w_data, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const GatherPlan& p = plan.gather;
+  const int64_t blocks = block_count(p.rows, kStoreRows);
+  bool dense = p.w_channel == p.taps && sizeof(T) == sizeof(Sum);
+  for (int64_t t = 0; t < p.taps; ++t) dense = dense && p.tap_weight[t] == t;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / p.rows, m = task % p.rows;
-    const Sum* sums = static_cast<const Sum*>(sums_data) + g * plan.row_count * plan.columns + m;
-    T* w = static_cast<T*>(w_data) + g * p.w_group + m * p.w_row;
+    const int64_t g = task / blocks, first = task % blocks * kStoreRows, rows = least<int64_t>(kStoreRows, p.rows - first);
+    const Sum* sums = static_cast<const Sum*>(sums_data) + g * plan.row_count * plan.columns + first;
+    T* w = static_cast<T*>(w_data) + g * p.w_group + first * p.w_row;
+    if constexpr (sizeof(T) == sizeof(Sum)) {
+      if (dense) {
+        transpose(sums, plan.columns, plan.row_count, rows, w + plan.first_row, p.w_row);
+        continue;
+      }
+    }
     for (int64_t r = 0; r < plan.row_count; ++r) {
-      const int64_t row = plan.first_row + r;
-      narrow(sums[r * plan.columns], w[row / p.taps * p.w_channel + p.tap_weight[row % p.taps]]);
+      const int64_t row = plan.first_row + r, at = row / p.taps * p.w_channel + p.tap_weight[row % p.taps];
+      for (int64_t m = 0; m < rows; ++m) narrow(sums[r * plan.columns + m], w[m * p.w_row + at]);
     }
   }
 }
@@ -1030,7 +1074,7 @@ template <typename T>
 ConvKernels kernels() {
   typedef typename SumOf<T>::type Sum;
   return {Simd<Sum>::kLanes, kRowBlock, kVectors,       sizeof(T),     sizeof(Sum),     finite<T>,        pack_tasks,
-          pack<T>,           gather<T>, weight_pack<T>, weight_sum<T>, weight_store<T>, winograd_pack<T>, winograd<T>};
+          pack<T>,           gather<T>, weight_pack<T>, weight_sum<T>, weight_store_tasks, weight_store<T>, winograd_pack<T>, winograd<T>};
 }
 
 }  // namespace

@@ -98,6 +98,7 @@ struct ConvKernels {
   void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, int64_t begin, int64_t end);
   void (*weight_sum)(const WeightPlan& plan, const void* x, const void* y, const void* panels, void* sums,
                      char* scratch, int64_t begin, int64_t end);
+  int64_t (*weight_store_tasks)(const WeightPlan& plan);
   void (*weight_store)(const WeightPlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
   void (*winograd_pack)(const WinogradPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
   void (*winograd)(const WinogradPlan& plan, const void* in, const void* packed, void* out, char* scratch,
