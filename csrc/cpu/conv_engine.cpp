@@ -53,10 +53,14 @@ struct Gather {
   }
 };
 
-bool contiguous_axes(const Problem& p, const Strides& s, bool input) {
-  const auto size = [&](int i) { return input ? p.axis[i].input : p.output[i]; };
-  return s.axis[2] == 1 && s.axis[1] == size(2) && s.axis[0] == size(2) * size(1) &&
-         s.channel == size(0) * size(1) * size(2);
+// Whether axes of these sizes follow each other in memory, last axis fastest, and channels follow them.
+bool contiguous_axes(const Strides& s, const std::array<int64_t, kAxes>& size) {
+  int64_t step = 1;
+  for (int i = kAxes - 1; i >= 0; --i) {
+    if (size[i] > 1 && s.axis[i] != step) return false;
+    step *= size[i];
+  }
+  return s.channel == step;
 }
 
 // The same sums as a smaller problem: a kernel that covers its whole input is a product of matrices, and where a
@@ -69,9 +73,8 @@ Problem simplify(Problem p) {
     covers = covers && p.output[i] == 1 && a.lo == 0 && a.dilation == 1 && a.input == a.kernel;
     pointwise = pointwise && a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0;
   }
-  const bool flat_w = p.w.axis[2] == 1 && p.w.axis[1] == p.axis[2].kernel &&
-                      p.w.axis[0] == p.axis[2].kernel * p.axis[1].kernel && p.w.channel == taps;
-  if (covers && taps > 1 && flat_w && contiguous_axes(p, p.x, true)) {
+  const std::array<int64_t, kAxes> input = {p.axis[0].input, p.axis[1].input, p.axis[2].input};
+  if (covers && taps > 1 && contiguous_axes(p.w, input) && contiguous_axes(p.x, input)) {
     p.in_channels *= taps;
     p.x.channel = p.w.channel = 1;
     p.axis = {kTrivialAxis, kTrivialAxis, kTrivialAxis};
@@ -83,10 +86,11 @@ Problem simplify(Problem p) {
     p.x.axis[2] = p.x.batch;
     p.y.axis[2] = p.y.batch;
     p.batch = 1;
-  } else if (pointwise && contiguous_axes(p, p.x, true) && contiguous_axes(p, p.y, false)) {
+  } else if (pointwise && contiguous_axes(p.x, input) && contiguous_axes(p.y, input)) {
     p.axis[2].input = p.output[2] = p.input_numel();
     p.axis[0] = p.axis[1] = kTrivialAxis;
     p.output[0] = p.output[1] = 1;
+    p.x.axis[2] = p.y.axis[2] = 1;
   }
   return p;
 }
