@@ -379,8 +379,7 @@ int64_t gather_macs(const GatherPlan& g) {
 // The cost model ------------------------------------------------------------------------------------------------------
 
 // A gather in units of one vector's multiply-add, for one row of weights.
-Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t threads,
-                         std::optional<Algorithm> wanted) {
+Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t threads, std::optional<Algorithm> wanted) {
   const GatherPlan& g = gather.plan;
   Blocking b = {};
   b.may_be_raw = true;
@@ -555,7 +554,7 @@ std::optional<Winograd> plan_winograd(const Gather& direct, const ConvKernels& k
     const double tiles = batch * static_cast<double>(tiles_y * tiles_x);
     const double transforms = batch * static_cast<double>(tiles_y * parts(tiles_x, k.lanes));
     const double cost =
-        rows * channels * (43 * tiles / lanes + 60 * 16 / lanes) + transforms * (700 * channels + 500 * rows);
+        rows * channels * (43 * tiles / lanes + 70 * 16 / lanes) + transforms * (600 * channels + 500 * rows);
     if (channels < 8 || rows < 8 || cost > 0.8 * direct_cost) return std::nullopt;
   }
 
@@ -595,15 +594,26 @@ std::optional<Winograd> plan_winograd(const Gather& direct, const ConvKernels& k
   plan.row_chunk = std::min<int64_t>(64, parts(g.rows, k.row_block) * k.row_block);
   result.channel_offset.resize(g.channels);
   for (int64_t c = 0; c < g.channels; ++c) result.channel_offset[c] = static_cast<int32_t>(c * plan.pitch);
+  plan.input_step = spread(g.channels * plan.pitch, k);
+  plan.product_step = spread(plan.row_chunk * plan.pitch, k);
+  plan.shared_size = aligned((36 * plan.input_step + 4 * k.lanes) * 4) / 4;
   plan.at_inputs = g.at_panel;
-  plan.at_products = plan.at_inputs + aligned((36 * g.channels * plan.pitch + 4 * k.lanes) * 4);
-  plan.at_strip = plan.at_products + aligned((36 * plan.row_chunk * plan.pitch + 4 * k.lanes) * 4);
+  plan.at_products = plan.at_inputs + aligned((36 * plan.input_step + 4 * k.lanes) * 4);
+  plan.at_strip = plan.at_products + aligned((36 * plan.product_step + 4 * k.lanes) * 4);
   g.at_runs = plan.at_strip + aligned(16 * (g.box[3] + 2 * k.lanes) * 4);
   g.scratch = g.at_runs + aligned(g.box[0] * g.box[2] * static_cast<int64_t>(sizeof(Run)));
   if (g.scratch > kPackedBytes / 2) return std::nullopt;
   result.gather.point();
   plan.channel_offset = result.channel_offset.data();
+  plan.gather = g;
   return result;
+}
+
+// Bytes of all transformed inputs where they are kept: several passes over the rows would transform them again.
+int64_t winograd_shared(const WinogradPlan& plan, const ConvKernels& k) {
+  const GatherPlan& g = plan.gather;
+  const int64_t bytes = box_count(g) * g.groups * plan.shared_size * 4;
+  return (winograd_rows(g, k) < g.rows || g.row_split > 1) && bytes <= kPackedBytes / 2 ? bytes : 0;
 }
 
 void run_winograd(Winograd& winograd, const ConvKernels& k, const void* in, const void* w, void* out) {
@@ -612,18 +622,28 @@ void run_winograd(Winograd& winograd, const ConvKernels& k, const void* in, cons
   GatherPlan& g = plan.gather;
   const int64_t rows = g.rows, at_once = winograd_rows(g, k);
   const Buffer packed(winograd_weights(g, at_once, k));
-  for (int64_t row = 0; row < rows; row += at_once) {
-    g.rows = std::min(at_once, rows - row);
-    g.row_split = std::min(g.row_split, parts(g.rows, k.row_block));
-    const char* w_rows = static_cast<const char*>(w) + row * g.w_row * k.item;
-    char* out_rows = static_cast<char*>(out) + row * g.out_channel * k.item;
-    parallel(k.pack_tasks(g), 36 * 8 * g.groups * g.rows * g.channels,
-             [&](int64_t begin, int64_t end) { k.winograd_pack(plan, w_rows, packed.get(), begin, end); });
-    const int64_t tasks = box_count(g) * g.groups * g.row_split;
-    parallel(tasks, gather_macs(g), [&](int64_t begin, int64_t end) {
+  const Buffer shared(winograd_shared(plan, k));
+  const int64_t split = g.row_split, boxes = box_count(g) * g.groups;
+  const auto run = [&](Stage stage, void* out_rows) {
+    plan.stage = stage;
+    parallel(boxes * g.row_split, gather_macs(g), [&](int64_t begin, int64_t end) {
       const Buffer mine(g.scratch);
       k.winograd(plan, in, packed.get(), out_rows, mine.get(), begin, end);
     });
+  };
+  const bool fused = winograd_shared(plan, k) == 0;
+  plan.shared = shared.get();
+  if (!fused) {
+    g.row_split = std::clamp<int64_t>(parts(2 * thread_count(), boxes), 1, parts(g.channels, g.channel_block));
+    run(kInputs, nullptr);
+  }
+  for (int64_t row = 0; row < rows; row += at_once) {
+    g.rows = std::min(at_once, rows - row);
+    g.row_split = std::min(split, parts(g.rows, k.row_block));
+    const char* w_rows = static_cast<const char*>(w) + row * g.w_row * k.item;
+    parallel(k.pack_tasks(g), 36 * 8 * g.groups * g.rows * g.channels,
+             [&](int64_t begin, int64_t end) { k.winograd_pack(plan, w_rows, packed.get(), begin, end); });
+    run(fused ? kFused : kProducts, static_cast<char*>(out) + row * g.out_channel * k.item);
   }
 }
 
@@ -787,7 +807,7 @@ Explanation explain(const Problem& problem, Pass pass, int dtype) {
       e.algorithm = Algorithm::kWinograd;
       e.phases = 1;
       e.multiplications = gather_macs(w->gather.plan);
-      e.scratch = winograd_weights(w->gather.plan, winograd_rows(w->gather.plan, k), k) +
+      e.scratch = winograd_weights(w->gather.plan, winograd_rows(w->gather.plan, k), k) + winograd_shared(w->plan, k) +
                   thread_count() * w->gather.plan.scratch;
       return e;
     }

@@ -196,10 +196,13 @@ void pack(const GatherPlan& p, const void* from, void* to, int64_t begin, int64_
       const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
       Sum* out = packed + (g * p.channels + c0) * p.taps * p.rows + first * depth;
       const T* in = w + g * p.w_group + first * p.w_row + c0 * p.w_channel;
-      bool dense = p.w_channel == p.taps;
+      bool dense = true;
       for (int64_t t = 0; t < p.taps; ++t) dense = dense && p.tap_weight[t] == t;
       if (dense) {
-        transpose(in, p.w_row, rows, depth, out, rows);
+        const bool whole = p.w_channel == p.taps;
+        for (int64_t c = 0; c < (whole ? 1 : channels); ++c) {
+          transpose(in + c * p.w_channel, p.w_row, rows, whole ? depth : p.taps, out + c * p.taps * rows, rows);
+        }
         continue;
       }
       for (int64_t c = 0; c < channels; ++c) {
@@ -810,7 +813,8 @@ void weight_store(const WeightPlan& plan, const void* sums_data, void* w_data, i
   bool dense = p.w_channel == p.taps && sizeof(T) == sizeof(Sum);
   for (int64_t t = 0; t < p.taps; ++t) dense = dense && p.tap_weight[t] == t;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / blocks, first = task % blocks * kStoreRows, rows = least<int64_t>(kStoreRows, p.rows - first);
+    const int64_t g = task / blocks, first = task % blocks * kStoreRows,
+                  rows = least<int64_t>(kStoreRows, p.rows - first);
     const Sum* sums = static_cast<const Sum*>(sums_data) + g * plan.row_count * plan.columns + first;
     T* w = static_cast<T*>(w_data) + g * p.w_group + first * p.w_row;
     if constexpr (sizeof(T) == sizeof(Sum)) {
@@ -892,44 +896,48 @@ inline int64_t winograd_unit(const GatherPlan& p) {
 template <typename T>
 void winograd_pack(const WinogradPlan& plan, const void* from, void* to, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
-  typedef Sum V __attribute__((vector_size(sizeof(Sum) * kRowBlock)));
-  typedef Sum Loose __attribute__((vector_size(sizeof(Sum) * kRowBlock), aligned(alignof(Sum)), may_alias));
+  typedef typename Simd<Sum>::Vec V;
   const GatherPlan& p = plan.gather;
   const int64_t blocks = block_count(p.rows, kRowBlock), unit = winograd_unit(p);
-  constexpr int kAtOnce = 16;
-  Sum taps_of[9 * kAtOnce * kRowBlock] = {};
-  bool dense = p.w_channel == 9;
-  for (int t = 0; t < 9; ++t) dense = dense && plan.tap_of[t] == t;
+  constexpr int kAtOnce = 16;                                // channels
+  constexpr int kPerVector = Simd<Sum>::kLanes / kRowBlock;  // channels
+  constexpr int kTap = kAtOnce * kRowBlock;
+  Sum taps_of[9 * kTap] = {};  // [tap][channel][row]
+  bool dense = true;
+  for (int t = 0; t < 9; ++t) dense = dense && plan.tap_of[t] >= 0 && plan.tap_of[t] < 9;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks, row = block_begin(task % blocks, p.rows, blocks);
     const int64_t rows = block_begin(task % blocks + 1, p.rows, blocks) - row;
     const T* w = static_cast<const T*>(from) + g * p.w_group + row * p.w_row;
     Sum* packed = static_cast<Sum*>(to) + task * 36 * unit;
-    for (int64_t c = 0; c < p.channels; ++c) {
-      V taps[9], half[18], full[36];
-      if (c % kAtOnce == 0) {  // [channel, tap][row] of the next few channels
-        const T* next = w + c * p.w_channel;
-        const int64_t count = 9 * least<int64_t>(kAtOnce, p.channels - c);
-        if (dense) {
-          transpose(next, p.w_row, rows, count, taps_of, kRowBlock);
-        } else {
-          for (int64_t i = 0; i < count; ++i) {
-            const T* tap = next + i / 9 * p.w_channel + plan.tap_of[i % 9];
-            for (int64_t r = 0; r < rows; ++r) taps_of[i * kRowBlock + r] = widen(tap[r * p.w_row]);
+    for (int64_t c = 0; c < p.channels; c += kPerVector) {
+      if (c % kAtOnce == 0) {
+        for (int64_t i = 0; i < least<int64_t>(kAtOnce, p.channels - c); ++i) {
+          const T* next = w + (c + i) * p.w_channel;
+          if (dense) {  // in the order of memory
+            transpose(next, p.w_row, rows, 9, taps_of + i * kRowBlock, kTap);
+            continue;
+          }
+          for (int t = 0; t < 9; ++t) {
+            for (int64_t r = 0; r < rows; ++r) {
+              taps_of[t * kTap + i * kRowBlock + r] = widen(next[plan.tap_of[t] + r * p.w_row]);
+            }
           }
         }
       }
+      V taps[9], half[18], full[36];
       for (int t = 0; t < 9; ++t) {
-        taps[t] = *reinterpret_cast<const Loose*>(taps_of + (c % kAtOnce * 9 + t) * kRowBlock);
+        taps[t] = load(taps_of + (dense ? plan.tap_of[t] : t) * kTap + c % kAtOnce * kRowBlock);
       }
       CONVARITH_UNROLL for (int j = 0; j < 3; ++j) transform(kPoints.weight, taps + j, 3, half + j, 3);
       CONVARITH_UNROLL for (int i = 0; i < 6; ++i) transform(kPoints.weight, half + 3 * i, 1, full + 6 * i, 1);
-      Sum* out = packed + c * rows;
-      if (rows == kRowBlock) {
-        CONVARITH_UNROLL for (int i = 0; i < 36; ++i) * reinterpret_cast<Loose*>(out + i * unit) = full[i];
-      } else {
+      if (rows == kRowBlock) {  // past the last channel, into the room after it
+        CONVARITH_UNROLL for (int i = 0; i < 36; ++i) store(packed + i * unit + c * kRowBlock, full[i]);
+        continue;
+      }
+      for (int64_t j = 0; j < least<int64_t>(kPerVector, p.channels - c); ++j) {
         for (int i = 0; i < 36; ++i) {
-          for (int64_t r = 0; r < rows; ++r) out[i * unit + r] = full[i][r];
+          for (int64_t r = 0; r < rows; ++r) packed[i * unit + (c + j) * rows + r] = full[i][j * kRowBlock + r];
         }
       }
     }
@@ -980,10 +988,17 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
     const int64_t share = task % p.row_split, g = task / p.row_split % p.groups;
     const Box b = box_at(p, task / p.row_split / p.groups);
     const int64_t count = list_runs(p, b, runs), columns = box_pixels(b);
+    if (plan.stage != kFused) {
+      inputs = static_cast<Sum*>(plan.shared) + task / p.row_split * plan.shared_size;
+    }
     const int64_t block_end = block_begin(share + 1, blocks, p.row_split);
 
-    for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
-      const int64_t channels = least(p.channel_block, p.channels - c0);
+    // In the first stage, tasks that share a box share its channels; in the others, its rows.
+    const int64_t channel_blocks = plan.stage == kProducts ? 0 : block_count(p.channels, p.channel_block);
+    const int64_t shares = plan.stage == kInputs ? p.row_split : 1, mine = plan.stage == kInputs ? share : 0;
+    for (int64_t cb = block_begin(mine, channel_blocks, shares); cb < block_begin(mine + 1, channel_blocks, shares);
+         ++cb) {
+      const int64_t c0 = cb * p.channel_block, channels = least(p.channel_block, p.channels - c0);
       pad_tile(p, b, static_cast<const T*>(in_data), g, c0, channels, tile);
       for (int64_t c = 0; c < channels; ++c) {
         const int32_t* offset = p.offset + c * 36;
@@ -1001,22 +1016,23 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
             CONVARITH_UNROLL for (int k = 0; k < 6; ++k) {
               V row[6];
               transform(kPoints.input, half + 6 * k, 1, row, 1);
-              Sum* at = to + 6 * k * p.channels * pitch + runs[i].column + x;
-              CONVARITH_UNROLL for (int j = 0; j < 6; ++j) store(at + j * p.channels * pitch, row[j]);
+              Sum* at = to + 6 * k * plan.input_step + runs[i].column + x;
+              CONVARITH_UNROLL for (int j = 0; j < 6; ++j) store(at + j * plan.input_step, row[j]);
             }
           }
         }
       }
     }
 
+    if (plan.stage == kInputs) continue;
     const Sum* weights = static_cast<const Sum*>(packed) + g * blocks * 36 * unit;
     for (int64_t first = block_begin(share, blocks, p.row_split); first < block_end;
          first += plan.row_chunk / kRowBlock) {
       const int64_t last = least(block_end, first + plan.row_chunk / kRowBlock);
       const int64_t row_begin = block_begin(first, p.rows, blocks), row_end = block_begin(last, p.rows, blocks);
       for (int64_t i = 0; i < 36; ++i) {
-        const Sum* input = inputs + i * p.channels * pitch;
-        Sum* product = products + i * plan.row_chunk * pitch;
+        const Sum* input = inputs + i * plan.input_step;
+        Sum* product = products + i * plan.product_step;
         for (int64_t column = 0; column < columns;) {
           const int64_t vectors = least<int64_t>(kVectors, block_count(columns - column, kLanes));
           for (int64_t block = first; block < last; ++block) {
@@ -1044,7 +1060,7 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
             CONVARITH_UNROLL for (int j = 0; j < 6; ++j) {
               V column[6];
               CONVARITH_UNROLL for (int k = 0; k < 6; ++k) {
-                column[k] = load(from + (6 * k + j) * plan.row_chunk * pitch);
+                column[k] = load(from + (6 * k + j) * plan.product_step);
               }
               transform(kPoints.output, column, 1, half + j, 6);
             }
@@ -1073,8 +1089,9 @@ void winograd(const WinogradPlan& plan, const void* in_data, const void* packed,
 template <typename T>
 ConvKernels kernels() {
   typedef typename SumOf<T>::type Sum;
-  return {Simd<Sum>::kLanes, kRowBlock, kVectors,       sizeof(T),     sizeof(Sum),     finite<T>,        pack_tasks,
-          pack<T>,           gather<T>, weight_pack<T>, weight_sum<T>, weight_store_tasks, weight_store<T>, winograd_pack<T>, winograd<T>};
+  return {Simd<Sum>::kLanes, kRowBlock,          kVectors,        sizeof(T),        sizeof(Sum),
+          finite<T>,         pack_tasks,         pack<T>,         gather<T>,        weight_pack<T>,
+          weight_sum<T>,     weight_store_tasks, weight_store<T>, winograd_pack<T>, winograd<T>};
 }
 
 }  // namespace

@@ -72,14 +72,22 @@ struct WeightPlan {
 
 // Winograd's F(4 x 4, 3 x 3) for dense 3 x 3 kernels of stride 1. The gather's grid counts tiles of 4 x 4 outputs, its
 // taps are the 6 x 6 inputs of a tile.
+// Few tiles and many weights: the inputs of all tiles are transformed first (kInputs) and kept, then rows of weights
+// are transformed and used a few at a time (kProducts). Otherwise a task does both (kFused).
+enum Stage : int { kFused, kInputs, kProducts };
+
 struct WinogradPlan {
   GatherPlan gather;
-  int64_t height, width;          // outputs
-  int64_t row_chunk;              // rows whose products are held at a time
-  int64_t pitch;                  // of transformed inputs and of products: tiles of a box
-  int64_t tap_of[9];              // where the weight of tap (i, j) of the 3 x 3 stands
-  const int32_t* channel_offset;  // [channels]: multiples of pitch
+  int64_t height, width;             // outputs
+  int64_t row_chunk;                 // rows whose products are held at a time
+  int64_t pitch;                     // of transformed inputs and of products: tiles of a box
+  int64_t input_step, product_step;  // between the 36 of each
+  int64_t tap_of[9];                 // where the weight of tap (i, j) of the 3 x 3 stands
+  const int32_t* channel_offset;     // [channels]: multiples of pitch
   int64_t at_inputs, at_products, at_strip;
+  Stage stage;
+  void* shared;         // the transformed inputs of all tiles, unless fused
+  int64_t shared_size;  // of a box, in elements
 };
 
 // The kernels of one instruction set for one dtype. Pointers are to the dtype, `packed` and sums to the sums' type.
