@@ -414,7 +414,7 @@ def test_scratch_does_not_grow_with_the_batch(operator):
     ]:
         scratch = [
             tc.explain_kernel((batch, *shape), weight, padding=padding, operator=operator).scratch_bytes
-            for batch in (1, 32, 512, 4096)
+            for batch in (1, 32, 512, 2**15, 2**18)
         ]
         assert max(scratch) <= 64 * 2**20
-        assert scratch[3] <= 1.1 * scratch[2]
+        assert scratch[4] <= 1.1 * scratch[3]
