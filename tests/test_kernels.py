@@ -166,6 +166,20 @@ def test_any_geometry(data):
         assert torch.equal(by(algorithm, "conv_weight", x, y, kernel, *geometry), dw), algorithm
 
 
+def test_more_weights_than_are_packed_at_once():
+    # Integers, and so exactly what torch gives.
+    x, w = integers((2, 512, 4, 3), 1), integers((1536, 512, 3, 3), 2)
+    y = torch.nn.functional.conv2d(x, w, padding=1)
+    dx = torch.nn.functional.conv_transpose2d(y.sign(), w, padding=1)
+    dw = torch.nn.grad.conv2d_weight(x, w.shape, y.sign(), padding=1)
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    for algorithm in ("panel", "offset"):
+        assert torch.equal(by(algorithm, "conv", x, w, *geometry), y)
+        assert torch.equal(by(algorithm, "conv_transpose", y.sign(), w, (4, 3), *geometry), dx)
+    assert torch.equal(by("outer", "conv_weight", x, y.sign(), (3, 3), *geometry), dw)
+    assert torch.allclose(by("winograd", "conv", x, w, *geometry), y, rtol=0, atol=1e-5 * 9 * 512 * 9)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 8, 8)], ids=str)
 def test_empty_batches_and_channels(shape):
     for channels in (0, 3):

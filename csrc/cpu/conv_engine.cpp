@@ -653,6 +653,26 @@ int64_t packed_bytes(const std::vector<Gather>& gathers, const ConvKernels& k) {
   return total * k.sum_item;
 }
 
+// Rows whose weights are packed at a time.
+int64_t rows_at_once(const std::vector<Gather>& gathers, const ConvKernels& k) {
+  const int64_t rows = gathers[0].plan.rows, bytes = packed_bytes(gathers, k);
+  if (bytes <= kPackedBytes) return rows;
+  return even_part(rows, std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / rows)));
+}
+
+// The plans for some of the rows only.
+void take_rows(std::vector<Gather>& gathers, int64_t rows, const ConvKernels& k) {
+  int64_t packed = 0;
+  for (Gather& gather : gathers) {
+    GatherPlan& g = gather.plan;
+    g.rows = rows;
+    g.row_split = std::min(g.row_split, parts(rows, k.row_block));
+    lay_out_sums(g, k);
+    g.packed = packed;
+    packed += g.groups * g.rows * g.channels * g.taps;
+  }
+}
+
 struct WeightGradient {
   Gather gather;
   WeightPlan plan = {};
@@ -800,7 +820,7 @@ Explanation explain(const Problem& problem, Pass pass, int dtype) {
     e.phases = 1;
     return e;
   }
-  const auto gathers = plan_gathers(p, pass, k);
+  auto gathers = plan_gathers(p, pass, k);
   if (gathers.empty()) return e;
   if (gathers.size() == 1) {
     if (const auto w = plan_winograd(gathers[0], k)) {
@@ -815,12 +835,11 @@ Explanation explain(const Problem& problem, Pass pass, int dtype) {
   e.algorithm = gathers[0].plan.panel ? Algorithm::kPanel : Algorithm::kOffset;
   e.phases = static_cast<int64_t>(gathers.size());
   e.multiplications = 0;
+  for (const Gather& g : gathers) e.multiplications += gather_macs(g.plan);
+  take_rows(gathers, rows_at_once(gathers, k), k);
   int64_t scratch = 0;
-  for (const Gather& g : gathers) {
-    scratch = std::max(scratch, g.plan.scratch);
-    e.multiplications += gather_macs(g.plan);
-  }
-  e.scratch = std::min(packed_bytes(gathers, k), kPackedBytes) + thread_count() * scratch;
+  for (const Gather& g : gathers) scratch = std::max(scratch, g.plan.scratch);
+  e.scratch = packed_bytes(gathers, k) + thread_count() * scratch;
   return e;
 }
 
@@ -852,17 +871,9 @@ bool run_fast(const Problem& problem, Pass pass, int dtype, const void* input, i
     return true;
   }
   // Too many weights to pack at once: some rows at a time.
-  const int64_t at_once = even_part(rows, std::max<int64_t>(1, rows * kPackedBytes / bytes));
+  const int64_t at_once = rows_at_once(gathers, k);
   for (int64_t row = 0; row < rows; row += at_once) {
-    int64_t packed = 0;
-    for (Gather& gather : gathers) {
-      GatherPlan& g = gather.plan;
-      g.rows = std::min(at_once, rows - row);
-      g.row_split = std::min(g.row_split, parts(g.rows, k.row_block));
-      lay_out_sums(g, k);
-      g.packed = packed;
-      packed += g.groups * g.rows * g.channels * g.taps;
-    }
+    take_rows(gathers, std::min(at_once, rows - row), k);
     const GatherPlan& g = gathers[0].plan;
     run_gathers(gathers, k, input, input_count, static_cast<const char*>(other) + row * g.w_row * k.item,
                 static_cast<char*>(output) + row * g.out_channel * k.item);
