@@ -115,9 +115,9 @@ inline Problem make_problem(Sizes& sizes, at::IntArrayRef stride, at::IntArrayRe
   for (int i = 0; i < kAxes; ++i) p.output[i] = output_size(p.axis[i]);
   const size_t axes = w.size() - 2;
   const std::vector<int64_t> y = shape(x[0], w[0], at::IntArrayRef(p.output.data() + (kAxes - axes), axes));
-  TORCH_CHECK(sizes.y.empty() || sizes.y == y, "relationship 15 gives an output of shape ", y, " for input of shape ",
-              x, ", weight of shape ", w, ", stride ", stride, ", padding ", padding, ", dilation ", dilation,
-              " and groups ", groups, "; got ", sizes.y);
+  TORCH_CHECK(sizes.y.empty() || sizes.y == y, "relationship 15 gives an output of shape ", at::IntArrayRef(y),
+              " for input of shape ", x, ", weight of shape ", w, ", stride ", stride, ", padding ", padding,
+              ", dilation ", dilation, " and groups ", groups, "; got ", at::IntArrayRef(sizes.y));
   sizes.y = y;
   return p;
 }

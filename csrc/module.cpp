@@ -2,13 +2,53 @@
 // geometry.h's functions for the tests; operators are reached through torch.ops.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include "checks.h"
+#include "cpu/conv_engine.h"
 #include "direct_call.h"
 #include "geometry.h"
 
 namespace py = pybind11;
 using namespace convarith;
+
+namespace {
+
+Strides contiguous(const std::vector<int64_t>& sizes) {
+  Strides s = {0, 0, {0, 0, 0}};
+  int64_t step = 1;
+  for (size_t i = 0; i + 2 < sizes.size(); ++i) {
+    s.axis[kAxes - 1 - i] = step;
+    step *= sizes[sizes.size() - 1 - i];
+  }
+  s.channel = step;
+  s.batch = step * sizes[1];
+  return s;
+}
+
+// What the CPU engine would run on plain (contiguous) tensors of these sizes. dtype as in ConvKernels, or -1.
+py::dict explain_kernel(int pass, int dtype, const std::vector<int64_t>& x, const std::vector<int64_t>& w,
+                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                        const std::vector<int64_t>& dilation, int64_t groups) {
+  if (x.size() != w.size() || x.size() < 3 || x.size() > 5 || pass < 0 || pass > 2 || dtype < -1 || dtype > 3) {
+    throw py::value_error("sizes of 3 to 5 dimensions are needed, a pass from 0 to 2 and a dtype from -1 to 3");
+  }
+  Sizes sizes = {x, w, {}};
+  Problem p = make_problem(sizes, stride, padding, dilation, groups);
+  p.x = contiguous(sizes.x);
+  p.w = contiguous(sizes.w);
+  p.y = contiguous(sizes.y);
+  const cpu::Explanation e = cpu::explain(p, static_cast<cpu::Pass>(pass), dtype);
+  py::dict result;
+  result["algorithm"] = cpu::algorithm_name(e.algorithm);
+  result["scratch_bytes"] = e.scratch;
+  result["phases"] = e.phases;
+  result["multiplications"] = e.multiplications;
+  return result;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ operators of torch_convarith";
@@ -28,6 +68,7 @@ PYBIND11_MODULE(_C, m) {
 #else
     info["openmp"] = false;
 #endif
+    info["isa"] = cpu::isa_name(cpu::active_isa());
     info["parallel"] = at::get_parallel_info();
     return info;
   });
@@ -42,6 +83,10 @@ PYBIND11_MODULE(_C, m) {
        "likewise"},
       {nullptr, nullptr, 0, nullptr}};
   PyModule_AddFunctions(m.ptr(), direct);
+  m.def("set_winograd", &cpu::set_winograd);
+  m.def("winograd_enabled", &cpu::winograd_enabled);
+  m.def("explain_kernel", &explain_kernel);
+  m.def("_force_algorithm", &cpu::force_algorithm);  // for tests
 
   py::enum_<PaddingMode>(m, "PaddingMode")
       .value("zeros", PaddingMode::kZeros)

@@ -1,8 +1,9 @@
 """Convolution arithmetic for PyTorch: a convolution is a sparse matrix, and every size obeys the guide."""
 
-from . import functional, models
+from . import backends, functional, models
 from ._ops import build_info
 from .analysis import explain, lint, nearest_valid_sizes, receptive_field, solve, trace, valid_sizes
+from .backends import explain_kernel
 from .convert import convert, plan_conversion, revert
 from .functional import zero_insert
 from .geometry import (
@@ -56,10 +57,12 @@ __all__ = [
     "Pattern",
     "Relationship",
     "TransposedAxis",
+    "backends",
     "build_info",
     "conv_matrix",
     "convert",
     "explain",
+    "explain_kernel",
     "functional",
     "lint",
     "models",

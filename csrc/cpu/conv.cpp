@@ -1,13 +1,44 @@
-// conv, conv_transpose and conv_weight on the CPU: tensors in, tensors out; the kernels are in conv_direct.h.
+// conv, conv_transpose and conv_weight on the CPU: tensors in, tensors out. The fast engine does what it can
+// (conv_engine.h), the plain kernels of conv_direct.h the rest.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../checks.h"
 #include "conv_direct.h"
+#include "conv_engine.h"
 #include "dispatch.h"
 
 namespace convarith::cpu {
 namespace {
+
+// The engine's dtypes, as ConvKernels numbers them; -1 for the others.
+int engine_dtype(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return 0;
+    case at::kDouble:
+      return 1;
+    case at::kBFloat16:
+      return 2;
+    case at::kHalf:
+      return 3;
+    default:
+      return -1;
+  }
+}
+
+// Elements from the first to the last, gaps included.
+int64_t reach(const at::Tensor& t) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  return last + 1;
+}
+
+bool fast(const Problem& p, Pass pass, const at::Tensor& input, const at::Tensor& other, const at::Tensor& output) {
+  if (engine_dtype(input) < 0 || input.numel() == 0 || other.numel() == 0 || output.numel() == 0) return false;
+  return run_fast(p, pass, engine_dtype(input), input.const_data_ptr(), reach(input), other.const_data_ptr(),
+                  reach(other), output.mutable_data_ptr());
+}
 
 at::Tensor conv(const at::Tensor& x, const at::Tensor& w, at::IntArrayRef stride, at::IntArrayRef padding,
                 at::IntArrayRef dilation, int64_t groups) {
@@ -16,6 +47,7 @@ at::Tensor conv(const at::Tensor& x, const at::Tensor& w, at::IntArrayRef stride
   Problem p = make_problem(sizes, stride, padding, dilation, groups);
   at::Tensor y = at::empty(sizes.y, x.options(), output_format(x, w));
   set_strides(p, x, w, y);
+  if (fast(p, Pass::kOutput, x, w, y)) return y;
   const int64_t rows = p.batch * w.size(0) * p.output[0] * p.output[1];
   CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::conv", [&] {
     using Acc = Accumulate<scalar_t>::type;
@@ -34,6 +66,7 @@ at::Tensor conv_transpose(const at::Tensor& y, const at::Tensor& w, at::IntArray
   Problem p = make_problem(sizes, stride, padding, dilation, groups);
   at::Tensor x = at::empty(sizes.x, y.options(), output_format(y, w));
   set_strides(p, x, w, y);
+  if (fast(p, Pass::kInput, y, w, x)) return x;
   const int64_t rows = p.batch * sizes.x[1] * p.axis[0].input * p.axis[1].input;
   CONVARITH_DISPATCH(y.scalar_type(), "torch_convarith::conv_transpose", [&] {
     using Acc = Accumulate<scalar_t>::type;
@@ -52,6 +85,7 @@ at::Tensor conv_weight(const at::Tensor& x, const at::Tensor& y, at::IntArrayRef
   Problem p = make_problem(sizes, stride, padding, dilation, groups);
   at::Tensor w = at::empty(sizes.w, x.options(), output_format(x, y));
   set_strides(p, x, w, y);
+  if (fast(p, Pass::kWeight, x, y, w)) return w;
   CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::conv_weight", [&] {
     using Acc = Accumulate<scalar_t>::type;
     parallel_rows(sizes.w[0] * sizes.w[1], p.batch * p.output_numel() * p.kernel_numel(),

@@ -24,6 +24,7 @@ build_info = _C.build_info
 direct_conv, direct_conv_transpose = _C.conv, _C.conv_transpose
 
 from .conv import METHODS, conv, conv_transpose, conv_weight  # noqa: E402
+from .kernels import explain_kernel, forced_algorithm, set_winograd, winograd_enabled  # noqa: E402
 from .matrix import csr, csr_weight  # noqa: E402
 from .zero_insert import zero_insert, zero_remove  # noqa: E402
 
@@ -37,6 +38,10 @@ __all__ = [
     "csr_weight",
     "direct_conv",
     "direct_conv_transpose",
+    "explain_kernel",
+    "forced_algorithm",
+    "set_winograd",
+    "winograd_enabled",
     "zero_insert",
     "zero_remove",
 ]

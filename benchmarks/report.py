@@ -1,0 +1,124 @@
+"""JSON of run.py -> a Markdown table of ratios, and plots.
+
+    python benchmarks/report.py results/layers.json
+    python benchmarks/report.py results/layers.json --plots out/
+
+A ratio is the baseline's time divided by ours: above 1, ours is faster. matplotlib is needed for the plots only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+PASSES = ("forward", "grad_input", "grad_weight")
+
+
+def ratios(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> dict[str, dict[str, float]]:
+    """{problem: {pass: ratio}}, in the order of the file."""
+    table: dict[str, dict[str, float]] = {}
+    for row in data["results"]:
+        times = row["times"]
+        if baseline in times and ours in times:
+            name = row["problem"].split()[0]
+            table.setdefault(name, {})[row["pass"]] = times[baseline][statistic] / times[ours][statistic]
+    return table
+
+
+def markdown(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> str:
+    """The table of ratios."""
+    table = ratios(data, baseline, ours, statistic)
+    passes = [p for p in PASSES if any(p in row for row in table.values())]
+    environment, options = data["environment"], data["options"]
+    foreign = max((row["foreign_cores"] or 0 for row in data["results"]), default=0)
+    lines = [
+        f"{environment['cpu']}, {environment['isa']}, {options['threads']} threads, torch {environment['torch']}, "
+        f"{options['dtype']}, {environment['time']}; time of {baseline} / time of {ours}, by {statistic}.",
+        "",
+        f"| layer | {' | '.join(passes)} |",
+        f"|---|{'---|' * len(passes)}",
+    ]
+    for name, row in table.items():
+        lines.append(f"| {name} | {' | '.join(f'{row[p]:.2f}' if p in row else '' for p in passes)} |")
+    columns = [[row[p] for row in table.values() if p in row] for p in passes]
+    means = [math.exp(sum(map(math.log, column)) / len(column)) for column in columns]
+    lines.append(f"| **geometric mean** | {' | '.join(f'**{mean:.2f}**' for mean in means)} |")
+    lines.append(f"| **worst** | {' | '.join(f'**{min(column):.2f}**' for column in columns)} |")
+    if foreign > 0.1:
+        lines += ["", f"Others kept up to {foreign:.1f} cores busy meanwhile: do not quote these numbers."]
+    return "\n".join(lines)
+
+
+def plots(data: dict[str, Any], baseline: str, ours: str, statistic: str, folder: Path) -> None:
+    """ratios.svg and roofline.svg."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise SystemExit("plots need matplotlib: pip install matplotlib") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    table = ratios(data, baseline, ours, statistic)
+    passes = [p for p in PASSES if any(p in row for row in table.values())]
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(table) * len(passes) ** 0.5 + 1.5))
+    for i, which in enumerate(passes):
+        places = [j + 0.8 * (i - (len(passes) - 1) / 2) / len(passes) for j in range(len(table))]
+        values = [row.get(which, float("nan")) for row in table.values()]
+        axes.barh(places, values, height=0.7 / len(passes), label=which)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_yticks(range(len(table)), list(table))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"time of {baseline} / time of {ours}")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(folder / "ratios.svg")
+
+    figure, axes = pyplot.subplots(figsize=(7, 5))
+    for name in (baseline, ours):
+        points = [
+            (2 * row["macs"] / row["bytes"], 2 * row["macs"] / row["times"][name][statistic] / 1e9)
+            for row in data["results"]
+            if name in row["times"]
+        ]
+        axes.scatter(*zip(*points, strict=True), s=12, label=name)
+    top, copy = data["ceilings"]["gemm_gflops"], data["ceilings"]["copy_gbytes"]
+    intensity = [2.0**e for e in range(-2, 12)]
+    axes.plot(intensity, [min(top, copy * x) for x in intensity], color="black", label="matrix product, copy")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xlabel("floating-point operations (by definition) per byte of the tensors")
+    axes.set_ylabel("GFLOP/s")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(folder / "roofline.svg")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--baseline", default="torch")
+    parser.add_argument("--ours", default="ours")
+    parser.add_argument("--statistic", choices=["median", "minimum"], default="median")
+    parser.add_argument("--plots", type=Path, help="folder for ratios.svg and roofline.svg")
+    options = parser.parse_args(arguments)
+    data = json.loads(options.file.read_text())
+    contestants = (options.baseline, options.ours)
+    if not ratios(data, *contestants, options.statistic):
+        print(f"no problem in {options.file} was run by both {contestants[0]} and {contestants[1]}", file=sys.stderr)
+        return 2
+    print(markdown(data, *contestants, options.statistic))
+    if options.plots:
+        plots(data, *contestants, options.statistic, options.plots)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+// What the fast kernels are told: plain data, made by conv_engine.cpp, read by conv_kernels.h. No functions here and no
+// std:: types: this header is compiled for every instruction set, and an inline function would be shared among them.
+#pragma once
+
+#include <cstdint>
+
+namespace convarith::cpu {
+
+// The half precisions as bits; the kernels convert while they pack.
+struct Half16 {
+  uint16_t bits;
+};
+struct Brain16 {
+  uint16_t bits;
+};
+
+// A gather: one convolution of unit output stride, or one phase of a transposed one.
+//
+//   out[n, g, m, o] = sum over c, t of w[g, m, c, t] * in[n, g, c, o * stride + shift(t)]   (0 outside the input)
+//
+// Outputs are worked on in boxes. A box's source is a tile: the inputs that the box sees for a block of channels,
+// padded, and split by their residue modulo the stride, so that neighbouring outputs always read neighbouring cells and
+// tap t of channel c is one offset for the whole box. Strides and offsets are in elements.
+struct GatherPlan {
+  int64_t batch, groups, rows, channels, taps;  // rows and channels of one group
+  int64_t grid[3];                              // outputs
+  int64_t stride[3];
+  int64_t source[3];  // extent of the input
+  int64_t in_batch, in_channel, in_axis[3];
+  int64_t out_batch, out_group, out_channel, out_axis[3], out_offset;
+  int64_t w_group, w_row, w_channel;
+  const int64_t* tap_weight;  // [taps]: where a tap's weight stands
+
+  int64_t channel_block;  // channels of a tile
+  int64_t row_split;      // tasks that share a box, each with its rows
+  int64_t box[4];         // batch, z, y, x
+  int64_t boxes[4];
+  bool raw;    // the tile is the input itself: nothing to pad, split or convert
+  bool panel;  // the tile is copied to panels before it is multiplied; otherwise it is read through the offsets
+
+  int64_t low[3];  // first cell of a box's tile, relative to the box, in steps of the stride
+  int64_t cells[3];
+  int64_t residues;
+  const int64_t* residue;  // [residues][3]
+  int64_t tile_row, tile_plane, tile_image, tile_residue, tile_channel;
+  const int32_t* offset;  // [channel_block * taps], c-major
+
+  int64_t packed;  // where the plan's weights begin in the packed ones
+
+  // Scratch of a thread, in bytes from its start.
+  int64_t at_tile, at_panel, at_sums, at_runs, scratch;
+  int64_t columns;  // sums per row: the box's outputs, rounded up to whole panels
+};
+
+// Consecutive outputs of a box: where they read, where their sums stand, where they go.
+struct Run {
+  int64_t source, column, length, out;
+};
+
+// The gradient of a gather in its weights: rows are (channel, tap), columns are the gather's rows.
+struct WeightPlan {
+  GatherPlan gather;     // tile, boxes and offsets; `rows` are the columns here
+  int64_t column_block;  // columns of a block: vectors * lanes
+  int64_t column_blocks;
+  int64_t columns;               // rounded up to whole blocks
+  int64_t first_row, row_count;  // (channel, tap) rows of this pass, of each group
+  int64_t box_begin, box_end;    // boxes of this pass
+  int64_t box_pixels;            // room for a box's outputs
+  int64_t row_tasks;             // tasks that share a group's rows
+  bool dot;                      // few columns: lanes along the outputs instead of the columns
+};
+
+// Winograd's F(4 x 4, 3 x 3) for dense 3 x 3 kernels of stride 1. The gather's grid counts tiles of 4 x 4 outputs, its
+// taps are the 6 x 6 inputs of a tile.
+// Few tiles and many weights: the inputs of all tiles are transformed first (kInputs) and kept, then rows of weights
+// are transformed and used a few at a time (kProducts). Otherwise a task does both (kFused).
+enum Stage : int { kFused, kInputs, kProducts };
+
+struct WinogradPlan {
+  GatherPlan gather;
+  int64_t height, width;             // outputs
+  int64_t row_chunk;                 // rows whose products are held at a time
+  int64_t pitch;                     // of transformed inputs and of products: tiles of a box
+  int64_t input_step, product_step;  // between the 36 of each
+  int64_t tap_of[9];                 // where the weight of tap (i, j) of the 3 x 3 stands
+  const int32_t* channel_offset;     // [channels]: multiples of pitch
+  int64_t at_inputs, at_products, at_strip;
+  Stage stage;
+  void* shared;         // the transformed inputs of all tiles, unless fused
+  int64_t shared_size;  // of a box, in elements
+};
+
+// The kernels of one instruction set for one dtype. Pointers are to the dtype, `packed` and sums to the sums' type.
+struct ConvKernels {
+  int64_t lanes;  // of the sums' type
+  int64_t row_block;
+  int64_t vectors;         // of a panel
+  int64_t item, sum_item;  // bytes
+
+  bool (*finite)(const void* data, int64_t count);
+  int64_t (*pack_tasks)(const GatherPlan& plan);
+  void (*pack)(const GatherPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
+  void (*gather)(const GatherPlan* plans, int64_t count, const void* in, int64_t in_count, const void* packed,
+                 void* out, char* scratch, int64_t begin, int64_t end);
+  // Weight gradient: columns of y to panels, sums of rows, sums to w.
+  void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, int64_t begin, int64_t end);
+  void (*weight_sum)(const WeightPlan& plan, const void* x, const void* y, const void* panels, void* sums,
+                     char* scratch, int64_t begin, int64_t end);
+  int64_t (*weight_store_tasks)(const WeightPlan& plan);
+  void (*weight_store)(const WeightPlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
+  void (*winograd_pack)(const WinogradPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
+  void (*winograd)(const WinogradPlan& plan, const void* in, const void* packed, void* out, char* scratch,
+                   int64_t begin, int64_t end);
+};
+
+}  // namespace convarith::cpu

@@ -1,0 +1,18 @@
+// Which instruction set the kernels run with: the best that the CPU and the system have, at most what the environment
+// variable TORCH_CONVARITH_ISA (baseline, avx2, avx512) allows. Decided once.
+#pragma once
+
+#include "conv_plan.h"
+
+namespace convarith::cpu {
+
+enum class Isa : int { kBaseline, kAvx2, kAvx512 };
+
+const char* isa_name(Isa isa);
+Isa best_isa();    // of this CPU
+Isa active_isa();  // throws where the environment variable names none
+
+// dtype as in ConvKernels: 0 float32, 1 float64, 2 bfloat16, 3 float16.
+const ConvKernels& active_kernels(int dtype);
+
+}  // namespace convarith::cpu

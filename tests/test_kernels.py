@@ -1,0 +1,434 @@
+"""The CPU engine: every algorithm, forced, on every instruction set, against plain loops over awkward shapes."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torch_convarith as tc
+from torch_convarith import _ops, backends
+
+OPS = torch.ops.torch_convarith
+GATHERS = ("panel", "offset", "auto")
+GRADIENTS = ("outer", "dot", "auto")
+
+
+def plain_conv(x, w, stride, padding, dilation, groups):
+    """y by definition: out of numpy loops over every output and tap; x (N, C, H, W) in float64 or int64."""
+    n, _, *size = x.shape
+    k, channels, *kernel = w.shape
+    out = [
+        (i + padding[2 * a] + padding[2 * a + 1] - (kernel[a] - 1) * dilation[a] - 1) // stride[a] + 1
+        for a, i in enumerate(size)
+    ]
+    y = np.zeros((n, k, *out), dtype=x.dtype)
+    for o in itertools.product(*(range(v) for v in out)):
+        for t in itertools.product(*(range(v) for v in kernel)):
+            i = [o[a] * stride[a] + t[a] * dilation[a] - padding[2 * a] for a in range(len(size))]
+            if any(not 0 <= j < s for j, s in zip(i, size, strict=True)):
+                continue
+            for m in range(k):
+                first = m // (k // groups) * channels
+                y[(slice(None), m, *o)] += (
+                    x[(slice(None), slice(first, first + channels), *i)] @ w[(m, slice(None), *t)]
+                )
+    return y
+
+
+def integers(shape, seed, dtype=torch.float32, largest=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-largest, largest + 1, shape, generator=generator).to(dtype)
+
+
+def by(algorithm, operator, *args):
+    with _ops.forced_algorithm(algorithm):
+        return getattr(OPS, operator)(*args)
+
+
+# N, C per group, K per group, groups, input, kernel, stride, padding (lo, hi per axis), dilation
+CASES = {
+    "remainders": (2, 5, 11, 1, (9, 13), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "primes": (3, 7, 13, 1, (17, 19), (5, 3), (1, 1), (2, 0, 1, 2), (1, 1)),
+    "pixel": (5, 17, 33, 1, (1, 1), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "pixel-3x3": (2, 4, 9, 1, (1, 1), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "kernel-above-input": (2, 3, 4, 1, (3, 2), (5, 7), (1, 1), (3, 2, 4, 4), (1, 1)),
+    "one-channel": (2, 1, 1, 1, (12, 31), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "groups-2": (2, 3, 5, 2, (8, 9), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "groups-4": (1, 4, 4, 4, (11, 6), (3, 2), (2, 1), (1, 0, 0, 1), (1, 1)),
+    "depthwise": (2, 1, 1, 19, (15, 33), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "depthwise-stride": (2, 1, 1, 8, (14, 35), (5, 5), (2, 2), (2, 2, 2, 2), (1, 1)),
+    "depthwise-multiplier": (2, 1, 3, 5, (10, 18), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "crop": (2, 3, 5, 1, (12, 14), (3, 3), (1, 1), (-2, -1, -1, 1), (1, 1)),
+    "crop-stride": (2, 3, 5, 1, (12, 14), (3, 3), (3, 2), (-2, -1, 1, -3), (1, 1)),
+    "dilation": (2, 4, 6, 1, (15, 17), (3, 3), (1, 1), (2, 2, 3, 3), (2, 3)),
+    "dilation-stride": (2, 4, 6, 1, (15, 17), (3, 3), (2, 3), (2, 1, 0, 3), (2, 3)),
+    "stride-above-kernel": (2, 3, 4, 1, (11, 13), (2, 2), (4, 3), (0, 1, 1, 0), (1, 1)),
+    "first-layer": (1, 3, 24, 1, (33, 35), (7, 7), (2, 2), (3, 3, 3, 3), (1, 1)),
+    "whole-input": (7, 6, 20, 1, (5, 5), (5, 5), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "pointwise": (3, 40, 50, 1, (7, 7), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "pointwise-stride": (2, 20, 18, 1, (9, 10), (1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
+    "deep": (1, 300, 10, 1, (4, 5), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "wide-padding": (1, 2, 3, 1, (3, 4), (2, 2), (1, 1), (6, 0, 0, 7), (1, 1)),
+    "1d": (2, 5, 7, 1, (130,), (3,), (1,), (1, 1), (1,)),
+    "1d-dilated-causal": (2, 8, 16, 1, (200,), (2,), (1,), (16, 0), (16,)),
+    "1d-upsampling": (2, 6, 5, 1, (96,), (16,), (8,), (4, 4), (1,)),
+    "3d": (1, 3, 5, 1, (5, 6, 7), (3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 1, 1)),
+    "3d-stride": (2, 3, 4, 1, (5, 6, 9), (2, 3, 3), (1, 2, 2), (0, 1, 1, 0, 1, 1), (2, 1, 1)),
+}
+
+
+def tensors(case, dtype=torch.float32, largest=3):
+    n, c, k, groups, size, kernel, stride, padding, dilation = case
+    x = integers((n, c * groups, *size), 1, dtype, largest)
+    w = integers((k * groups, c, *kernel), 2, dtype, largest)
+    return x, w, (stride, padding, dilation, groups)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_algorithm_gives_the_plain_loops_integers(name):
+    x, w, geometry = tensors(CASES[name])
+    expected = torch.from_numpy(plain_conv(x.double().numpy(), w.double().numpy(), *geometry)).float()
+    y = integers(expected.shape, 3)
+    # The adjoints by their definition: the derivatives of <y, C x>, by the plain kernels that the line above checks.
+    assert torch.equal(by("reference", "conv", x, w, *geometry), expected)
+    dx = by("reference", "conv_transpose", y, w, x.shape[2:], *geometry)
+    dw = by("reference", "conv_weight", x, y, w.shape[2:], *geometry)
+    assert (expected * y).sum() == (dx * x).sum() == (dw * w).sum()
+    for algorithm in GATHERS:
+        assert torch.equal(by(algorithm, "conv", x, w, *geometry), expected), algorithm
+        assert torch.equal(by(algorithm, "conv_transpose", y, w, x.shape[2:], *geometry), dx), algorithm
+    for algorithm in GRADIENTS:
+        assert torch.equal(by(algorithm, "conv_weight", x, y, w.shape[2:], *geometry), dw), algorithm
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "name", ["remainders", "depthwise", "crop-stride", "first-layer", "pointwise", "1d", "3d-stride"]
+)
+def test_other_dtypes(name, dtype):
+    x, w, geometry = tensors(CASES[name], dtype, largest=1)
+    for operator, algorithms in (("conv", GATHERS), ("conv_transpose", GATHERS), ("conv_weight", GRADIENTS)):
+        y = by("reference", "conv", x, w, *geometry).sign()
+        args = {"conv": (x, w), "conv_transpose": (y, w, x.shape[2:]), "conv_weight": (x, y, w.shape[2:])}[operator]
+        expected = by("reference", operator, *args, *geometry)
+        for algorithm in algorithms:
+            assert torch.equal(by(algorithm, operator, *args, *geometry), expected), (operator, algorithm)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precisions_are_rounded_as_torch_rounds(dtype):
+    generator = torch.Generator().manual_seed(0)
+    exponent = torch.randint(-30, 20, (4096,), generator=generator)
+    values = torch.ldexp(torch.randn(4096, generator=generator), exponent)
+    values = torch.cat([values, torch.tensor([0.0, -0.0, 65504.0, 65519.9, 65520.0, 1e-8, 6e-8, float("inf")])])
+    x = values.to(dtype)[None, None]
+    w = torch.full((1, 1, 1), 1 / 3).to(dtype)
+    expected = (x.float() * w.float()).to(dtype)
+    assert torch.equal(by("panel", "conv", x, w, [1], [0, 0], [1], 1), expected)
+    nan = torch.full((1, 1, 64), float("nan"), dtype=dtype)
+    assert by("panel", "conv", nan, w, [1], [0, 0], [1], 1).isnan().all()
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_geometry(data):
+    draw = data.draw
+    axes = draw(st.integers(1, 3))
+    groups, c, k = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 18))
+    kernel = [draw(st.integers(1, 4)) for _ in range(axes)]
+    stride = [draw(st.integers(1, 4)) for _ in range(axes)]
+    dilation = [draw(st.integers(1, 3)) for _ in range(axes)]
+    padding = [draw(st.integers(-1, 3)) for _ in range(2 * axes)]
+    size = []
+    for a in range(axes):
+        least = max(1, (kernel[a] - 1) * dilation[a] + 1 - padding[2 * a] - padding[2 * a + 1])
+        size.append(least + draw(st.integers(0, 12)))
+    geometry = (stride, padding, dilation, groups)
+    n = draw(st.integers(1, 3))
+    x, w = integers((n, c * groups, *size), 4), integers((k * groups, c, *kernel), 5)
+    if axes == 2 and draw(st.booleans()):
+        x = x.to(memory_format=torch.channels_last)
+    expected = by("reference", "conv", x, w, *geometry)
+    y = integers(expected.shape, 6)
+    dx = by("reference", "conv_transpose", y, w, size, *geometry)
+    dw = by("reference", "conv_weight", x, y, kernel, *geometry)
+    for algorithm in GATHERS:
+        assert torch.equal(by(algorithm, "conv", x, w, *geometry), expected), algorithm
+        assert torch.equal(by(algorithm, "conv_transpose", y, w, size, *geometry), dx), algorithm
+    for algorithm in GRADIENTS:
+        assert torch.equal(by(algorithm, "conv_weight", x, y, kernel, *geometry), dw), algorithm
+
+
+def test_more_weights_than_are_packed_at_once():
+    # Integers, and so exactly what torch gives.
+    x, w = integers((2, 512, 4, 3), 1), integers((1536, 512, 3, 3), 2)
+    y = torch.nn.functional.conv2d(x, w, padding=1)
+    dx = torch.nn.functional.conv_transpose2d(y.sign(), w, padding=1)
+    dw = torch.nn.grad.conv2d_weight(x, w.shape, y.sign(), padding=1)
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    for algorithm in ("panel", "offset"):
+        assert torch.equal(by(algorithm, "conv", x, w, *geometry), y)
+        assert torch.equal(by(algorithm, "conv_transpose", y.sign(), w, (4, 3), *geometry), dx)
+    assert torch.equal(by("outer", "conv_weight", x, y.sign(), (3, 3), *geometry), dw)
+    assert torch.allclose(by("winograd", "conv", x, w, *geometry), y, rtol=0, atol=1e-5 * 9 * 512 * 9)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 8, 8)], ids=str)
+def test_empty_batches_and_channels(shape):
+    for channels in (0, 3):
+        x, w = torch.ones(shape[0], channels, *shape[2:]), torch.ones(4, channels, 3, 3)
+        y = OPS.conv(x, w, [1, 1], [1] * 4, [1, 1], 1)
+        assert y.shape == (shape[0], 4, 8, 8)
+        assert channels or not y.any()
+        assert OPS.conv_transpose(y, w, [8, 8], [1, 1], [1] * 4, [1, 1], 1).shape == x.shape
+        assert OPS.conv_weight(x, y, [3, 3], [1, 1], [1] * 4, [1, 1], 1).shape == w.shape
+
+
+# Winograd ------------------------------------------------------------------------------------------------------------
+
+# N, C, K, height, width, padding, groups
+WINOGRAD = [
+    (1, 64, 64, 28, 28, (1, 1, 1, 1), 1),
+    (3, 17, 33, 13, 7, (1, 1, 1, 1), 1),
+    (2, 8, 8, 1, 1, (1, 1, 1, 1), 1),
+    (2, 9, 70, 3, 50, (0, 0, 2, -1), 1),
+    (1, 256, 16, 14, 14, (1, 1, 1, 1), 1),
+    (2, 8, 12, 9, 9, (2, 0, 1, 1), 3),
+    (1, 1, 1, 6, 67, (1, 1, 1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("case", WINOGRAD, ids=lambda case: "x".join(map(str, case[:5])))
+def test_winograd_stays_within_its_bound(case):
+    n, c, k, height, width, padding, groups = case
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(n, c * groups, height, width, generator=generator)
+    w = torch.randn(k * groups, c, 3, 3, generator=generator)
+    geometry = ((1, 1), padding, (1, 1), groups)
+    exact = by("reference", "conv", x.double(), w.double(), *geometry)
+    scale = by("reference", "conv", x.double().abs(), w.double().abs(), *geometry).max()
+    y = by("winograd", "conv", x, w, *geometry)
+    assert (y - exact).abs().max() <= backends.WINOGRAD_BOUND * scale
+    gradient = torch.randn(y.shape, generator=generator)
+    size = (height, width)
+    exact = by("reference", "conv_transpose", gradient.double(), w.double(), size, *geometry)
+    scale = by("reference", "conv_transpose", gradient.double().abs(), w.double().abs(), size, *geometry).max()
+    dx = by("winograd", "conv_transpose", gradient, w, size, *geometry)
+    assert (dx - exact).abs().max() <= backends.WINOGRAD_BOUND * scale
+
+
+def test_winograd_is_a_switch():
+    layer = (1, 64, 56, 56), (64, 64, 3, 3)
+    assert backends.winograd
+    assert tc.explain_kernel(*layer, padding=1).algorithm == "winograd"
+    x, w = torch.randn(*layer[0]), torch.randn(*layer[1])
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    with backends.flags(winograd=False):
+        assert not backends.winograd
+        assert tc.explain_kernel(*layer, padding=1).algorithm == "panel"
+        assert torch.equal(OPS.conv(x, w, *geometry), by("panel", "conv", x, w, *geometry))
+    assert torch.equal(OPS.conv(x, w, *geometry), by("winograd", "conv", x, w, *geometry))
+    try:
+        backends.winograd = False
+        assert tc.explain_kernel(*layer, padding=1).algorithm == "panel"
+    finally:
+        backends.winograd = True
+    with pytest.raises(TypeError, match="must be a bool"):
+        backends.winograd = 1
+    # Where the sums must not change, it is never chosen.
+    assert tc.explain_kernel(*layer, padding=1, dtype=torch.float64).algorithm == "panel"
+
+
+def test_winograd_spreads_an_infinity_over_its_tile_only():
+    x, w = torch.ones(1, 8, 12, 12), torch.ones(8, 8, 3, 3)
+    x[0, 0, 5, 5] = float("inf")
+    y = by("winograd", "conv", x, w, (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    finite = y[0, 0].isfinite()
+    assert not finite[4:7, 4:7].any()  # the outputs that see it
+    assert not finite[4:8, 4:8].any()  # their tile
+    assert finite[8:].all()
+    assert finite[:, 8:].all()
+    assert finite[:4, :4].all()
+
+
+# Infinities and NaNs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("algorithm", ["panel", "offset"])
+def test_direct_kernels_confine_what_is_not_finite(algorithm, value):
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    x, w = torch.rand(2, 3, 9, 21) + 1, torch.rand(20, 3, 3, 3) + 1
+    x[0, 1, 0, 20] = value
+    y = by(algorithm, "conv", x, w, *geometry)
+    expected = by("reference", "conv", x, w, *geometry)
+    assert torch.equal(y.isfinite(), expected.isfinite())
+    assert (~y.isfinite()).sum() == 20 * 4  # a corner is seen by 2 x 2 outputs
+    x[0, 1, 0, 20] = 1
+    w[3, 1, 0, 0] = value  # meets padding, where there is no entry of C to multiply
+    assert torch.equal(
+        by(algorithm, "conv", x, w, *geometry).isfinite(), by("reference", "conv", x, w, *geometry).isfinite()
+    )
+    gradient = torch.rand(2, 20, 9, 21)
+    assert torch.equal(
+        by(algorithm, "conv_transpose", gradient, w, (9, 21), *geometry).isfinite(),
+        by("reference", "conv_transpose", gradient, w, (9, 21), *geometry).isfinite(),
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["outer", "dot"])
+def test_weight_gradient_confines_what_is_not_finite(algorithm):
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    for place, channels in itertools.product([(0, 0, 0, 0), (0, 0, 4, 20)], [1, 4]):
+        x, y = torch.rand(2, 3, 5, 21) + 1, torch.rand(2, channels, 5, 21) + 1
+        for tensor in (x, y):
+            tensor[place] = float("inf")
+            dw = by(algorithm, "conv_weight", x, y, (3, 3), *geometry)
+            expected = by("reference", "conv_weight", x, y, (3, 3), *geometry)
+            assert torch.equal(dw.isfinite(), expected.isfinite())
+            tensor[place] = 1
+
+
+# Threads and processes -----------------------------------------------------------------------------------------------
+
+LAYERS = [((2, 16, 30, 30), (24, 16, 3, 3), 1), ((3, 8, 17, 40), (8, 1, 5, 5), 8), ((4, 64, 28, 28), (64, 64, 3, 3), 1)]
+
+
+def all_passes(x, w, groups):
+    padding = (w.shape[-1] // 2,) * 4
+    geometry = ((1, 1), padding, (1, 1), groups)
+    y = OPS.conv(x, w, *geometry)
+    return (
+        y,
+        OPS.conv_transpose(y, w, x.shape[2:], *geometry),
+        OPS.conv_weight(x, y, w.shape[2:], *geometry),
+        OPS.conv_transpose(y[..., ::2, ::2].contiguous(), w, x.shape[2:], (2, 2), padding, (1, 1), groups),
+    )
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_the_number_of_threads_does_not_change_a_bit(layer):
+    x, w = torch.randn(layer[0]), torch.randn(layer[1])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = all_passes(x, w, layer[2])
+        torch.set_num_threads(2)
+        two = all_passes(x, w, layer[2])
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_concurrent_calls():
+    data = [(torch.randn(shape), torch.randn(kernel), groups) for shape, kernel, groups in LAYERS]
+    expected = [all_passes(*arguments) for arguments in data]
+    wrong = []
+
+    def work(seed):
+        for i in range(6):
+            j = (seed + i) % len(data)
+            if not all(torch.equal(a, b) for a, b in zip(all_passes(*data[j]), expected[j], strict=True)):
+                wrong.append(j)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_after_use():
+    # A forked child has no OpenMP pool: as torch's own DataLoader workers, it uses one thread.
+    script = """
+import os, torch, torch_convarith
+torch.set_num_threads(2)
+ops = torch.ops.torch_convarith
+x, w = torch.randn(4, 16, 30, 30), torch.randn(32, 16, 3, 3)
+y = ops.conv(x, w, [1, 1], [1] * 4, [1, 1], 1)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if torch.equal(ops.conv(x, w, [1, 1], [1] * 4, [1, 1], 1), y) else 1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+# Instruction sets ----------------------------------------------------------------------------------------------------
+
+ISAS = ("baseline", "avx2", "avx512")
+
+
+def run_with(isa, script):
+    environment = {**os.environ, "TORCH_CONVARITH_ISA": isa}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_an_unknown_instruction_set_is_refused():
+    done = run_with("sse9", "import torch_convarith as tc; tc.build_info()")
+    assert done.returncode != 0
+    assert "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, not 'sse9'" in done.stderr
+
+
+@pytest.mark.parametrize("isa", ISAS[: ISAS.index(tc.build_info()["isa"])])
+def test_lower_instruction_sets(isa):
+    tests = "every_algorithm or other_dtypes or rounded or bound or not_finite or does_not_change"
+    script = f"""
+import sys, pytest, torch_convarith
+assert torch_convarith.build_info()["isa"] == {isa!r}
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", {__file__!r}, "-k", {tests!r}]))
+"""
+    done = run_with(isa, script)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+# The choice ----------------------------------------------------------------------------------------------------------
+
+
+def test_explain_kernel():
+    kernel = tc.explain_kernel((8, 64, 56, 56), (64, 64, 3, 3), stride=2, padding=1, operator="conv_transpose")
+    assert (kernel.operator, kernel.phases, kernel.isa) == ("conv_transpose", 4, tc.build_info()["isa"])
+    # No inserted zero is multiplied: 1, 2, 2 and 4 of the 9 taps in the four phases of 28 x 28 outputs each.
+    assert kernel.multiplications == 8 * 64 * 64 * 9 * 28 * 28
+    assert tc.explain_kernel((1, 1, 4, 4), (1, 1, 3, 3)).algorithm == "reference"
+    assert tc.explain_kernel((1, 32, 56, 56), (32, 32, 3, 3), dtype=torch.int32).algorithm == "reference"
+    assert tc.explain_kernel((4, 64, 56, 56), (64, 1, 3, 3), groups=64, operator="conv_weight").algorithm == "dot"
+    layer = tc.Conv2dExplicit(16, 32, 5, padding=2)
+    assert tc.explain_kernel((2, 16, 20, 20), layer).algorithm in ("panel", "offset")
+    with pytest.raises(ValueError, match="operator must be one of"):
+        tc.explain_kernel((1, 1, 4, 4), (1, 1, 3, 3), operator="convolve")
+    with pytest.raises(tc.GeometryError, match="does not fit"):
+        tc.explain_kernel((1, 1, 2, 2), (1, 1, 3, 3))
+    with pytest.raises(ValueError, match="no algorithm is called"):
+        by("fastest", "conv")
+
+
+@pytest.mark.parametrize("operator", ["conv", "conv_transpose", "conv_weight"])
+def test_scratch_does_not_grow_with_the_batch(operator):
+    for shape, weight, padding in [
+        ((64, 56, 56), (64, 64, 3, 3), 1),
+        ((512, 7, 7), (512, 512, 3, 3), 1),
+        ((2048, 7, 7), (2048, 2048, 3, 3), 1),
+        ((3, 224, 224), (64, 3, 7, 7), 3),
+        ((256, 6, 6), (4096, 256, 6, 6), 0),
+    ]:
+        scratch = [
+            tc.explain_kernel((batch, *shape), weight, padding=padding, operator=operator).scratch_bytes
+            for batch in (1, 32, 512, 2**15, 2**18)
+        ]
+        assert max(scratch) <= 64 * 2**20
+        assert scratch[4] <= 1.1 * scratch[3]

@@ -1,0 +1,139 @@
+"""Which CPU kernels run: switches as torch.backends has them, and what would be chosen.
+
+``winograd`` (default True): dense 3 x 3 convolutions of stride 1 in float32 and the half precisions may run by
+Winograd's F(4 x 4, 3 x 3) [Lavin & Gray 2015, arXiv:1509.09308], which multiplies a quarter as often and rounds
+differently. It is deterministic. Against float64 its largest error stays within ``WINOGRAD_BOUND`` of the largest
+magnitude that the sum could have had, ``conv(|x|, |w|)``; magnitudes near the largest float overflow earlier, and an
+infinity or a NaN in the input spreads over the 4 x 4 outputs of every tile that sees it. Weights that are not finite go
+to the plain kernels where there is padding. Switch it off for bitwise comparisons with the direct sum:
+
+>>> import torch_convarith as tc
+>>> tc.backends.winograd
+True
+>>> with flags(winograd=False):
+...     explain_kernel((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm
+'panel'
+>>> explain_kernel((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm
+'winograd'
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from . import _ops
+from .geometry import Geometry
+
+WINOGRAD_BOUND = 1e-5
+"""Of ``|conv(x, w) - exact|`` in float32, relative to the largest entry of ``conv(|x|, |w|)``."""
+
+winograd: bool
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a CPU operator runs.
+
+    Attributes:
+        operator: ``"conv"``, ``"conv_transpose"`` or ``"conv_weight"``.
+        algorithm: ``"panel"`` and ``"offset"`` multiply packed weights with tiles of the input, copied or through a
+            table of offsets; ``"winograd"``; ``"outer"`` and ``"dot"`` give the weight's gradient with vectors along
+            the out channels or along the outputs; ``"reference"`` is plain C++ for every dtype and very small sizes.
+        isa: instruction set: ``"baseline"``, ``"avx2"`` or ``"avx512"``.
+        phases: separate convolutions: the phases of the stride of a transposed convolution, else 1; 0 for
+            ``"reference"``.
+        multiplications: of two numbers, by the algorithm chosen and without its transforms.
+        scratch_bytes: memory beside the operands, of all threads together; an upper bound.
+    """
+
+    operator: str
+    algorithm: str
+    isa: str
+    phases: int
+    multiplications: int
+    scratch_bytes: int
+
+
+def explain_kernel(
+    input_size: Sequence[int],
+    weight: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    operator: str = "conv",
+    dtype: torch.dtype = torch.float32,
+) -> Kernel:
+    """Which kernel a convolution runs on the CPU, on contiguous tensors and with the present number of threads.
+
+    Args:
+        input_size: (N, C, *input) of the convolution, also for ``operator="conv_transpose"``, whose result it is.
+        weight: (K, C/groups, *kernel); or a convolution layer, which then gives all the rest but ``operator``.
+        stride: an int or one per axis.
+        padding: an int, one per axis, ``(lo, hi)`` per axis, or ``"same"`` or ``"valid"``.
+        dilation: an int or one per axis.
+        groups: number of groups.
+        operator: ``"conv"``, ``"conv_transpose"`` (the gradient of the input) or ``"conv_weight"``.
+        dtype: of the tensors.
+
+    Raises:
+        GeometryError: sizes that do not fit.
+        ValueError: an unknown operator.
+
+    >>> explain_kernel((1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, operator="conv_transpose").phases
+    4
+    """
+    if operator not in _ops.kernels.PASSES:
+        raise ValueError(f"operator must be one of {', '.join(_ops.kernels.PASSES)}, not {operator!r}")
+    if isinstance(weight, torch.nn.Module):
+        layer: Any = weight
+        weight, dtype = tuple(layer.weight.shape), layer.weight.dtype
+        stride, padding, dilation, groups = layer.stride, layer.padding, layer.dilation, layer.groups
+    geometry = Geometry.of(tuple(input_size[2:]), tuple(weight[2:]), stride, padding, dilation)
+    found = _ops.explain_kernel(
+        operator,
+        dtype,
+        input_size,
+        weight,
+        geometry.stride,
+        [side for pair in geometry.padding for side in pair],
+        geometry.dilation,
+        groups,
+    )
+    return Kernel(operator=operator, isa=_ops.build_info()["isa"], **found)
+
+
+@contextmanager
+def flags(*, winograd: bool) -> Iterator[None]:
+    """The switches for the length of a ``with`` block; they are the process's, not the thread's."""
+    before = _ops.winograd_enabled()
+    _ops.set_winograd(winograd)
+    try:
+        yield
+    finally:
+        _ops.set_winograd(before)
+
+
+class _Backends(ModuleType):
+    """The module itself, with its switches as properties."""
+
+    @property
+    def winograd(self) -> bool:
+        return _ops.winograd_enabled()
+
+    @winograd.setter
+    def winograd(self, enabled: bool) -> None:
+        if not isinstance(enabled, bool):
+            raise TypeError(f"winograd must be a bool, not {enabled!r}")
+        _ops.set_winograd(enabled)
+
+
+sys.modules[__name__].__class__ = _Backends
