@@ -23,16 +23,39 @@ build_info = _C.build_info
 
 from .conv import METHODS, conv, conv_transpose, conv_weight  # noqa: E402
 from .matrix import csr, csr_weight  # noqa: E402
+from .normalization import lrn  # noqa: E402
+from .pooling import (  # noqa: E402
+    avg_pool,
+    avg_pool_transpose,
+    lp_pool,
+    max_pool,
+    max_pool_ties,
+    max_pool_with_indices,
+    pool_scatter,
+    pool_select,
+)
+from .unfold import fold, unfold  # noqa: E402
 from .zero_insert import zero_insert, zero_remove  # noqa: E402
 
 __all__ = [
     "METHODS",
+    "avg_pool",
+    "avg_pool_transpose",
     "build_info",
     "conv",
     "conv_transpose",
     "conv_weight",
     "csr",
     "csr_weight",
+    "fold",
+    "lp_pool",
+    "lrn",
+    "max_pool",
+    "max_pool_ties",
+    "max_pool_with_indices",
+    "pool_scatter",
+    "pool_select",
+    "unfold",
     "zero_insert",
     "zero_remove",
 ]
