@@ -21,7 +21,9 @@ avg_pool, avg_pool_transpose = adjoint_pair("avg_pool", "avg_pool_transpose", la
 pool_select, pool_scatter = adjoint_pair("pool_select", "pool_scatter", lambda _indices, axes: axes)
 """``pool_select(x, indices, axes)`` picks what indices name in each plane; and its adjoint."""
 
-pool_ties, pool_ties_transpose = adjoint_pair("pool_ties", "pool_ties_transpose", lambda _x, _y, kernel, *_: len(kernel))
+pool_ties, pool_ties_transpose = adjoint_pair(
+    "pool_ties", "pool_ties_transpose", lambda _x, _y, kernel, *_: len(kernel)
+)
 """``pool_ties(v, x, y, *geometry, split)`` sums v over the inputs x that equal their window's y; and its adjoint."""
 
 
@@ -98,7 +100,7 @@ class _MaxPoolWithIndices(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        x, kernel, *rest = inputs
+        x, kernel, *_ = inputs
         ctx.inputs = len(inputs)
         if hasattr(ctx, "mark_non_differentiable"):
             ctx.mark_non_differentiable(output[1])

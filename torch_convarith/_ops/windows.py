@@ -45,9 +45,7 @@ def kept(ctx: Any) -> list[Any]:
 
 def register_autograd(name: str, function: type[torch.autograd.Function]) -> None:
     """The raw operator's rule: that of its Function."""
-    torch.library.register_autograd(
-        f"torch_convarith::{name}", function.backward, setup_context=function.setup_context
-    )
+    torch.library.register_autograd(f"torch_convarith::{name}", function.backward, setup_context=function.setup_context)
 
 
 def adjoint_pair(name: str, adjoint_name: str, axes: Callable[..., int]) -> tuple[Operator, Operator]:
