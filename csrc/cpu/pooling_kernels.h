@@ -649,16 +649,31 @@ struct LpPolicy {
     } else {
       // A sum that left the range of its type is taken again, with the window divided by its largest element.
       constexpr A least = std::numeric_limits<A>::min() * 1024, most = std::numeric_limits<A>::max();
-      bool in_range = true;
+      bool in_range = true, has_zero = false;
       for (int64_t e = 0; e < n; ++e) {
         out[e] = static_cast<T>(powers.root(in[e]));
-        in_range &= (in[e] <= most) & ((in[e] >= least) | (kPower != 0 && in[e] == 0));
+        in_range &= (in[e] <= most) & ((in[e] >= least) | (in[e] == 0));
+        has_zero |= in[e] == 0;
       }
-      if (kPower == 1 || in_range) return;
+      // A sum of 0 is one of zeros, unless powers vanished.
+      if (kPower == 1 || (in_range && !(has_zero && vanishes(w, row, x)))) return;
       for (int64_t e = 0; e < n; ++e) {
         if (in[e] > most || in[e] < least) out[e] = scaled(w, row, x, e);
       }
     }
+  }
+
+  bool vanishes(const Windows& w, const Row& row, const T* x) const {
+    std::vector<const T*> lines;
+    lines_of_window(w, x, row, lines);
+    bool found = false;
+    for (const T* line : lines) {
+      for (int64_t e = 0; e < w.axis[2].input * w.inner; ++e) {
+        const A v = static_cast<A>(line[e]);
+        found |= (v != 0) & (powers.power(v) == 0);
+      }
+    }
+    return found;
   }
 
   T scaled(const Windows& w, const Row& row, const T* x, int64_t e) const {

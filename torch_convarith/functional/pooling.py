@@ -490,11 +490,13 @@ def _median_pool(
 ) -> Tensor:
     name = f"median_pool{axes}d"
     geometry = _check(name, axes, input, kernel_size, stride, padding, dilation, ceil_mode)
+    for a in geometry:
+        for o in range(a.output):
+            if all(a.input_index(o, tap) is None for tap in range(a.kernel)):
+                raise GeometryError(f"{name}: window {o} of {a} lies wholly in the padding, it has no median")
     is_floating = input.is_floating_point()
     last = math.inf if is_floating else torch.iinfo(input.dtype).max
     count = _windows(torch.ones(geometry.input_size, dtype=torch.long, device=input.device), geometry, 0).sum(-1)
-    if bool((count == 0).any()):
-        raise GeometryError(f"{name}: a window lies wholly in the padding, it has no median; {geometry}")
     windows = _windows(input, geometry, last).sort(-1).values  # padding comes last, and behind it NaN
     middle = ((count - 1) // 2).expand(windows.shape[:-1]).unsqueeze(-1)
     median = windows.gather(-1, middle).squeeze(-1)

@@ -150,7 +150,7 @@ class _LocallyConnected(_Local):
         def transpose(y: Tensor) -> Tensor:
             if self.padding_mode != "zeros":
                 x = torch.zeros(y.shape[0], self.in_channels, *self.input_size, dtype=y.dtype, device=y.device)
-                _, pull = torch.func.vjp(lambda v: self._apply_weight(v, None), x)
+                pull: Any = torch.func.vjp(lambda v: self._apply_weight(v, None), x)[1]
                 return pull(y)[0]
             return functional.locally_connected_transpose(
                 y, self.weight, self.input_size, None, self.stride, geometry.padding, self.dilation, self.groups

@@ -80,6 +80,8 @@ class _MaxPool(_Pool):
 
 class _AvgPool(_Pool):
     dilation: Any = 1
+    ceil_mode: Any
+    count_include_pad: Any
 
     def __init__(self, *args: Any, dilation: Any = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -105,7 +107,7 @@ class _AvgPool(_Pool):
 
     def matrix(self, input_size: Size, channels: int = 1, dtype: torch.dtype | None = None) -> WindowMatrix:
         """The layer's matrix on an input of these spatial sizes: one block per channel, all alike."""
-        pads = tuple(p if isinstance(p, Sequence) else (p, p) for p in self._each(self.padding))
+        pads: Any = tuple(p if isinstance(p, Sequence) else (p, p) for p in self._each(self.padding))
         divisor = getattr(self, "divisor_override", None)
         return average_matrix(
             self.geometry(input_size), pads, self.ceil_mode, self.count_include_pad, divisor, channels, dtype
@@ -114,6 +116,7 @@ class _AvgPool(_Pool):
 
 class _LPPool(_Pool):
     signed = True
+    norm_type: Any
 
     def __init__(self, *args: Any, signed: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
