@@ -137,8 +137,10 @@ static_assert(output_size(axis(6, 3, 2, 1)) == 3 && unused(axis(6, 3, 2, 1)) == 
 static_assert(output_size(axis(7, 3, 1, 0, 2)) == 3, "relationship 15");
 static_assert(!fits(axis(2, 3, 2, 0)) && output_size(axis(2, 3, 2, 0)) == 0, "refused before dividing");
 static_assert(output_index(axis(5, 3, 2, 0), 2, 2, 0) == 1 && output_index(axis(5, 3, 2, 0), 2, 1, 0) == -1, "C^T");
-static_assert(pooling_output_size(axis(6, 3, 2, 0), false) == 2 && pooling_output_size(axis(6, 3, 2, 0), true) == 3, "");
-static_assert(taps_of_output(axis(5, 3, 2, 1), 0).begin == 1 && taps_of_output(axis(5, 3, 2, 1), 2).end == 2, "padding");
+static_assert(pooling_output_size(axis(6, 3, 2, 0), false) == 2 && pooling_output_size(axis(6, 3, 2, 0), true) == 3,
+              "");
+static_assert(taps_of_output(axis(5, 3, 2, 1), 0).begin == 1 && taps_of_output(axis(5, 3, 2, 1), 2).end == 2,
+              "padding");
 static_assert(source_index(-1, 4, PaddingMode::kReflect) == 1 && source_index(5, 4, PaddingMode::kCircular) == 1, "");
 }  // namespace figures
 

@@ -136,8 +136,9 @@ inline void lines_of_window(const Windows& w, const T* x, const Row& row, std::v
   lines.clear();
   for (int64_t t0 = taps0.begin; t0 < taps0.end; ++t0) {
     for (int64_t t1 = taps1.begin; t1 < taps1.end; ++t1) {
-      lines.push_back(x + ((row.plane * a0.input + input_index(a0, row.i0, t0)) * a1.input +
-                           input_index(a1, row.i1, t1)) * a2.input * w.inner);
+      lines.push_back(x +
+                      ((row.plane * a0.input + input_index(a0, row.i0, t0)) * a1.input + input_index(a1, row.i1, t1)) *
+                          a2.input * w.inner);
     }
   }
 }
@@ -173,10 +174,15 @@ inline void for_each_input(const Windows& w, int64_t o0, int64_t o1, int64_t o2,
 
 // Max and min ----------------------------------------------------------------------------------------------------
 
-// The larger (kMinimum: the smaller) of two; a NaN is larger than anything, as in torch.
+// The larger (kMinimum: the smaller) of two; a NaN is larger than anything, as in torch. Two selections and no branch:
+// compilers turn this into vector instructions.
 template <bool kMinimum, typename A>
 struct Better {
-  static bool is(A v, A than) { return (kMinimum ? v < than : v > than) | (v != v); }
+  static bool is(A v, A than) { return kMinimum ? v < than : v > than; }
+  static A of(A m, A v) {
+    const A better = is(v, m) ? v : m;
+    return v != v ? v : better;
+  }
   static A neutral() {
     using Limits = std::numeric_limits<A>;
     if constexpr (Limits::has_infinity) return kMinimum ? Limits::infinity() : -Limits::infinity();
@@ -191,7 +197,7 @@ struct MaxPolicy {
 
   static A neutral() { return Better<kMinimum, A>::neutral(); }
   static A load(T v) { return static_cast<A>(v); }
-  static A combine(A m, A v) { return Better<kMinimum, A>::is(v, m) ? v : m; }
+  static A combine(A m, A v) { return Better<kMinimum, A>::of(m, v); }
   static void store(const Windows& w, const Row&, const T*, const A* CONVARITH_RESTRICT in, T* CONVARITH_RESTRICT out) {
     for (int64_t e = 0; e < w.output[2] * w.inner; ++e) out[e] = static_cast<T>(in[e]);
   }
@@ -205,6 +211,8 @@ template <bool kMinimum, typename T, typename A, typename I>
 struct Indexed {
   using Is = Better<kMinimum, A>;
 
+  static I mask(bool condition) { return condition ? I(-1) : I(0); }  // all bits or none
+
   template <bool kFirst>
   static void line(const T* CONVARITH_RESTRICT x, I index, int64_t n, A* CONVARITH_RESTRICT value,
                    I* CONVARITH_RESTRICT where) {
@@ -214,9 +222,10 @@ struct Indexed {
         value[e] = v;
         where[e] = index;
       } else {
-        const bool better = Is::is(v, value[e]);
-        where[e] = better ? index : where[e];
-        value[e] = better ? v : value[e];
+        const A best = value[e];
+        const I take = mask(Is::is(v, best)) | mask(v != v);
+        where[e] = (index & take) | (where[e] & ~take);
+        value[e] = Is::of(best, v);
       }
     }
   }
@@ -228,9 +237,12 @@ struct Indexed {
     for (int64_t o = 0; o < n; ++o) {
       const A candidate = v[o * stride];
       const I at = i[o * stride];
-      const bool better = Is::is(candidate, value[o]) | ((candidate == value[o]) & (at < where[o]));
-      where[o] = better ? at : where[o];
-      value[o] = better ? candidate : value[o];
+      const A best = value[o];
+      const I held = where[o];
+      const I take =
+          mask(Is::is(candidate, best)) | mask(candidate != candidate) | (mask(candidate == best) & mask(at < held));
+      where[o] = (at & take) | (held & ~take);
+      value[o] = Is::of(best, candidate);
     }
   }
 
@@ -323,7 +335,8 @@ bool pool_select_planes(int64_t inputs, int64_t outputs, int64_t inner, const T*
   return valid;
 }
 
-// x[index[o]] += y[o]: channels [first, last) of planes [begin, end). `sum` holds a plane where T is too narrow to sum in.
+// x[index[o]] += y[o]: channels [first, last) of planes [begin, end). `sum` holds a plane where T is too narrow to sum
+// in.
 template <typename T, typename A>
 bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T* y, const int64_t* indices, T* x,
                          int64_t begin, int64_t end, int64_t first, int64_t last) {
@@ -388,7 +401,8 @@ void pool_ties_planes(const Windows& w, bool split, const T* v, const T* x, cons
         } else {
           A total(0);
           const T* values = v + p * inputs * inner + c;
-          for_each_input(w, o0, o1, o2, [&](int64_t i) { total += equal(i) ? static_cast<A>(values[i * inner]) : A(0); });
+          for_each_input(w, o0, o1, o2,
+                         [&](int64_t i) { total += equal(i) ? static_cast<A>(values[i * inner]) : A(0); });
           result[e] = static_cast<T>(total * share);
         }
       }
@@ -459,8 +473,8 @@ struct AveragePolicy {
   std::vector<A> columns;  // the last axis's counts, once per element of a line
 };
 
-// The adjoint of summing windows. Stage 1 sums the lines of y whose windows see a row of x, stage 2 goes along the line:
-// input q * s + r, counted from the padding on, gets the taps t with t * d = r + s * j of windows q - j.
+// The adjoint of summing windows. Stage 1 sums the lines of y whose windows see a row of x, stage 2 goes along the
+// line: input q * s + r, counted from the padding on, gets the taps t with t * d = r + s * j of windows q - j.
 template <typename A>
 class Spread {
  public:
@@ -476,6 +490,7 @@ class Spread {
     groups_ = std::max(w.output[2], (lo + a_.input + a_.stride - 1) / a_.stride);
     line_.assign((reach + groups_) * w.inner, A(0));
     spread_.assign(groups_ * a_.stride * w.inner + std::max<int64_t>(0, -a_.lo) * w.inner, A(0));
+    phase_.assign(groups_, A(0));
     outputs = line_.data() + reach * w.inner;
     inputs = spread_.data() + a_.lo * w.inner;
   }
@@ -490,6 +505,17 @@ class Spread {
     }
     const int64_t inner = w_.inner, step = a_.stride * inner;
     for (int64_t r = 0; r < a_.stride; ++r) {
+      if (inner == 1) {  // one phase at a time: its sums are contiguous
+        A* CONVARITH_RESTRICT sum = phase_.data();
+        std::fill(sum, sum + groups_, A(0));
+        for (const int64_t j : phases_[r]) {
+          const A* CONVARITH_RESTRICT from = outputs - j;
+          for (int64_t q = 0; q < groups_; ++q) sum[q] += from[q];
+        }
+        A* CONVARITH_RESTRICT to = spread_.data() + r;
+        for (int64_t q = 0; q < groups_; ++q) to[q * step] = sum[q];
+        continue;
+      }
       for (int64_t q = 0; q < groups_; ++q) {
         A* CONVARITH_RESTRICT to = spread_.data() + q * step + r * inner;
         for (int64_t c = 0; c < inner; ++c) to[c] = A(0);
@@ -524,6 +550,7 @@ class Spread {
   int64_t groups_;
   std::vector<A> line_;
   std::vector<A> spread_;
+  std::vector<A> phase_;
 };
 
 // Rows of x: (plane, i0, i1). The policy scales what it adds from a row of y, and finishes a row of x.
@@ -623,7 +650,8 @@ struct LpPolicy {
 
   LpPolicy(const Windows& w, double p) : powers{p} {
     if constexpr (!kSigned) return;
-    const Divisors d = Divisors::of(w, true);  // torch: the mean of what ceil_mode leaves, times the whole window's count
+    const Divisors d =
+        Divisors::of(w, true);  // torch: the mean of what ceil_mode leaves, times the whole window's count
     for (int i = 0; i < kAxes; ++i) {
       for (const int64_t count : d.count[i]) {
         weights[i].push_back(static_cast<A>(w.axis[i].kernel) / static_cast<A>(count));
@@ -647,22 +675,29 @@ struct LpPolicy {
         for (int64_t e = 0; e < n; ++e) out[e] = static_cast<T>(powers.root(in[e] * lines * weights[2][e / w.inner]));
       }
     } else {
-      // A sum that left the range of its type is taken again, with the window divided by its largest element.
-      constexpr A least = std::numeric_limits<A>::min() * 1024, most = std::numeric_limits<A>::max();
-      bool in_range = true, has_zero = false;
-      for (int64_t e = 0; e < n; ++e) {
-        out[e] = static_cast<T>(powers.root(in[e]));
-        in_range &= (in[e] <= most) & ((in[e] >= least) | (in[e] == 0));
-        has_zero |= in[e] == 0;
-      }
-      // A sum of 0 is one of zeros, unless powers vanished.
-      if (kPower == 1 || (in_range && !(has_zero && vanishes(w, row, x)))) return;
-      for (int64_t e = 0; e < n; ++e) {
-        if (in[e] > most || in[e] < least) out[e] = scaled(w, row, x, e);
-      }
+      for (int64_t e = 0; e < n; ++e) out[e] = static_cast<T>(powers.root(in[e]));
+      if constexpr (kPower != 1) rescale(w, row, x, in, out);
     }
   }
 
+  // A sum that left the range of its type is taken again, with the window divided by its largest element.
+  void rescale(const Windows& w, const Row& row, const T* x, const A* CONVARITH_RESTRICT in,
+               T* CONVARITH_RESTRICT out) const {
+    constexpr A least = std::numeric_limits<A>::min() * 1024, most = std::numeric_limits<A>::max();
+    const int64_t n = w.output[2] * w.inner;
+    int outside = 0, zeros = 0;
+    for (int64_t e = 0; e < n; ++e) {
+      outside |= (in[e] > most ? 1 : 0) | (in[e] < least ? 1 : 0);
+      zeros |= in[e] == 0 ? 1 : 0;
+    }
+    if (outside == 0) return;
+    const bool keep_zeros = zeros != 0 && !vanishes(w, row, x);  // sums of zeros, most likely
+    for (int64_t e = 0; e < n; ++e) {
+      if ((in[e] > most || in[e] < least) && !(in[e] == 0 && keep_zeros)) out[e] = scaled(w, row, x, e);
+    }
+  }
+
+  // Whether a power of something is nothing, in the lines that a row of windows sees.
   bool vanishes(const Windows& w, const Row& row, const T* x) const {
     std::vector<const T*> lines;
     lines_of_window(w, x, row, lines);
@@ -690,6 +725,31 @@ struct LpPolicy {
   Powers<kPower, kSigned, A> powers;
   std::array<std::vector<A>, kAxes> weights;
 };
+
+// The gradient of the norm for any p, pair by pair: (|x| / y)^(p-1) never leaves its type's range.
+template <typename T, typename A>
+void lp_backward_planes(const Windows& w, double p, const T* g, const T* x, const T* y, T* result, int64_t begin,
+                        int64_t end) {
+  const int64_t inputs = w.input_numel(), outputs = w.output_numel(), inner = w.inner;
+  std::vector<A> sum(inputs);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    for (int64_t c = 0; c < inner; ++c) {
+      const T* in = x + plane * inputs * inner + c;
+      std::fill(sum.begin(), sum.end(), A(0));
+      for (int64_t o = 0; o < outputs; ++o) {
+        const int64_t o2 = o % w.output[2], o1 = o / w.output[2] % w.output[1], o0 = o / (w.output[2] * w.output[1]);
+        const int64_t e = (plane * outputs + o) * inner + c;
+        const A norm = static_cast<A>(y[e]), grad = static_cast<A>(g[e]);
+        if (norm == 0) continue;
+        for_each_input(w, o0, o1, o2, [&](int64_t i) {
+          const A v = static_cast<A>(in[i * inner]);
+          sum[i] += grad * std::copysign(std::pow(std::abs(v) / norm, static_cast<A>(p - 1)), v);
+        });
+      }
+      for (int64_t i = 0; i < inputs; ++i) result[(plane * inputs + i) * inner + c] = static_cast<T>(sum[i]);
+    }
+  }
+}
 
 // x's gradient: |x|^(p-1) sign(x) times the windows' sum of g * y^(1-p).
 template <int kPower, bool kSigned, typename T, typename A>

@@ -181,17 +181,16 @@ at::Tensor ties(const WindowShapes& s, const at::Tensor& v, const at::Tensor& x,
   const auto format = window_format(x, axes);
   const at::Tensor values = v.contiguous(format), in = x.contiguous(format), best = y.contiguous(format);
   at::Tensor result = at::empty(kTransposed ? s.x : s.y, v.options(), format);
-  AT_DISPATCH_V2(v.scalar_type(), "torch_convarith::pool_ties", AT_WRAP([&] {
-                   using A = Accumulate<scalar_t>::type;
-                   parallel_rows(w.planes, w.output_numel() * w.kernel_numel() * w.inner,
-                                 [&](int64_t begin, int64_t end) {
-                                   pool_ties_planes<kTransposed, scalar_t, A>(
-                                       w, split, values.const_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(),
-                                       best.const_data_ptr<scalar_t>(), result.mutable_data_ptr<scalar_t>(), begin,
-                                       end);
-                                 });
-                 }),
-                 AT_EXPAND(AT_FLOATING_TYPES), at::kHalf, at::kBFloat16);
+  AT_DISPATCH_V2(
+      v.scalar_type(), "torch_convarith::pool_ties", AT_WRAP([&] {
+        using A = Accumulate<scalar_t>::type;
+        parallel_rows(w.planes, w.output_numel() * w.kernel_numel() * w.inner, [&](int64_t begin, int64_t end) {
+          pool_ties_planes<kTransposed, scalar_t, A>(w, split, values.const_data_ptr<scalar_t>(),
+                                                     in.const_data_ptr<scalar_t>(), best.const_data_ptr<scalar_t>(),
+                                                     result.mutable_data_ptr<scalar_t>(), begin, end);
+        });
+      }),
+      AT_EXPAND(AT_FLOATING_TYPES), at::kHalf, at::kBFloat16);
   return result;
 }
 

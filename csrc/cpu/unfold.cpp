@@ -8,7 +8,7 @@
 namespace convarith::cpu {
 namespace {
 
-#define CONVARITH_DISPATCH_ANY(DTYPE, NAME, ...)                                                                      \
+#define CONVARITH_DISPATCH_ANY(DTYPE, NAME, ...)                                                                   \
   AT_DISPATCH_V2(DTYPE, NAME, AT_WRAP(__VA_ARGS__), AT_EXPAND(AT_ALL_TYPES_AND_COMPLEX), at::kHalf, at::kBFloat16, \
                  at::kBool)
 
