@@ -85,6 +85,24 @@ CONVARITH_HD constexpr Range outputs_of_tap(const Axis& a, int64_t outputs, int6
   return begin < end ? Range{begin, end} : Range{0, 0};
 }
 
+// The taps through which `output` meets an input; the others see padding.
+CONVARITH_HD constexpr Range taps_of_output(const Axis& a, int64_t output) {
+  const int64_t start = input_index(a, output, 0);
+  const int64_t first = start < 0 ? ceil_div(-start, a.dilation) : 0;
+  const int64_t last = floor_div(a.input - 1 - start, a.dilation);
+  const int64_t end = last + 1 < a.kernel ? last + 1 : a.kernel;
+  return first < end ? Range{first, end} : Range{0, 0};
+}
+
+// Pooling windows. With ceil_mode a last, incomplete one counts if it starts inside the input or its left padding.
+CONVARITH_HD constexpr int64_t pooling_output_size(const Axis& a, bool ceil_mode) {
+  if (!ceil_mode) return output_size(a);
+  Axis rounded = a;
+  rounded.hi += a.stride - 1;
+  const int64_t output = output_size(rounded);
+  return (output - 1) * a.stride < a.input + a.lo ? output : output - 1;
+}
+
 // The input that stands at `index` of the padded input, index counted from the first real input; -1 for a zero.
 CONVARITH_HD constexpr int64_t source_index(int64_t index, int64_t input, PaddingMode mode) {
   if (index >= 0 && index < input) return index;
@@ -119,6 +137,10 @@ static_assert(output_size(axis(6, 3, 2, 1)) == 3 && unused(axis(6, 3, 2, 1)) == 
 static_assert(output_size(axis(7, 3, 1, 0, 2)) == 3, "relationship 15");
 static_assert(!fits(axis(2, 3, 2, 0)) && output_size(axis(2, 3, 2, 0)) == 0, "refused before dividing");
 static_assert(output_index(axis(5, 3, 2, 0), 2, 2, 0) == 1 && output_index(axis(5, 3, 2, 0), 2, 1, 0) == -1, "C^T");
+static_assert(pooling_output_size(axis(6, 3, 2, 0), false) == 2 && pooling_output_size(axis(6, 3, 2, 0), true) == 3,
+              "");
+static_assert(taps_of_output(axis(5, 3, 2, 1), 0).begin == 1 && taps_of_output(axis(5, 3, 2, 1), 2).end == 2,
+              "padding");
 static_assert(source_index(-1, 4, PaddingMode::kReflect) == 1 && source_index(5, 4, PaddingMode::kCircular) == 1, "");
 }  // namespace figures
 

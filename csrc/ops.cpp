@@ -34,4 +34,51 @@ TORCH_LIBRARY(torch_convarith, m) {
   // The guide's stretched, padded input: stride - 1 zeros between units, then padding. zero_remove is its adjoint.
   m.def("zero_insert(Tensor x, SymInt[] stride, SymInt[] padding) -> Tensor");
   m.def("zero_remove(Tensor x, SymInt[] size, SymInt[] stride, SymInt[] padding) -> Tensor");
+
+  // Windows of the pattern. The axes are the last dimensions, as many as kernel_size has entries; whatever stands in
+  // front of them is a plane of its own. `minimum` turns max into min. Indices count within a plane.
+  m.def(
+      "max_pool(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode, "
+      "bool minimum) -> Tensor");
+  m.def(
+      "max_pool_with_indices(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode, bool minimum) -> (Tensor y, Tensor indices)");
+
+  // The 0/1 matrix that picks what indices name, and its adjoint.
+  m.def("pool_select(Tensor x, Tensor indices, int axes) -> Tensor");
+  m.def("pool_scatter(Tensor y, SymInt[] input_size, Tensor indices, int axes) -> Tensor");
+
+  // The 0/1 matrix of all inputs that equal their window's y, with split each row divided by their number; its adjoint.
+  m.def(
+      "pool_ties(Tensor v, Tensor x, Tensor y, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, bool ceil_mode, bool split) -> Tensor");
+  m.def(
+      "pool_ties_transpose(Tensor v, SymInt[] input_size, Tensor x, Tensor y, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] dilation, bool ceil_mode, bool split) -> Tensor");
+
+  // The mean of a window, or its sum over divisor_override; and the adjoint.
+  m.def(
+      "avg_pool(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode, "
+      "bool count_include_pad, SymInt? divisor_override) -> Tensor");
+  m.def(
+      "avg_pool_transpose(Tensor y, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, bool ceil_mode, bool count_include_pad, SymInt? divisor_override) -> Tensor");
+
+  // (sum |x|^p)^(1/p), or torch.nn.functional's reading of it; lp_pool_backward is its derivative, applied to g.
+  m.def(
+      "lp_pool(Tensor x, float p, bool signed, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, bool ceil_mode) -> Tensor");
+  m.def(
+      "lp_pool_backward(Tensor g, Tensor x, Tensor y, float p, bool signed, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] dilation, bool ceil_mode) -> Tensor");
+
+  // The pattern itself, x (..., *input) -> y (..., taps, outputs), and its adjoint.
+  m.def("unfold(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation) -> Tensor");
+  m.def(
+      "fold(Tensor y, SymInt[] input_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation) -> Tensor");
+
+  // x / (k + alpha * sum of x^2 over `size` channels)^beta; and its derivative, applied to g.
+  m.def("lrn(Tensor x, int channel_dim, int size, float alpha, float beta, float k) -> Tensor");
+  m.def("lrn_backward(Tensor g, Tensor x, int channel_dim, int size, float alpha, float beta, float k) -> Tensor");
 }

@@ -38,4 +38,18 @@ struct Problem {
   int64_t output_numel() const { return output[0] * output[1] * output[2]; }
 };
 
+// What pooling, unfold and fold share: every plane alike is cut into windows.
+//   x (planes, *input, inner)   y (planes, *output, inner)
+// A plain tensor has inner 1 and its channels among the planes; in channels_last memory the channels are inner.
+struct Windows {
+  int64_t planes;
+  int64_t inner;
+  std::array<Axis, kAxes> axis;
+  std::array<int64_t, kAxes> output;
+
+  int64_t kernel_numel() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
+  int64_t input_numel() const { return axis[0].input * axis[1].input * axis[2].input; }
+  int64_t output_numel() const { return output[0] * output[1] * output[2]; }
+};
+
 }  // namespace convarith

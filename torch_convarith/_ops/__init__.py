@@ -26,10 +26,24 @@ direct_conv, direct_conv_transpose = _C.conv, _C.conv_transpose
 from .conv import METHODS, conv, conv_transpose, conv_weight  # noqa: E402
 from .kernels import explain_kernel, forced_algorithm, set_winograd, winograd_enabled  # noqa: E402
 from .matrix import csr, csr_weight  # noqa: E402
+from .normalization import lrn  # noqa: E402
+from .pooling import (  # noqa: E402
+    avg_pool,
+    avg_pool_transpose,
+    lp_pool,
+    max_pool,
+    max_pool_ties,
+    max_pool_with_indices,
+    pool_scatter,
+    pool_select,
+)
+from .unfold import fold, unfold  # noqa: E402
 from .zero_insert import zero_insert, zero_remove  # noqa: E402
 
 __all__ = [
     "METHODS",
+    "avg_pool",
+    "avg_pool_transpose",
     "build_info",
     "conv",
     "conv_transpose",
@@ -39,8 +53,17 @@ __all__ = [
     "direct_conv",
     "direct_conv_transpose",
     "explain_kernel",
+    "fold",
     "forced_algorithm",
+    "lp_pool",
+    "lrn",
+    "max_pool",
+    "max_pool_ties",
+    "max_pool_with_indices",
+    "pool_scatter",
+    "pool_select",
     "set_winograd",
+    "unfold",
     "winograd_enabled",
     "zero_insert",
     "zero_remove",

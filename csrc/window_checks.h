@@ -1,0 +1,99 @@
+// Tensors and integers -> Windows: the checks of pooling, unfold and fold, so that a kernel can trust its Windows.
+#pragma once
+
+#include "checks.h"
+
+namespace convarith {
+
+inline void check_dense(const at::Tensor& t, const char* name) {
+  TORCH_CHECK(t.layout() == at::kStrided, "expected a dense ", name, ", got layout ", t.layout());
+}
+
+inline void check_alike(const at::Tensor& a, const char* a_name, const at::Tensor& b, const char* b_name) {
+  check_dense(a, a_name);
+  check_dense(b, b_name);
+  TORCH_CHECK(a.scalar_type() == b.scalar_type() && a.device() == b.device(), "expected ", a_name, " and ", b_name,
+              " of the same dtype and device, got ", a.scalar_type(), " on ", a.device(), " and ", b.scalar_type(),
+              " on ", b.device());
+}
+
+inline void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef expected) {
+  TORCH_CHECK(t.sizes() == expected, "expected ", name, " of shape ", expected, ", got ", t.sizes());
+}
+
+// The channels_last format of a tensor (N, C, *axes) that is stored so, else contiguous.
+inline at::MemoryFormat window_format(const at::Tensor& t, size_t axes) {
+  return t.dim() == static_cast<int64_t>(axes) + 2 ? t.suggest_memory_format() : at::MemoryFormat::Contiguous;
+}
+
+struct WindowShapes {
+  Windows windows;
+  std::vector<int64_t> x;
+  std::vector<int64_t> y;
+};
+
+// Windows over a tensor of shape (*leading, *input). With ceil_mode incomplete windows count.
+inline WindowShapes make_windows(at::IntArrayRef x, at::MemoryFormat format, at::IntArrayRef kernel,
+                                 at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                 bool ceil_mode) {
+  const size_t axes = kernel.size();
+  TORCH_CHECK(axes >= 1 && axes <= kAxes && x.size() >= axes,
+              "expected a kernel of 1 to 3 axes and at least as many dimensions, got kernel ", kernel, " and shape ",
+              x);
+  TORCH_CHECK(stride.size() == axes && dilation.size() == axes && padding.size() == 2 * axes, "expected ", axes,
+              " strides and dilations and ", 2 * axes, " paddings (lo and hi per axis), got stride ", stride,
+              ", dilation ", dilation, " and padding ", padding);
+  const size_t leading = x.size() - axes;
+  WindowShapes s = {{1, 1, {kTrivialAxis, kTrivialAxis, kTrivialAxis}, {1, 1, 1}}, x.vec(), x.vec()};
+  for (size_t i = 0; i < axes; ++i) {
+    Axis a = {x[leading + i], kernel[i], stride[i], padding[2 * i], padding[2 * i + 1], dilation[i]};
+    check_sizes(a, axis_name(i, axes));
+    Axis rounded = a;
+    if (ceil_mode) rounded.hi += a.stride - 1;
+    check_fits(rounded, axis_name(i, axes));
+    const size_t place = kAxes - axes + i;
+    s.windows.axis[place] = a;
+    s.windows.output[place] = s.y[leading + i] = pooling_output_size(a, ceil_mode);
+  }
+  const bool channels_last = format != at::MemoryFormat::Contiguous;
+  for (size_t i = 0; i < leading; ++i) (channels_last && i == 1 ? s.windows.inner : s.windows.planes) *= x[i];
+  return s;
+}
+
+inline WindowShapes make_windows(const at::Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                                 at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  check_dense(x, "x");
+  return make_windows(x.sizes(), window_format(x, kernel.size()), kernel, stride, padding, dilation, ceil_mode);
+}
+
+// The same from y and input_size, for adjoints.
+inline WindowShapes make_windows_of_output(const at::Tensor& y, at::IntArrayRef input_size, at::IntArrayRef kernel,
+                                           at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                           bool ceil_mode) {
+  check_dense(y, "y");
+  TORCH_CHECK(input_size.size() == kernel.size() && y.dim() >= static_cast<int64_t>(kernel.size()),
+              "expected one input size per axis of the kernel ", kernel, ", got ", input_size, " and y of shape ",
+              y.sizes());
+  std::vector<int64_t> x = y.sizes().vec();
+  std::copy(input_size.begin(), input_size.end(), x.end() - static_cast<int64_t>(input_size.size()));
+  WindowShapes s = make_windows(x, window_format(y, kernel.size()), kernel, stride, padding, dilation, ceil_mode);
+  check_shape(y, "y", s.y);
+  return s;
+}
+
+// A maximum over nothing is no number, and has no index.
+inline void check_no_empty_window(const Windows& w) {
+  for (const Axis& a : w.axis) {
+    const int64_t output = w.output[&a - w.axis.data()];
+    for (int64_t o = 0; o < output; ++o) {
+      const Range taps = taps_of_output(a, o);
+      TORCH_CHECK(taps.begin < taps.end, "window ", o, " of kernel ", a.kernel, " with stride ", a.stride,
+                  ", dilation ", a.dilation, " and padding ", show_padding(a), " lies wholly in the padding of input ",
+                  a.input, ": its maximum is not defined");
+      // Past the left padding every window starts on an input, as pooling_output_size() counts them.
+      if (input_index(a, o, 0) >= 0 && (output - 1) * a.stride - a.lo < a.input) break;
+    }
+  }
+}
+
+}  // namespace convarith

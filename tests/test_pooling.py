@@ -1,0 +1,470 @@
+import itertools
+import math
+import statistics
+
+import numpy as np
+import oracle_windows
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing._internal.common_methods_invocations import op_db
+from windows_testing import distinct, geometries, prove_compilable, prove_differentiable, same, small_integers
+
+import torch_convarith as tc
+from torch_convarith import functional as C
+from torch_convarith import geometry as sizes
+
+ops = torch.ops.torch_convarith
+# torch.func.jvp scripts its decompositions on first use.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+few = settings(max_examples=50, deadline=None, derandomize=True)
+GUIDE = torch.tensor([[3, 3, 2, 1, 0], [0, 0, 1, 3, 1], [3, 1, 2, 2, 3], [2, 0, 0, 2, 2], [2, 0, 0, 0, 1]]).double()
+AXES = (1, 2, 3)
+POOLS = [f"{kind}_pool{n}d" for kind in ("max", "avg") for n in AXES]
+
+
+def of(kind, axes):
+    return getattr(C, f"{kind}_pool{axes}d")
+
+
+def info(name):
+    return next(op for op in op_db if op.name == f"nn.functional.{name}")
+
+
+# torch's values ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_torch_samples(name):
+    for sample in itertools.islice(info(name).sample_inputs("cpu", torch.float64, requires_grad=False), 0, None, 9):
+        x, args, kwargs = sample.input, sample.args, sample.kwargs
+        if kwargs.get("return_indices"):
+            ours, theirs = getattr(C, name)(x, *args, **kwargs), getattr(F, name)(x, *args, **kwargs)
+            assert torch.equal(ours[1], theirs[1])
+        kwargs = {key: value for key, value in kwargs.items() if key != "return_indices"}
+        same(lambda v: getattr(C, name)(v, *args, **kwargs), lambda v: getattr(F, name)(v, *args, **kwargs), x)  # noqa: B023
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_torch_errors(name):
+    for error in info(name).error_inputs("cpu"):
+        sample = error.sample_input
+        if 0 in sample.input.shape and sample.input.numel() == 0 and 0 not in sample.input.shape[-int(name[-2]) :]:
+            continue  # torch refuses a batch without channels
+        with pytest.raises((RuntimeError, ValueError, TypeError)):
+            getattr(C, name)(sample.input, *sample.args, **sample.kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_max_of_integers(dtype):
+    x = small_integers(2, 3, 7, 8, dtype=torch.int64).to(dtype)
+    ours, theirs = (f(x, 3, 2, 1, return_indices=True) for f in (C.max_pool2d, F.max_pool2d))
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(
+        C.min_pool2d(x.clamp(min=0), 2), F.max_pool2d(255 - x.clamp(min=0).long(), 2).sub(255).neg().to(dtype)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_half_precision(kind, dtype):
+    x = torch.randn(2, 3, 9, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pool, torch_pool = of(kind, 2), getattr(F, f"{kind}_pool2d")
+    # torch sums gradients of overlapping windows in half precision, we in float32
+    same(lambda v: pool(v, 2), lambda v: torch_pool(v, 2), x)
+    assert torch.equal(pool(x, 3, 2, 1), torch_pool(x, 3, 2, 1))
+
+
+def test_average_of_integers_truncates():
+    x = small_integers(1, 2, 6, 6, dtype=torch.int64, seed=3)
+    assert torch.equal(C.avg_pool2d(x, 2), F.avg_pool2d(x, 2))
+
+
+@given(geometries(), st.integers(0, 99))
+@few
+def test_max_against_loops_and_torch(geometry, seed):
+    size, kernel, stride, padding, dilation, ceil_mode = geometry
+    x = small_integers(2, 3, *size, seed=seed)
+    table, out = oracle_windows.windows(size, kernel, stride, padding, dilation, ceil_mode)
+    rest = (kernel, stride, padding, dilation, ceil_mode)
+    if any(all(p is None for p in places) for places in table.values()):
+        for kind in ("max", "min"):
+            with pytest.raises(RuntimeError, match="lies wholly in the padding"):
+                of(kind, len(size))(x, *rest)
+        return
+    for kind, reduce in (("max", max), ("min", min), ("median", statistics.median_low)):
+        got = of(kind, len(size))(x, *rest)
+        assert got.shape[2:] == out == sizes.pooling_output_size(size, kernel, stride, padding, dilation, ceil_mode)
+        for plane, y in zip(x.flatten(0, 1), got.flatten(0, 1), strict=True):
+            expected = oracle_windows.pool(plane.numpy(), reduce, kernel, stride, padding, dilation, ceil_mode)
+            assert np.array_equal(y.numpy(), expected)
+    y, indices = of("max", len(size))(x, *rest, return_indices=True)
+    for n, c in itertools.product(range(2), range(3)):
+        for output, places in table.items():
+            seen = [np.ravel_multi_index(p, size) for p in places if p is not None]
+            values = [x[n, c].flatten()[i].item() for i in seen]
+            assert indices[(n, c, *output)] == seen[values.index(max(values))]
+    assert torch.equal(x.flatten(2).gather(2, indices.flatten(2)).reshape(y.shape), y)
+    if all(lo == hi for lo, hi in padding):
+        lows = [lo for lo, _ in padding]
+        theirs = getattr(F, f"max_pool{len(size)}d")(x, kernel, stride, lows, dilation, ceil_mode, return_indices=True)
+        assert torch.equal(y, theirs[0])
+        assert torch.equal(indices, theirs[1])
+
+
+@given(geometries(), st.booleans(), st.sampled_from([None, 1, 3, -2]))
+@few
+def test_average_against_loops_and_torch(geometry, count_include_pad, divisor):
+    size, kernel, stride, padding, dilation, ceil_mode = geometry
+    axes = len(size)
+    x = small_integers(2, 2, *size)
+    counts = oracle_windows.average_divisors(size, kernel, stride, padding, dilation, ceil_mode, count_include_pad)
+    assume(divisor is not None or counts.min() > 0)
+    override = {} if axes == 1 else {"divisor_override": divisor}
+    if axes > 1 and divisor is not None:
+        counts = np.full_like(counts, divisor)
+    got = of("avg", axes)(x, kernel, stride, padding, ceil_mode, count_include_pad, dilation=dilation, **override)
+    for plane, y in zip(x.flatten(0, 1), got.flatten(0, 1), strict=True):
+        total = oracle_windows.pool(plane.numpy(), sum, kernel, stride, padding, dilation, ceil_mode)
+        np.testing.assert_allclose(y.numpy(), total / counts, rtol=1e-14)
+    if all(lo == hi for lo, hi in padding) and set(dilation) == {1}:
+        rest = (kernel, stride, [lo for lo, _ in padding], ceil_mode, count_include_pad)
+        same(
+            lambda v: of("avg", axes)(v, *rest, **override),
+            lambda v: getattr(F, f"avg_pool{axes}d")(v, *rest, **override),
+            x,
+        )
+
+
+@given(geometries(), st.sampled_from([1, 1.5, 2, 2.5, 3, 4, 30]))
+@few
+def test_norm_against_loops(geometry, p):
+    size, kernel, stride, _, _, ceil_mode = geometry
+    axes, x = len(size), small_integers(1, 2, *size)
+    got = of("lp", axes)(x, p, kernel, stride, ceil_mode, signed=False)
+    ones = (1,) * axes
+    for plane, y in zip(x.flatten(0, 1), got.flatten(0, 1), strict=True):
+        expected = oracle_windows.pool(
+            plane.numpy(),
+            lambda v: sum(abs(e) ** p for e in v) ** (1 / p),
+            kernel,
+            stride,
+            [(0, 0)] * axes,
+            ones,
+            ceil_mode,
+        )
+        np.testing.assert_allclose(y.numpy(), expected, rtol=1e-13)
+    largest = of("lp", axes)(x, math.inf, kernel, stride, ceil_mode, signed=False)
+    assert torch.equal(largest, of("max", axes)(x.abs(), kernel, stride, ceil_mode=ceil_mode))
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("p", [1, 2, 3, 2.5, 4, 0.5, -2, math.inf, -math.inf])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_signed_norm_is_torchs(axes, p, ceil_mode):
+    x = torch.randn(2, 2, *(7,) * axes, generator=torch.Generator().manual_seed(axes), dtype=torch.float64)
+    x[0, 0] = x[0, 0].relu()  # windows of zeros, too
+    if p < 0 or p == 0.5:
+        x = x.abs() + 0.1
+    theirs = getattr(F, f"lp_pool{axes}d")
+    same(lambda v: of("lp", axes)(v, p, 3, 2, ceil_mode), lambda v: theirs(v, p, 3, 2, ceil_mode), x)
+    same(lambda v: of("lp", axes)(v[0], p, 2), lambda v: theirs(v[0], p, 2), x)
+
+
+# Edges ---------------------------------------------------------------------------------------------------------------
+
+
+def test_guide():
+    x = GUIDE[None, None]
+    assert C.max_pool2d(x, 3, 1)[0, 0].tolist() == [[3, 3, 3], [3, 3, 3], [3, 2, 3]]
+    assert torch.equal(
+        C.avg_pool2d(x, 3, 1)[0, 0] * 9, torch.tensor([[15.0, 15, 15], [9, 11, 16], [10, 7, 12]]).double()
+    )
+    first = C.lp_pool2d(x, 2, 3, 1)[0, 0, 0]
+    torch.testing.assert_close(first, torch.tensor([6.0828, 5.7446, 5.7446]).double(), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_maximum_of_nan_and_infinity(layout):
+    g = torch.Generator().manual_seed(0)
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0])
+    x = special[torch.randint(6, (2, 5, 9, 11), generator=g)]
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    for kernel, stride in ((2, 2), (3, 2), (3, 1), (4, 3)):
+        ours, theirs = (f(x, kernel, stride, 1, return_indices=True) for f in (C.max_pool2d, F.max_pool2d))
+        torch.testing.assert_close(ours[0], theirs[0], equal_nan=True, rtol=0, atol=0)
+        finite = ~theirs[0].isnan()
+        assert torch.equal(ours[1][finite], theirs[1][finite])
+        if layout == "contiguous":
+            assert torch.equal(ours[1], theirs[1])  # of several NaNs the last
+        torch.testing.assert_close(C.max_pool2d(x, kernel, stride, 1), theirs[0], equal_nan=True, rtol=0, atol=0)
+        least = C.min_pool2d(x, kernel, stride, 1)
+        torch.testing.assert_close(least, -F.max_pool2d(-x, kernel, stride, 1), equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_channels_last(axes):
+    size = (9, 8, 7)[:axes]
+    memory = torch.channels_last if axes == 2 else torch.channels_last_3d
+    x = distinct(2, 5, *size).requires_grad_()
+    last = x.detach().to(memory_format=memory).requires_grad_()
+    for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 1)):
+        for fn in (
+            lambda v: of("max", axes)(v, kernel, stride, padding),  # noqa: B023
+            lambda v: of("avg", axes)(v, kernel, stride, padding),  # noqa: B023
+            lambda v: of("lp", axes)(v, 2, kernel, stride),  # noqa: B023
+            lambda v: of("lp", axes)(v, 2, kernel, stride, ceil_mode=True),  # noqa: B023
+            lambda v: of("max", axes)(v, kernel, stride, padding, ties="split"),  # noqa: B023
+        ):
+            y, y_last = fn(x), fn(last)
+            assert y_last.is_contiguous(memory_format=memory)
+            torch.testing.assert_close(y_last, y)
+            grads = [torch.autograd.grad(out.square().sum(), t)[0] for out, t in ((y, x), (y_last, last))]
+            torch.testing.assert_close(grads[1], grads[0])
+        assert torch.equal(
+            of("max", axes)(last.detach(), kernel, stride, padding), of("max", axes)(x, kernel, stride, padding)
+        )
+
+
+def test_window_wholly_in_the_padding_is_refused():
+    with pytest.raises(RuntimeError, match="lies wholly in the padding"):
+        C.max_pool1d(torch.zeros(1, 1, 1), 2, 1, 2, dilation=3)
+    with pytest.raises(RuntimeError, match="lies wholly in the padding"):
+        C.avg_pool1d(torch.zeros(1, 1, 1), 2, 1, 2, count_include_pad=False, dilation=3)
+    with pytest.raises(RuntimeError, match="no median"):
+        C.median_pool1d(torch.zeros(1, 1, 1), 2, 1, 2, dilation=3)
+
+
+def test_arguments_are_checked():
+    x = torch.zeros(1, 1, 6, 6)
+    for bad, message in (
+        (lambda: C.max_pool2d(x, 3, padding=2), "at most half"),
+        (lambda: C.max_pool2d(x, 7), "does not fit input 6"),
+        (lambda: C.max_pool2d(x, 2, stride=0), "non-positive stride"),
+        (lambda: C.avg_pool2d(x, 2, padding=-1), "negative padding"),
+        (lambda: C.avg_pool2d(x, 2, divisor_override=0), "not zero"),
+        (lambda: C.max_pool2d(x[0, 0], 2), "Expected 3D"),
+        (lambda: C.avg_pool2d(torch.zeros(1, 1, 0, 4), 2, padding=1), "needs inputs"),
+        (lambda: C.max_pool2d(x, 2, ties="last"), "ties must be one of first, all, split"),
+        (lambda: C.lp_pool2d(x, 0.5, 2, signed=False), "p >= 1"),
+        (lambda: C.pattern_pool(x, lambda w: w, 2), "to a scalar"),
+        (lambda: tc.MaxPool2dExplicit(2, ties="none"), "ties must be"),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            bad()
+    with pytest.raises(IndexError, match="indices must count"):
+        ops.pool_scatter(torch.zeros(1, 1), [4], torch.full((1, 1), 4), 1)
+    with pytest.raises(IndexError, match="indices must count"):
+        ops.pool_select(torch.zeros(1, 4), torch.full((1, 1), -1), 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 6, 6), (2, 0, 6, 6)])
+def test_empty_batches(shape):
+    x = torch.zeros(shape, requires_grad=True)
+    for y in (C.max_pool2d(x, 2), C.avg_pool2d(x, 2), C.lp_pool2d(x, 2, 2)):
+        assert y.shape == (*shape[:2], 3, 3)
+        y.sum().backward()
+        assert x.grad.shape == shape
+
+
+# Gradients -----------------------------------------------------------------------------------------------------------
+
+DIFFERENTIABLE = {
+    "max1d": lambda x: C.max_pool1d(x.flatten(1, 2), 3, 2, 1),
+    "max2d": lambda x: C.max_pool2d(x, 3, 2, 1, 2, True),
+    "max2d_indices": lambda x: C.max_pool2d(x, (2, 3), 1, return_indices=True)[0],
+    "max2d_all": lambda x: C.max_pool2d(x, 3, 2, 1, ties="all"),
+    "max2d_split": lambda x: C.max_pool2d(x, 3, 2, 1, ties="split"),
+    "max3d": lambda x: C.max_pool3d(x[:, None], 2, 1),
+    "min2d": lambda x: C.min_pool2d(x, 2),
+    "avg1d": lambda x: C.avg_pool1d(x.flatten(1, 2), 3, 2, 1, dilation=2),
+    "avg2d": lambda x: C.avg_pool2d(x, 3, 2, 1, True, False),
+    "avg3d": lambda x: C.avg_pool3d(x[:, None], (1, 2, 3), 1, divisor_override=3),
+    "lp2d_signed": lambda x: C.lp_pool2d(x, 2, 3, 2, True),
+    "lp2d_1": lambda x: C.lp_pool2d(x, 1, 3, 1, signed=False),
+    "lp2d_2": lambda x: C.lp_pool2d(x, 2, 3, 2, signed=False),
+    "lp2d_2.5": lambda x: C.lp_pool2d(x, 2.5, 3, 1, signed=False),
+    "lp2d_3": lambda x: C.lp_pool2d(x, 3, 2, 2, signed=False),
+    "lp3d_inf": lambda x: C.lp_pool3d(x[:, None], math.inf, 2, signed=False),
+    "median2d": lambda x: C.median_pool2d(x, 3, 2, 1),
+    "pattern_pool": lambda x: C.pattern_pool(x, lambda w: w.logsumexp(0), 3, 2, 1, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_derivatives(name):
+    prove_differentiable(DIFFERENTIABLE[name], distinct(1, 2, 5, 4))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", ["max2d", "max2d_indices", "max2d_split", "avg2d", "lp2d_2", "median2d"])
+def test_compile(name, dynamic):
+    if name == "median2d" and dynamic:
+        pytest.skip("its windows are looked up in a table of the input's size")
+    prove_compilable(DIFFERENTIABLE[name], distinct(2, 2, 7, 9), dynamic)
+
+
+def raw_calls():
+    x = distinct(2, 3, 6, 7)
+    geometry = ((3, 2), (2, 2), (1, 1, 0, 1), (1, 1), True)
+    y, indices = ops.max_pool_with_indices(x, *geometry, False)
+    norm = ops.lp_pool(x, 2.0, False, *geometry)
+    return {
+        "max_pool": (x, *geometry, True),
+        "max_pool_with_indices": (x, *geometry, False),
+        "pool_select": (x, indices, 2),
+        "pool_scatter": (y, [6, 7], indices, 2),
+        "pool_ties": (x, x.round(), ops.max_pool(x.round(), *geometry, False), *geometry, True),
+        "pool_ties_transpose": (y, [6, 7], x.round(), ops.max_pool(x.round(), *geometry, False), *geometry, False),
+        "avg_pool": (x, *geometry, True, None),
+        "avg_pool_transpose": (y, [6, 7], *geometry, False, None),
+        "lp_pool": (x, 2.5, False, *geometry),
+        "lp_pool_backward": (y, x, norm, 2.0, False, *geometry),
+    }
+
+
+@pytest.mark.parametrize("name", raw_calls())
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_opcheck(name, layout):
+    def arrange(arg):
+        if not isinstance(arg, torch.Tensor):
+            return arg
+        arg = arg.to(memory_format=torch.channels_last) if layout == "channels_last" else arg
+        return arg.detach().clone().requires_grad_(arg.is_floating_point() and arg.shape == first.shape)
+
+    args = raw_calls()[name]
+    first = args[0]
+    torch.library.opcheck(getattr(ops, name).default, tuple(arrange(a) for a in args))
+
+
+def test_adjoints():
+    x, geometry = distinct(2, 3, 6, 7), ((3, 2), (2, 2), (1, 1, 0, 1), (1, 2), True)
+    y = ops.avg_pool(x, *geometry, True, None)
+    u = distinct(*y.shape, seed=1)
+    back = ops.avg_pool_transpose(u, [6, 7], *geometry, True, None)
+    torch.testing.assert_close((y * u).sum(), (x * back).sum())
+    ties = x.mul(2).round()
+    best = ops.max_pool(ties, *geometry, False)
+    forward = ops.pool_ties(x, ties, best, *geometry, True)
+    back = ops.pool_ties_transpose(u, [6, 7], ties, best, *geometry, True)
+    torch.testing.assert_close((forward * u).sum(), (x * back).sum())
+
+
+def test_tie_policies():
+    gradients = {}
+    for ties in ("first", "all", "split"):
+        x = torch.tensor([[[2.0, 2.0, 1.0, 2.0]]], requires_grad=True)
+        y = C.max_pool1d(x, 4, ties=ties)
+        assert y.item() == 2
+        y.sum().backward()
+        gradients[ties] = x.grad.flatten().tolist()
+    assert gradients["first"] == [1, 0, 0, 0]
+    assert gradients["all"] == [1, 1, 0, 1]
+    torch.testing.assert_close(torch.tensor(gradients["split"]), torch.tensor([1 / 3, 1 / 3, 0, 1 / 3]))
+
+
+@given(geometries(axes=2), st.booleans())
+@few
+def test_ties_against_loops(geometry, split):
+    size, kernel, stride, padding, dilation, ceil_mode = geometry
+    table, _ = oracle_windows.windows(size, kernel, stride, padding, dilation, ceil_mode)
+    assume(all(any(p is not None for p in places) for places in table.values()))
+    x = small_integers(1, 1, *size).clamp(-1, 1).requires_grad_()
+    C.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode, ties="split" if split else "all").sum().backward()
+    expected = np.zeros(size)
+    for places in table.values():
+        seen = [p for p in places if p is not None]
+        largest = max(x[0, 0][p].item() for p in seen)
+        winners = [p for p in seen if x[0, 0][p] == largest]
+        for p in winners:
+            expected[p] += 1 / len(winners) if split else 1
+    np.testing.assert_allclose(x.grad[0, 0].numpy(), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, 7.5, math.inf])
+def test_norm_of_negative_and_zero(p):
+    x = torch.tensor([[[-1.0, -2.0, 0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+    y = C.lp_pool1d(x, p, 2, signed=False)
+    y.sum().backward()
+    norm = 2.0 if p == math.inf else (1 + 2**p) ** (1 / p)
+    torch.testing.assert_close(y, torch.tensor([[[norm, 0.0]]], dtype=torch.float64))
+    slopes = [0.0, -1.0] if p == math.inf else [-(norm ** (1 - p)), -(norm ** (1 - p)) * 2 ** (p - 1)]
+    torch.testing.assert_close(x.grad, torch.tensor([[[*slopes, 0.0, 0.0]]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("p", [2, 2.5, 3, 40, 500])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_norm_of_any_magnitude(p, scale):
+    x = torch.tensor([[[-1.0, -1.0, 3.0, 0.5]]]) * scale
+    y = C.lp_pool1d(x, p, 2, signed=False)
+    expected = [2 ** (1 / p), (3.0**p + 0.5**p) ** (1 / p) if p < 500 else 3.0]
+    torch.testing.assert_close(y / scale, torch.tensor([[expected]]))
+
+
+def test_pattern_pool_is_any_pooling():
+    x = distinct(2, 3, 7, 6)
+    rest = (3, 2, 1, 1, True)
+    assert torch.equal(C.pattern_pool(x, lambda w: w.amax(), *rest, pad_value=-math.inf), C.max_pool2d(x, *rest))
+    torch.testing.assert_close(C.pattern_pool(x, torch.mean, 3, 2), C.avg_pool2d(x, 3, 2))
+    assert torch.equal(C.pattern_pool(x[0], torch.sum, (2, 2)), C.pattern_pool(x[:1], torch.sum, 2)[0])
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+LAYERS = [
+    (tc.MaxPool1dExplicit, nn.MaxPool1d, (3,), {"stride": 2, "padding": 1, "ceil_mode": True}),
+    (tc.MaxPool2dExplicit, nn.MaxPool2d, ((3, 2),), {"stride": 2, "dilation": (1, 2), "return_indices": True}),
+    (tc.MaxPool3dExplicit, nn.MaxPool3d, (2,), {"padding": 1}),
+    (tc.AvgPool1dExplicit, nn.AvgPool1d, (3,), {"stride": 2, "padding": 1, "ceil_mode": True}),
+    (tc.AvgPool2dExplicit, nn.AvgPool2d, ((3, 2),), {"stride": (2, 1), "padding": 1, "count_include_pad": False}),
+    (tc.AvgPool3dExplicit, nn.AvgPool3d, (2,), {"divisor_override": 3}),
+    (tc.LPPool1dExplicit, nn.LPPool1d, (2, 3), {"stride": 2, "ceil_mode": True}),
+    (tc.LPPool2dExplicit, nn.LPPool2d, (2, (3, 2)), {}),
+    (tc.LPPool3dExplicit, nn.LPPool3d, (2, 2), {"stride": 1}),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "args", "kwargs"), LAYERS, ids=lambda v: getattr(v, "__name__", ""))
+def test_layers(ours, theirs, args, kwargs):
+    axes = int(theirs.__name__[-2])
+    layer, reference = ours(*args, **kwargs), theirs(*args, **kwargs)
+    assert isinstance(layer, theirs)
+    assert layer.extra_repr() == reference.extra_repr()
+    x = small_integers(2, 3, *(8, 7, 6)[:axes])
+    got, expected = layer(x), reference(x)
+    if isinstance(expected, tuple):
+        assert torch.equal(got[1], expected[1])
+        got, expected = got[0], expected[0]
+    torch.testing.assert_close(got, expected)
+    assert layer.geometry(x.shape[2:]).output_size == expected.shape[2:]
+    if isinstance(layer, nn.modules.pooling._AvgPoolNd):
+        m = layer.matrix(x.shape[2:], channels=3, dtype=torch.float64)
+        torch.testing.assert_close(m.to_dense() @ x[0].flatten(), expected[0].flatten())
+    elif isinstance(layer, nn.modules.pooling._MaxPoolNd):
+        m = layer.matrix(x[0])
+        assert torch.equal(m.to_dense() @ x[0].flatten(), expected[0].flatten())
+        assert torch.equal(m.to_dense().sum(1), torch.ones(m.shape[0], dtype=torch.float64))
+    else:
+        return
+    torch.testing.assert_close(m @ x[0].flatten(), m.to_dense() @ x[0].flatten())
+    u = distinct(m.shape[0], 2)
+    torch.testing.assert_close(m.T @ u, m.to_dense().t() @ u)
+    torch.testing.assert_close(u.t() @ m, u.t() @ m.to_dense())
+    assert torch.equal(m.to_sparse(torch.sparse_coo).to_dense(), m.to_dense())
+    assert m.T.T is m
+    assert m.nnz == int((m.to_dense() != 0).sum())
+
+
+def test_layers_own_arguments():
+    x = small_integers(1, 2, 6, 6)
+    assert torch.equal(tc.AvgPool2dExplicit(2, dilation=2)(x), C.avg_pool2d(x, 2, dilation=2))
+    assert torch.equal(tc.LPPool2dExplicit(3, 2, signed=False)(x), C.lp_pool2d(x, 3, 2, signed=False))
+    assert "ties=split" in repr(tc.MaxPool2dExplicit(2, ties="split"))
+    assert "dilation=2" in repr(tc.AvgPool2dExplicit(2, dilation=2))
+    assert "signed=False" in repr(tc.LPPool2dExplicit(3, 2, signed=False))
+    assert tc.MaxPool2dExplicit(3, 2, ceil_mode=True).geometry(6)[0].padding == (0, 1)
