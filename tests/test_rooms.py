@@ -19,13 +19,14 @@ MAY_IMPORT = {
     "pattern": {"geometry"},
     "_ops": {"_C", "geometry"},
     "matrix": {"geometry", "pattern", "_ops"},
+    "window_matrix": {"geometry", "pattern", "_ops"},
     "functional": {"geometry", "pattern", "_ops", "matrix"},
-    "modules": {"geometry", "pattern", "matrix", "functional"},
+    "modules": {"geometry", "pattern", "matrix", "window_matrix", "functional"},
     "convert": {"modules"},
+    "backends": {"geometry", "_ops"},
 }
 BELOW = set(MAY_IMPORT)
 MAY_IMPORT["models"] = BELOW
-MAY_IMPORT["backends"] = {"_ops"}
 MAY_IMPORT["analysis"] = BELOW | {"models"}
 MAY_IMPORT["figures"] = BELOW | {"models", "analysis"}
 MAY_IMPORT["cli"] = BELOW | {"models", "analysis", "figures"}

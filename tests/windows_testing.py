@@ -14,7 +14,7 @@ def geometries(draw, axes=None, limit_padding=True):
     dilation = [draw(st.integers(1, 2)) for _ in range(axes)]
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     stride = [draw(st.integers(1, 4)) for _ in range(axes)]
-    most = [r // 2 if limit_padding else 2 for r in reach]
+    most = [k // 2 if limit_padding else 2 for k in kernel]
     padding = [(draw(st.integers(0, m)), draw(st.integers(0, m))) for m in most]
     size = [draw(st.integers(r, r + small)) for r in reach]
     return tuple(size), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), draw(st.booleans())

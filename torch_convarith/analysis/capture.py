@@ -194,6 +194,7 @@ class _Recorder(TorchFunctionMode):
         self._used: dict[str, int] = {}
         self._stack: list[tuple[nn.Module, bool]] = []
         self._quiet = 0
+        self._model = model
         self.parameters = {id(p) for p in model.parameters()}
         dims = max((len(x.shape) if isinstance(x, Tensor) else len(x) for x in inputs if _is_shape(x)), default=2)
         # Without a dimension of channels the model itself adds one, as those of raw audio do.
@@ -211,10 +212,9 @@ class _Recorder(TorchFunctionMode):
             node = Node(self._unique(name), "input", "input", None, shape, layout, sizes_of(layout, self.axes))
             self._add(node, tensor)
         with ExitStack() as stack:
-            hooks = torch.nn.modules.module
-            stack.callback(hooks.register_module_forward_pre_hook(self._enter).remove)
-            leave = hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True)
-            stack.callback(leave.remove)
+            for module in self._model.modules():  # not torch's global hooks: they leave a trace when removed
+                stack.callback(module.register_forward_pre_hook(self._enter).remove)
+                stack.callback(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True).remove)
             stack.enter_context(self)
             yield
 

@@ -65,7 +65,7 @@ def max_pool2d(
         input: (N, C, H, W) or (C, H, W); any real dtype.
         kernel_size: the window, an int or one per axis.
         stride: between windows; the window's size by default.
-        padding: on each side, at most half the effective window; what is padded is never the maximum.
+        padding: on each side, at most half the kernel, as torch rules it; what is padded is never the maximum.
         dilation: spacing of the window's taps.
         ceil_mode: whether a last, incomplete window counts.
         return_indices: whether to return, too, where in its plane each maximum stands; int64.
@@ -314,7 +314,7 @@ def pattern_pool(
         fn: takes a window, (m,), to a scalar. It is mapped by torch.func.vmap, and so written of torch's functions.
         kernel_size: an int, or one per axis: m is their product, taps in row-major order.
         stride: between windows; the window's size by default.
-        padding: an int or one per axis, at most half the effective window.
+        padding: an int or one per axis, at most half the kernel, as torch rules it.
         dilation: spacing of the window's taps.
         ceil_mode: whether a last, incomplete window counts.
         pad_value: what a window sees outside the input.
