@@ -8,8 +8,10 @@ CUDA_ARCHS ?= 80 90
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 CUDA_SOURCES := $(wildcard csrc/cuda/*.cu)
 OUT ?= out
+OLDEST := .venv-oldest
+OLDEST_TORCH := torch==2.11.0 setuptools<82
 
-.PHONY: help demo test bench lint format build cuda-check dist clean
+.PHONY: help demo test test-oldest bench lint format build cuda-check dist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,6 +22,13 @@ demo: $(VENV)/.built  ## train LeNet-5 of explicit layers on scanned digits, and
 
 test: $(VENV)/.built  ## run all tests and doctests
 	$(BIN)/python -m pytest -q -n 2
+
+# A wheel, installed outside this folder: the extension built in place belongs to another torch.
+test-oldest: $(OLDEST)/.installed  ## run the tests with the oldest torch that the package accepts
+	rm -rf $(OLDEST)/dist
+	$(OLDEST)/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(OLDEST)/dist .
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --force-reinstall $(OLDEST)/dist/*.whl
+	$(OLDEST)/bin/pytest -q -n 2 tests
 
 bench: $(VENV)/.built  ## measure the operators against torch's own
 	$(BIN)/python benchmarks/run.py --out $(OUT)/bench.json
@@ -50,7 +59,7 @@ dist: $(VENV)/.installed  ## build the sdist, and a wheel from that sdist
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove everything that the targets above made
-	rm -rf $(VENV) build dist out *.egg-info torch_convarith/*.so
+	rm -rf $(VENV) $(OLDEST) build dist out *.egg-info torch_convarith/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
@@ -60,6 +69,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(OLDEST)/.installed: requirements-dev.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(torch|setuptools)==' requirements-dev.txt > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check '$(word 1,$(OLDEST_TORCH))' '$(word 2,$(OLDEST_TORCH))' \
+	  -r $(OLDEST)/requirements.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(CPP)

@@ -9,7 +9,7 @@ import pytest
 import torch_convarith
 
 PACKAGE = Path(torch_convarith.__file__).parent
-CSRC = PACKAGE.parent / "csrc"
+CSRC = Path(__file__).parent.parent / "csrc"
 
 # room -> the rooms it may import from. Everything else is a wall.
 MAY_IMPORT = {
