@@ -9,7 +9,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*
 CUDA_SOURCES := $(wildcard csrc/cuda/*.cu)
 OUT ?= out
 OLDEST := .venv-oldest
-OLDEST_TORCH := torch==2.11.0 setuptools<82
+OLDEST_TORCH := torch==2.11.0 setuptools>=77,<82
 
 .PHONY: help demo test test-oldest bench lint format build cuda-check dist clean
 .DEFAULT_GOAL := help

@@ -11,6 +11,7 @@ Pictures go to --out.
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import struct
 import sys
@@ -21,13 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torch_convarith import Axis, Conv2dExplicit, ConvTranspose2dExplicit
-from torch_convarith.geometry import pooling_relationship
+from torch_convarith import ConvTranspose2dExplicit, models, revert, trace
 
 try:
     import matplotlib
     from rich.console import Console
-    from rich.table import Table
     from tqdm import tqdm
 except ImportError as error:
     sys.exit(f"digits.py needs {error.name}: pip install torch_convarith[examples]")
@@ -109,68 +108,6 @@ def mnist(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return parts[0], parts[1], parts[2], parts[3]
 
 
-# The network ---------------------------------------------------------------------------------------------------------
-
-
-class LeNet5(nn.Module):
-    """LeNet-5 with parameter-free average pooling and full connections: 61,706 parameters."""
-
-    def __init__(self, conv: type[nn.Conv2d] = Conv2dExplicit) -> None:
-        super().__init__()
-        self.C1 = conv(1, 6, 5)
-        self.S2 = nn.AvgPool2d(2)
-        self.C3 = conv(6, 16, 5)
-        self.S4 = nn.AvgPool2d(2)
-        self.C5 = conv(16, 120, 5)
-        self.F6 = nn.Linear(120, 84)
-        self.output = nn.Linear(84, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 1, 32, 32) -> (N, 10)."""
-        x = self.S2(torch.relu(self.C1(x)))
-        x = self.S4(torch.relu(self.C3(x)))
-        x = torch.relu(self.C5(x)).flatten(1)
-        return self.output(torch.relu(self.F6(x)))
-
-
-def arithmetic(model: LeNet5) -> Table:
-    """The guide's numbers, layer by layer; receptive field r = r + (k - 1) * j with jump j = j * s."""
-    table = Table(
-        title="LeNet-5: every size by the guide",
-        caption="weights: parameters, biases included; field: receptive field; rule: the guide's relationship",
-    )
-    for heading in ("layer", "input", "k", "s", "p", "output", "weights", "field", "rule"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
-    size, channels, field, jump = SIZE, 1, 1, 1
-    for name, layer in model.named_children():
-        parameters = sum(p.numel() for p in layer.parameters())
-        if isinstance(layer, nn.Linear):
-            table.add_row(name, f"{layer.in_features}", "", "", "", f"{layer.out_features}", f"{parameters}", "", "")
-            continue
-        if isinstance(layer, nn.AvgPool2d):
-            axis = Axis(size, layer.kernel_size, layer.stride)
-            rule, out_channels = pooling_relationship(axis), channels
-        else:
-            axis = layer.geometry(size)[0]
-            rule, out_channels = axis.relationship, layer.out_channels
-        field, jump = field + (axis.effective_kernel - 1) * jump, jump * axis.stride
-        table.add_row(
-            name,
-            f"{size} x {size} x {channels}",
-            f"{axis.kernel}",
-            f"{axis.stride}",
-            f"{axis.lo}",
-            f"{axis.output} x {axis.output} x {out_channels}",
-            f"{parameters}",
-            f"{field}",
-            f"{rule.number}",
-        )
-        size, channels = axis.output, out_channels
-    table.add_section()
-    table.add_row("total", "", "", "", "", "", f"{sum(p.numel() for p in model.parameters())}", "", "")
-    return table
-
-
 # Training ------------------------------------------------------------------------------------------------------------
 
 
@@ -219,17 +156,17 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: 
 
 
 @torch.no_grad()
-def difference_from_torch(model: LeNet5, images: Tensor) -> float:
+def difference_from_torch(model: nn.Module, images: Tensor) -> float:
     """Largest difference between our logits and those of torch.nn's layers with the same weights."""
-    twin = LeNet5(nn.Conv2d)
-    twin.load_state_dict(model.state_dict())
+    twin = revert(copy.deepcopy(model))
+    assert type(twin.C1) is nn.Conv2d
     return float((model(images) - twin(images)).abs().max())
 
 
 @torch.no_grad()
-def decode(model: LeNet5, image: Tensor, method: str) -> Tensor:
+def decode(model: nn.Module, image: Tensor, method: str) -> Tensor:
     """S2's features back to an image, by the transposes of C1 and of S2, which is a convolution with weights 1/4."""
-    features = model.S2(torch.relu(model.C1(image[None])))
+    features = model.S2(model.tanh1(model.C1(image[None])))
     unpool = ConvTranspose2dExplicit(6, 6, 2, stride=2, groups=6, bias=False, method=method)
     unpool.weight.fill_(1 / 4)
     unconvolve = ConvTranspose2dExplicit(6, 1, 5, bias=False, method=method)
@@ -238,7 +175,7 @@ def decode(model: LeNet5, image: Tensor, method: str) -> Tensor:
 
 
 def pictures(
-    model: LeNet5, images: Tensor, labels: Tensor, losses: list[float], decoded: Tensor, out: Path
+    model: nn.Module, images: Tensor, labels: Tensor, losses: list[float], decoded: Tensor, out: Path
 ) -> list[Path]:
     """Digits with predictions, C1's matrix, the loss, and the decoded image."""
     matplotlib.use("Agg")
@@ -321,8 +258,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"digits.py: {error}", file=sys.stderr)
         return 2
 
-    model = LeNet5()
-    console.print(arithmetic(model))
+    model = models.lenet5()
+    console.print(trace(model))
     console.print(
         f"{len(train_images)} digits to train on, {len(test_images)} to test on, {torch.get_num_threads()} threads"
     )

@@ -126,24 +126,38 @@ def convert(module: nn.Module, *, include: Selection = None, exclude: Selection 
     return module
 
 
+def _options(kind: type) -> dict[str, Any]:
+    """What our class adds to torch.nn's as plain class attributes: option and default."""
+    return {
+        name: value
+        for base in kind.__mro__
+        if base.__module__.startswith(modules.__name__)
+        for name, value in vars(base).items()
+        if not name.startswith("_") and not callable(value) and not hasattr(value, "__get__")
+    }
+
+
 def revert(module: nn.Module) -> nn.Module:
-    """Undoes :func:`convert`: every explicit layer becomes torch.nn's again, in place.
+    """Undoes :func:`convert`: every explicit layer becomes torch.nn's again, in place; ``method`` is forgotten.
 
     Raises:
-        ValueError: a layer uses what torch.nn has not (``extended=True``, padding as pairs). Nothing is changed then.
+        ValueError: a layer uses what torch.nn has not (``extended=True``, padding as pairs, a pooling's ``ties``, ...).
+            Nothing is changed then.
     """
-    found: list[tuple[nn.Module, type]] = []
+    found: list[tuple[nn.Module, type, dict[str, Any]]] = []
     for name, child in module.named_modules():
-        theirs: Any = TORCHS.get(_kind(child))
+        kind = _kind(child)
+        theirs = TORCHS.get(kind)
         if theirs is None:
             continue
+        options = _options(kind)
         padding = getattr(child, "padding", 0)
-        pairs = isinstance(padding, tuple) and any(isinstance(side, tuple) for side in padding)
-        if getattr(child, "extended", False) or pairs:
+        pairs = isinstance(padding, (tuple, list)) and any(isinstance(side, (tuple, list)) for side in padding)
+        if pairs or any(getattr(child, o) != default for o, default in options.items() if o != "method"):
             raise ValueError(f"{name or 'the module'} cannot become a {theirs.__name__}: {child}")
-        found.append((child, theirs))
-    for child, theirs in found:
+        found.append((child, theirs, options))
+    for child, theirs, options in found:
         _become(child, theirs)
-        for option in ("method", "extended"):
+        for option in options:
             vars(child).pop(option, None)
     return module

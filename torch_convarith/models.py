@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .modules import Conv2dExplicit
+from .modules import AvgPool2dExplicit, Conv2dExplicit, LocalResponseNormExplicit, MaxPool2dExplicit
 
 __all__ = ["AlexNet", "Erratum", "LeNet5", "alexnet", "lenet5"]
 
@@ -49,24 +50,24 @@ class AlexNet(nn.Module):
 
     def __init__(self, num_classes: int = 1000, dropout: float = 0.5) -> None:
         super().__init__()
-        norm = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}  # torch divides alpha by n: the paper's is 1e-4
+        norm: dict[str, Any] = {"size": 5, "alpha_per_element": 1e-4, "beta": 0.75, "k": 2.0}
         self.features = nn.Sequential(
             OrderedDict(
                 conv1=Conv2dExplicit(3, 96, 11, stride=4),
                 relu1=nn.ReLU(),
-                norm1=nn.LocalResponseNorm(**norm),  # type: ignore[arg-type]
-                pool1=nn.MaxPool2d(3, 2),
+                norm1=LocalResponseNormExplicit(**norm),
+                pool1=MaxPool2dExplicit(3, 2),
                 conv2=Conv2dExplicit(96, 256, 5, padding=2, groups=2),
                 relu2=nn.ReLU(),
-                norm2=nn.LocalResponseNorm(**norm),  # type: ignore[arg-type]
-                pool2=nn.MaxPool2d(3, 2),
+                norm2=LocalResponseNormExplicit(**norm),
+                pool2=MaxPool2dExplicit(3, 2),
                 conv3=Conv2dExplicit(256, 384, 3, padding=1),
                 relu3=nn.ReLU(),
                 conv4=Conv2dExplicit(384, 384, 3, padding=1, groups=2),
                 relu4=nn.ReLU(),
                 conv5=Conv2dExplicit(384, 256, 3, padding=1, groups=2),
                 relu5=nn.ReLU(),
-                pool5=nn.MaxPool2d(3, 2),
+                pool5=MaxPool2dExplicit(3, 2),
             )
         )
         self.classifier = nn.Sequential(
@@ -99,10 +100,10 @@ def lenet5(num_classes: int = 10) -> LeNet5:
         OrderedDict(
             C1=Conv2dExplicit(1, 6, 5),
             tanh1=nn.Tanh(),
-            S2=nn.AvgPool2d(2),
+            S2=AvgPool2dExplicit(2),
             C3=Conv2dExplicit(6, 16, 5),
             tanh3=nn.Tanh(),
-            S4=nn.AvgPool2d(2),
+            S4=AvgPool2dExplicit(2),
             C5=Conv2dExplicit(16, 120, 5),
             tanh5=nn.Tanh(),
             flatten=nn.Flatten(),
