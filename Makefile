@@ -28,7 +28,7 @@ test-oldest: $(OLDEST)/.installed  ## run the tests with the oldest torch that t
 	rm -rf $(OLDEST)/dist
 	$(OLDEST)/bin/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(OLDEST)/dist .
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps --force-reinstall $(OLDEST)/dist/*.whl
-	$(OLDEST)/bin/pytest -q -n 2 tests
+	cd tests && ../$(OLDEST)/bin/pytest -q -n 2 .
 
 bench: $(VENV)/.built  ## measure the operators against torch's own
 	$(BIN)/python benchmarks/run.py --out $(OUT)/bench.json

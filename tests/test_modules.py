@@ -166,3 +166,19 @@ def test_training_step_equals_torchs():
             optimizer.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_old_checkpoints():
+    """Modules pickled before an option existed, and state_dicts without metadata, as files of years ago have them."""
+    layer = torch_convarith.Conv2dExplicit(2, 3, 3, padding=1)
+    state = {k: v for k, v in layer.__getstate__().items() if k not in ("padding_mode", "method", "extended")}
+    old = torch_convarith.Conv2dExplicit.__new__(torch_convarith.Conv2dExplicit)
+    old.__setstate__(state)
+    x = torch.randn(1, 2, 5, 5)
+    assert (old.padding_mode, old.method, old.extended) == ("zeros", "pattern", False)
+    assert torch.equal(old(x), layer(x))
+    plain = {k: v.clone() for k, v in nn.Conv2d(2, 3, 3).state_dict().items()}  # a dict, no _metadata
+    layer.load_state_dict(plain)
+    assert torch.equal(layer.weight, plain["weight"])
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        layer.load_state_dict({"weight": torch.zeros(3, 2, 5, 5), "bias": torch.zeros(3)})

@@ -166,6 +166,8 @@ def test_norm_against_loops(geometry, p):
 @pytest.mark.parametrize("p", [1, 2, 3, 2.5, 4, 0.5, -2, math.inf, -math.inf])
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_signed_norm_is_torchs(axes, p, ceil_mode):
+    if math.isinf(p) and torch.__version__ < "2.13":
+        pytest.skip("torch 2.11's own lp_pool has no infinite p: it gives 1")
     x = torch.randn(2, 2, *(7,) * axes, generator=torch.Generator().manual_seed(axes), dtype=torch.float64)
     x[0, 0] = x[0, 0].relu()  # windows of zeros, too
     if p < 0 or p == 0.5:

@@ -256,7 +256,8 @@ def test_deterministic_algorithms():
         torch.use_deterministic_algorithms(before)
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own packaging calls it
+# torch's own, in its packaging
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning", "ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.parametrize("method", CONV_TRANSPOSE_METHODS)
 def test_ahead_of_time(method, tmp_path):
     """Exported programs are saved and loaded, as they are and compiled by inductor into a package."""
