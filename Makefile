@@ -31,8 +31,11 @@ test-oldest: $(OLDEST)/.installed  ## run the tests with the oldest torch that t
 	cd tests && ../$(OLDEST)/bin/pytest -q -n 2 .
 
 bench: $(VENV)/.built  ## measure the operators against torch's own
-	$(BIN)/python benchmarks/run.py --out $(OUT)/bench.json
-	$(BIN)/python benchmarks/report.py $(OUT)/bench.json
+	$(BIN)/python benchmarks/overhead.py --out $(OUT)/overhead.json
+	$(BIN)/python benchmarks/run.py --suite layers transposed --seconds 0.5 --out $(OUT)/layers.json
+	$(BIN)/python benchmarks/run.py --suite lenet --passes forward --backends torch ours ours:matrix unfold csr scipy assemble copy_csr \
+	  --seconds 0.5 --out $(OUT)/matrix.json
+	$(BIN)/python benchmarks/report.py $(OUT)/layers.json
 
 lint: $(VENV)/.installed  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
@@ -49,6 +52,7 @@ build: $(VENV)/.built  ## build the extension in place
 
 cuda-check:  ## compile every CUDA source with nvcc; needs neither a GPU nor a CUDA build of torch
 	@test -n "$(NVCC)" || { echo "cuda-check: no nvcc on PATH and none under CUDA_HOME" >&2; exit 2; }
+	@test -n "$(CUDA_SOURCES)" || echo "cuda-check: there are no CUDA sources yet"
 	@set -e; for source in $(CUDA_SOURCES); do for arch in $(CUDA_ARCHS); do \
 	  echo "nvcc sm_$$arch $$source"; \
 	  "$(NVCC)" -std=c++17 -O3 --expt-relaxed-constexpr -Werror all-warnings -gencode arch=compute_$$arch,code=sm_$$arch \

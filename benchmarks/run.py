@@ -6,7 +6,7 @@ Times are medians of the rounds, with the quartiles and the minimum. CPU time th
 
     python benchmarks/run.py --suite layers --passes forward grad_input grad_weight
     python benchmarks/run.py --suite layers transposed --threads 1 --out results/one_thread.json
-    python benchmarks/run.py --suite lenet --backends torch ours unfold csr scipy assemble --quick
+    python benchmarks/run.py --suite lenet --backends torch ours ours:matrix unfold csr scipy assemble copy_csr --quick
 """
 
 from __future__ import annotations

@@ -261,6 +261,8 @@ def test_converting_a_model_that_was_compiled_already():
     convert(compiled)
     assert type(model[0]) is torch_convarith.Conv2dExplicit
     torch.testing.assert_close(compiled(x), expected)
+    if torch.__version__ < "2.13":
+        return  # its guards do not see a module's class: the old code goes on, with the same values
     assert len(graphs) == 2
     assert any("_contract" in target for target in graphs[1])
     assert not any("_contract" in target for target in graphs[0])
