@@ -87,7 +87,7 @@ class AlexNet(nn.Module):
         return self.classifier(torch.flatten(self.features(x), 1))
 
 
-def lenet5(num_classes: int = 10) -> LeNet5:
+def lenet5(num_classes: int = 10, activation: type[nn.Module] = nn.Tanh) -> LeNet5:
     """LeNet-5 on 32x32 grey images (Y. LeCun et al. 1998), with plain average pooling and a fully connected C3.
 
     The paper's 60000 parameters are those of its trainable S2 and S4 and partially connected C3, up to F6.
@@ -99,16 +99,16 @@ def lenet5(num_classes: int = 10) -> LeNet5:
     return LeNet5(
         OrderedDict(
             C1=Conv2dExplicit(1, 6, 5),
-            tanh1=nn.Tanh(),
+            act1=activation(),
             S2=AvgPool2dExplicit(2),
             C3=Conv2dExplicit(6, 16, 5),
-            tanh3=nn.Tanh(),
+            act3=activation(),
             S4=AvgPool2dExplicit(2),
             C5=Conv2dExplicit(16, 120, 5),
-            tanh5=nn.Tanh(),
+            act5=activation(),
             flatten=nn.Flatten(),
             F6=nn.Linear(120, 84),
-            tanh6=nn.Tanh(),
+            act6=activation(),
             output=nn.Linear(84, num_classes),
         )
     )

@@ -220,16 +220,22 @@ class ModelTable(Sequence[Row]):
 
     __repr__ = __str__
 
-    def __rich__(self) -> Any:
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.table import Table  # only rich asks for this
+        from rich.text import Text
 
         header, rows = self._cells(False)
+        borders = 3 * len(header) + 1
+        if sum(max(map(len, column)) for column in zip(header, *rows, strict=True)) + borders > options.max_width:
+            # Squeezed into a narrow terminal the numbers would be gone; long lines only wrap.
+            yield Text(self.text())
+            return
         table = Table(caption="\n".join(self._footer()), caption_justify="left")
         for name in header:
             table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name in _LEFT)
         for row in rows:
             table.add_row(*row)
-        return table
+        yield table
 
     def show(self) -> None:
         """Prints in colour and fitted to the terminal; needs ``pip install torch_convarith[cli]``."""
