@@ -269,3 +269,21 @@ def test_ahead_of_time(method, tmp_path):
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "package.pt2"))
         with torch.no_grad():
             close(torch._inductor.aoti_load_package(package)(x), model(x))
+
+
+def test_symbolic_trace():
+    """torch.fx sees each layer as one call of our function."""
+    model = nn.Sequential(
+        torch_convarith.Conv2dExplicit(2, 4, 3, stride=2, padding=1),
+        nn.ReLU(),
+        torch_convarith.ConvTranspose2dExplicit(4, 2, 4, stride=2, padding=1, method="zero_insert"),
+    )
+    traced = torch.fx.symbolic_trace(model)
+    called = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert called == [functional.conv2d, functional.conv_transpose2d]
+    for size in (6, 9):
+        x = torch.randn(2, 2, size, size)
+        assert torch.equal(traced(x), model(x))
+    for name in ("conv2d", "conv_transpose2d"):
+        with pytest.raises(TypeError, match=name):
+            getattr(functional, name)([[1.0]], torch.ones(1, 1, 1, 1))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.overrides import handle_torch_function
 
 from .. import _ops
 from .._ops import direct_conv, direct_conv_transpose
@@ -355,6 +356,11 @@ def _conv(
     extended: bool,
 ) -> Tensor:
     name = f"conv{axes}d"
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor)):
+        return handle_torch_function(  # torch.fx's proxies; what is no tensor at all is a TypeError
+            globals()[name], (input, weight), input, weight, bias, stride, padding, dilation, groups,
+            method=method, extended=extended,
+        )  # fmt: skip
     _check_method(method, CONV_METHODS)
     input, weight, bias = _autocast(input, weight, bias)  # type: ignore[assignment]
     _check_weight(name, axes, input, weight, groups)
@@ -396,6 +402,11 @@ def _conv_transpose(
     padding_mode: str,
 ) -> Tensor:
     name = f"conv_transpose{axes}d"
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor)):
+        return handle_torch_function(
+            globals()[name], (input, weight), input, weight, bias, stride, padding, output_padding, groups, dilation,
+            method=method, extended=extended, padding_mode=padding_mode,
+        )  # fmt: skip
     _check_method(method, CONV_TRANSPOSE_METHODS)
     if padding_mode != "zeros" and not extended:
         raise ValueError(f'Only "zeros" padding mode is supported for {name}, unless extended=True')
