@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import modules
+from .modules.conv import is_pairs
 
 __all__ = ["Conversion", "convert", "plan_conversion", "revert"]
 
@@ -152,8 +153,7 @@ def revert(module: nn.Module) -> nn.Module:
             continue
         options = _options(kind)
         padding = getattr(child, "padding", 0)
-        pairs = isinstance(padding, (tuple, list)) and any(isinstance(side, (tuple, list)) for side in padding)
-        if pairs or any(getattr(child, o) != default for o, default in options.items() if o != "method"):
+        if is_pairs(padding) or any(getattr(child, o) != default for o, default in options.items() if o != "method"):
             raise ValueError(f"{name or 'the module'} cannot become a {theirs.__name__}: {child}")
         found.append((child, theirs, options))
     for child, theirs, options in found:

@@ -473,7 +473,7 @@ def pooling_relationship(axis: Axis) -> Relationship:
 # Several axes ------------------------------------------------------------------------------------------------------
 
 
-def _per_axis(value: Any, axes: int, what: str) -> tuple[Any, ...]:
+def per_axis(value: Any, axes: int, what: str) -> tuple[Any, ...]:
     """One entry per axis: a sequence of that length (or of length 1), or one value for all."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) == 1:
@@ -520,7 +520,7 @@ def padding_pairs(padding: Any, kernel: tuple[int, ...], stride: tuple[int, ...]
                 f"padding='same' is not supported for strided convolutions: relationship 3 needs s = 1, not {stride}"
             )
         return tuple(same_padding(k, d) for k, d in zip(kernel, dilation, strict=True))
-    return tuple(_pair(p, "padding") for p in _per_axis(padding, len(kernel), "padding"))
+    return tuple(_pair(p, "padding") for p in per_axis(padding, len(kernel), "padding"))
 
 
 _AxisNumbers = tuple[int, int, int, tuple[int, int], int, str]
@@ -529,10 +529,10 @@ _AxisNumbers = tuple[int, int, int, tuple[int, int], int, str]
 def _per_axis_numbers(input: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[_AxisNumbers]:
     """(input, kernel, stride, (lo, hi), dilation, name) of each axis, from whatever form the caller used."""
     axes = max(len(v) if isinstance(v, Sequence) else 1 for v in (input, kernel))
-    inputs = tuple(_integer(i, "input") for i in _per_axis(input, axes, "input size"))
-    kernels = tuple(_integer(k, "kernel") for k in _per_axis(kernel, axes, "kernel size"))
-    strides = tuple(_integer(s, "stride") for s in _per_axis(stride, axes, "stride"))
-    dilations = tuple(_integer(d, "dilation") for d in _per_axis(dilation, axes, "dilation"))
+    inputs = tuple(_integer(i, "input") for i in per_axis(input, axes, "input size"))
+    kernels = tuple(_integer(k, "kernel") for k in per_axis(kernel, axes, "kernel size"))
+    strides = tuple(_integer(s, "stride") for s in per_axis(stride, axes, "stride"))
+    dilations = tuple(_integer(d, "dilation") for d in per_axis(dilation, axes, "dilation"))
     paddings = padding_pairs(padding, kernels, strides, dilations)
     names = AXIS_NAMES.get(axes) or tuple(f"axis {n + 2}" for n in range(axes))
     return list(zip(inputs, kernels, strides, paddings, dilations, names, strict=True))
@@ -602,6 +602,11 @@ class Geometry:
     def padding(self) -> tuple[tuple[int, int], ...]:
         """(lo, hi) per axis."""
         return tuple(axis.padding for axis in self.axes)
+
+    @property
+    def flat_padding(self) -> list[int]:
+        """The lo and hi of each axis in turn, as the operators take them."""
+        return [side for pair in self.padding for side in pair]
 
     @property
     def dilation(self) -> tuple[int, ...]:
@@ -732,7 +737,7 @@ def transposed_output_size(
     (5, 6)
     """
     numbers = _per_axis_numbers(input, kernel, stride, padding, dilation)
-    extras = [_integer(a, "output_padding") for a in _per_axis(output_padding, len(numbers), "output_padding")]
+    extras = [_integer(a, "output_padding") for a in per_axis(output_padding, len(numbers), "output_padding")]
     sizes = tuple(_transposed_output(*axis, a) for axis, a in zip(numbers, extras, strict=True))
     return sizes if _is_sequence(input, kernel) else sizes[0]
 

@@ -178,11 +178,11 @@ class ConvMatrix:
         return (self.T @ x.t()).t() if x.dim() == 2 else self.T @ x
 
     def _operands(self) -> dict[str, Any]:
-        padding = self.geometry.padding if self.padding_mode == "zeros" else ((0, 0),) * len(self.geometry)
+        g, is_padded = self.geometry, self.padding_mode != "zeros"  # by copies, before the operator
         return {
-            "stride": self.geometry.stride,
-            "padding": [side for pair in padding for side in pair],
-            "dilation": self.geometry.dilation,
+            "stride": g.stride,
+            "padding": [0, 0] * len(g) if is_padded else g.flat_padding,
+            "dilation": g.dilation,
             "groups": self.groups,
         }
 
@@ -220,9 +220,8 @@ class ConvMatrix:
 
     def _csr(self, transposed: bool) -> tuple[Tensor, Tensor, Tensor]:
         g = self.geometry
-        padding = [side for pair in g.padding for side in pair]
         return _ops.csr(
-            self.weight, g.input_size, g.stride, padding, g.dilation, self.groups, self.padding_mode, transposed
+            self.weight, g.input_size, g.stride, g.flat_padding, g.dilation, self.groups, self.padding_mode, transposed
         )
 
     def to_sparse(self, layout: torch.layout = torch.sparse_csr, blocksize: tuple[int, int] | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from ..geometry import (
     Geometry,
     GeometryError,
     padding_pairs,
+    per_axis,
     strided_same_padding,
     transposed_output_size,
 )
@@ -239,21 +240,13 @@ def zero_insert(x: Tensor, stride: Any, padding: Any = 0, a: Any = 0) -> Tensor:
     axes = x.dim() - 2
     if not 1 <= axes <= 3:
         raise GeometryError(f"x must be (N, C, *spatial) with 1 to 3 axes, got shape {tuple(x.shape)}")
-    strides, extras = _per_axis(stride, axes, "stride"), _per_axis(a, axes, "a")
-    pads = [p if isinstance(p, Sequence) else (p, p) for p in _per_axis(padding, axes, "padding")]
+    strides, extras = per_axis(stride, axes, "stride"), per_axis(a, axes, "a")
+    pads = [p if isinstance(p, Sequence) else (p, p) for p in per_axis(padding, axes, "padding")]
     flat = [side for (lo, hi), extra in zip(pads, extras, strict=True) for side in (lo, hi + extra)]
     return _ops.zero_insert(x, strides, flat)
 
 
 # What all six share --------------------------------------------------------------------------------------------------
-
-
-def _per_axis(value: Any, axes: int, what: str) -> tuple[Any, ...]:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) not in (1, axes):
-            raise GeometryError(f"{what} {tuple(value)} has {len(value)} entries, expected 1 or {axes}")
-        return tuple(value) if len(value) == axes else (value[0],) * axes
-    return (value,) * axes
 
 
 def _check_weight(name: str, axes: int, input: Tensor, weight: Tensor, groups: int) -> None:
@@ -369,8 +362,7 @@ def _conv(
     _check_tensors(name, axes, input, weight, bias, groups, (weight.shape[1] * groups, weight.shape[0]))
     batched = input.dim() == axes + 2
     x = input if batched else input.unsqueeze(0)
-    flat = [side for pair in geometry.padding for side in pair]
-    y = _ops.conv(x, weight, geometry.stride, flat, geometry.dilation, groups, method)
+    y = _ops.conv(x, weight, geometry.stride, geometry.flat_padding, geometry.dilation, groups, method)
     return _finish(y, geometry.output_size, bias, batched, "relationship 15")
 
 
@@ -380,7 +372,7 @@ def conv_geometry(
     """The geometry of a convolution of ``size``; ``extended`` lets ``"same"`` have a stride."""
     if extended and padding == "same":
         axes = len(kernel_size)
-        strides, dilations = _per_axis(stride, axes, "stride"), _per_axis(dilation, axes, "dilation")
+        strides, dilations = per_axis(stride, axes, "stride"), per_axis(dilation, axes, "dilation")
         padding = tuple(
             strided_same_padding(i, k, s, d) for i, k, s, d in zip(size, kernel_size, strides, dilations, strict=True)
         )
@@ -439,14 +431,14 @@ def transposed_geometry(
 ) -> Geometry:
     """The geometry of the convolution C whose transpose takes ``size``: C's input is the transpose's output."""
     axes = len(kernel_size)
-    strides, dilations = _per_axis(stride, axes, "stride"), _per_axis(dilation, axes, "dilation")
+    strides, dilations = per_axis(stride, axes, "stride"), per_axis(dilation, axes, "dilation")
     if isinstance(padding, str):
         if not extended:
             raise TypeError(
                 f"padding of a transposed convolution must be integers, not {padding!r}, unless extended=True"
             )
         if padding == "same":
-            if any(_per_axis(output_padding, axes, "output_padding")):
+            if any(per_axis(output_padding, axes, "output_padding")):
                 raise GeometryError(
                     f"padding='same' already fixes the output, at s * i'; got output_padding {output_padding}"
                 )
@@ -456,7 +448,7 @@ def transposed_geometry(
     pairs = padding_pairs(padding, kernel_size, strides, dilations)
     paddings = []
     for (lo, hi), a, s, d in zip(
-        pairs, _per_axis(output_padding, axes, "output_padding"), strides, dilations, strict=True
+        pairs, per_axis(output_padding, axes, "output_padding"), strides, dilations, strict=True
     ):
         if a >= max(s, d) and not extended:
             raise GeometryError(
@@ -471,8 +463,8 @@ def transposed_geometry(
 def _multiply_transposed(y: Tensor, weight: Tensor, geometry: Geometry, groups: int, method: str) -> Tensor:
     if method == "zero_insert":
         return _by_zero_insertion(y, weight, geometry, groups)
-    flat = [side for pair in geometry.padding for side in pair]
-    return _ops.conv_transpose(y, weight, geometry.input_size, geometry.stride, flat, geometry.dilation, groups, method)
+    g = geometry
+    return _ops.conv_transpose(y, weight, g.input_size, g.stride, g.flat_padding, g.dilation, groups, method)
 
 
 def _by_zero_insertion(y: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..geometry import Axis, Geometry, GeometryError, _per_axis_numbers, pooling_output_size
-from .conv import _per_axis
+from ..geometry import Axis, Geometry, GeometryError, _per_axis_numbers, per_axis, pooling_output_size
 
 TIES = ("first", "all", "split")
 
@@ -383,10 +382,10 @@ def _raw_geometry(
     size = tuple(input.shape[-axes:])
     if any(i == 0 for i in size):
         raise GeometryError(f"{name} needs inputs along every axis, got input of size {list(input.shape)}")
-    kernel = _per_axis(kernel_size, axes, "kernel_size")
-    stride = _per_axis(_stride(stride, kernel_size), axes, "stride")
-    pads = [p if isinstance(p, Sequence) else (p, p) for p in _per_axis(padding, axes, "padding")]
-    dilation = _per_axis(dilation, axes, "dilation")
+    kernel = per_axis(kernel_size, axes, "kernel_size")
+    stride = per_axis(_stride(stride, kernel_size), axes, "stride")
+    pads = [p if isinstance(p, Sequence) else (p, p) for p in per_axis(padding, axes, "padding")]
+    dilation = per_axis(dilation, axes, "dilation")
     pooling_output_size(size, kernel, stride, tuple(pads), dilation, ceil_mode)  # checks
     return kernel, stride, tuple(side for pair in pads for side in pair), dilation, ceil_mode
 
@@ -481,7 +480,7 @@ def _check(
     ceil_mode: bool,
 ) -> Geometry:
     _raw_geometry(name, axes, input, kernel_size, stride, padding, dilation, ceil_mode)
-    kernel = _per_axis(kernel_size, axes, "kernel_size")
+    kernel = per_axis(kernel_size, axes, "kernel_size")
     return pooling_geometry(tuple(input.shape[-axes:]), kernel, _stride(stride, kernel), padding, dilation, ceil_mode)
 
 

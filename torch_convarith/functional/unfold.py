@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..geometry import Geometry, GeometryError
-from .conv import _per_axis, _refuse_negative
+from ..geometry import Geometry, GeometryError, per_axis
+from .conv import _refuse_negative
 
 
 def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
@@ -35,7 +35,7 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
     [[[0.0, 0.0, 1.0], [0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]]
     """
     axes = len(kernel_size) if isinstance(kernel_size, Sequence) and len(kernel_size) > 0 else max(2, input.dim() - 2)
-    kernel = _per_axis(kernel_size, axes, "kernel_size")
+    kernel = per_axis(kernel_size, axes, "kernel_size")
     if not 1 <= axes <= 3 or input.dim() not in (axes + 1, axes + 2):
         raise GeometryError(
             f"Expected {axes + 1}D (unbatched) or {axes + 2}D (batched) input to unfold with kernel_size "
@@ -82,7 +82,7 @@ def fold(
     True
     """
     axes = len(output_size) if isinstance(output_size, Sequence) else 2
-    size, kernel = _per_axis(output_size, axes, "output_size"), _per_axis(kernel_size, axes, "kernel_size")
+    size, kernel = per_axis(output_size, axes, "output_size"), per_axis(kernel_size, axes, "kernel_size")
     if not 1 <= axes <= 3 or input.dim() not in (2, 3):
         raise GeometryError(
             f"Expected 2D (unbatched) or 3D (batched) input to fold and 1 to 3 output sizes, but got input of size: "

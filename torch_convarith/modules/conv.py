@@ -25,7 +25,8 @@ Size = int | Iterable[int]
 _OURS = {"method": ("pattern", "str"), "extended": (False, "bool")}
 
 
-def _is_pairs(padding: Any) -> bool:
+def is_pairs(padding: Any) -> bool:
+    """Whether padding is (lo, hi) per axis, which torch.nn has not."""
     return isinstance(padding, (tuple, list)) and any(isinstance(side, (tuple, list)) for side in padding)
 
 
@@ -46,7 +47,7 @@ class _Explicit(nn.modules.conv._ConvNd):
         bound.apply_defaults()
         padding, padding_mode = bound.arguments["padding"], bound.arguments["padding_mode"]
         # What torch.nn's constructor does not know is set behind its back.
-        if _is_pairs(padding) or (extended and padding == "same"):
+        if is_pairs(padding) or (extended and padding == "same"):
             bound.arguments["padding"] = 0
         if extended:
             bound.arguments["padding_mode"] = "zeros"
@@ -58,7 +59,7 @@ class _Explicit(nn.modules.conv._ConvNd):
         if extended:
             check_padding_mode(None, padding_mode)
             self.padding_mode = padding_mode
-        if _is_pairs(padding) or (extended and padding == "same"):
+        if is_pairs(padding) or (extended and padding == "same"):
             self.padding = padding if padding == "same" else tuple(_ntuple(2)(side) for side in padding)
             self.geometry([1 << 20] * len(self.kernel_size))  # refuses what fits no input
 
@@ -110,7 +111,7 @@ class _ConvExplicit(_Explicit):
 
     def _sides(self, input: Tensor) -> list[int]:
         """Padding in torch.nn.functional.pad's order: the last axis first, lo and hi of each."""
-        if not self.extended and not _is_pairs(self.padding):
+        if not self.extended and not is_pairs(self.padding):
             return self._reversed_padding_repeated_twice
         pairs = self.geometry(input.shape[-len(self.kernel_size) :]).padding
         return [side for pair in reversed(pairs) for side in pair]
@@ -153,7 +154,7 @@ class _ConvTransposeExplicit(_Explicit):
                 raise ValueError(f"padding='same' gives an output of {smallest}, not {tuple(output_size)}")
             return 0
         options = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
-        if not _is_pairs(self.padding):
+        if not is_pairs(self.padding):
             return self._output_padding(input, output_size, *options)  # type: ignore[operator]
         # torch.nn's rule knows padding of both sides alike: half the sum of a pair enters its sizes as the pair does.
         halves = [sum(pair) / 2 for pair in self.padding]  # type: ignore[call-overload]
