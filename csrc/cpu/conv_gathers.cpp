@@ -1,0 +1,420 @@
+// Gathers: plans, the cost model of their blocking, and their run.
+#include <cstdlib>
+
+#include "conv_planning.h"
+
+namespace convarith::cpu {
+namespace {
+
+constexpr int64_t kTileBytes = int64_t{1} << 20;
+constexpr int64_t kMostPhases = 1024;
+
+void set_sides(GatherPlan& g, const Strides& in, const Strides& out) {
+  g.in_batch = in.batch;
+  g.in_channel = in.channel;
+  g.out_batch = out.batch;
+  g.out_channel = out.channel;
+  g.out_group = g.rows * out.channel;
+  for (int i = 0; i < kAxes; ++i) {
+    g.in_axis[i] = in.axis[i];
+    g.out_axis[i] = out.axis[i];
+  }
+}
+
+}  // namespace
+
+// y = C x. For the weight's gradient every tap stays, for its weight must be written.
+Gather forward_gather(const Problem& p, bool all_taps) {
+  Gather result;
+  GatherPlan& g = result.plan;
+  g.batch = p.batch;
+  g.groups = p.groups;
+  g.rows = p.out_channels;
+  g.channels = p.in_channels;
+  set_sides(g, p.x, p.y);
+  g.w_group = p.out_channels * p.w.batch;
+  g.w_row = p.w.batch;
+  g.w_channel = p.w.channel;
+  for (int i = 0; i < kAxes; ++i) {
+    g.grid[i] = p.output[i];
+    g.stride[i] = p.axis[i].stride;
+    g.source[i] = p.axis[i].input;
+  }
+  for_taps(p, [&](const std::array<int64_t, 3>& t) {
+    std::array<int64_t, 3> shift;
+    int64_t weight = 0;
+    bool meets = true;
+    for (int i = 0; i < kAxes; ++i) {
+      const Range run = outputs_of_tap(p.axis[i], p.output[i], t[i]);
+      meets = meets && run.begin < run.end;
+      shift[i] = input_index(p.axis[i], 0, t[i]);
+      weight += t[i] * p.w.axis[i];
+    }
+    if (!meets && !all_taps) return;
+    result.shifts.push_back(shift);
+    result.tap_weight.push_back(weight);
+  });
+  return result;
+}
+
+namespace {
+
+// x = C^T y: one gather for each phase of the stride, over the taps of that phase; no inserted zero exists.
+std::vector<Gather> transposed_gathers(const Problem& p) {
+  std::vector<Gather> result;
+  std::array<int64_t, 3> phases;
+  for (int i = 0; i < kAxes; ++i) phases[i] = std::min(p.axis[i].stride, p.axis[i].input);
+  for (int64_t phase = 0; phase < phases[0] * phases[1] * phases[2]; ++phase) {
+    const std::array<int64_t, 3> r = {phase / (phases[2] * phases[1]), phase / phases[2] % phases[1],
+                                      phase % phases[2]};
+    Gather gather;
+    GatherPlan& g = gather.plan;
+    g.batch = p.batch;
+    g.groups = p.groups;
+    g.rows = p.in_channels;
+    g.channels = p.out_channels;
+    set_sides(g, p.y, p.x);
+    g.w_group = p.out_channels * p.w.batch;
+    g.w_row = p.w.channel;
+    g.w_channel = p.w.batch;
+    for (int i = 0; i < kAxes; ++i) {
+      const Axis& a = p.axis[i];
+      g.grid[i] = (a.input - r[i] + a.stride - 1) / a.stride;
+      g.stride[i] = 1;
+      g.source[i] = p.output[i];
+      g.out_offset += r[i] * p.x.axis[i];
+      g.out_axis[i] = a.stride * p.x.axis[i];
+    }
+    for_taps(p, [&](const std::array<int64_t, 3>& t) {
+      std::array<int64_t, 3> shift;
+      int64_t weight = 0;
+      for (int i = 0; i < kAxes; ++i) {
+        const Axis& a = p.axis[i];
+        const int64_t scaled = r[i] + a.lo - t[i] * a.dilation;
+        if (scaled - floor_div(scaled, a.stride) * a.stride != 0) return;
+        shift[i] = floor_div(scaled, a.stride);
+        if (shift[i] >= g.source[i] || shift[i] + g.grid[i] <= 0) return;
+        weight += t[i] * p.w.axis[i];
+      }
+      gather.shifts.push_back(shift);
+      gather.tap_weight.push_back(weight);
+    });
+    result.push_back(std::move(gather));
+  }
+  return result;
+}
+
+// simplify() made the batch an axis.
+bool one_pixel(const Problem& p) {
+  return p.batch == 1 && p.axis[0].input == 1 && p.axis[1].input == 1 && p.x.axis[2] == p.x.batch &&
+         p.y.axis[2] == p.y.batch && p.kernel_numel() == 1 && p.axis[2].stride == 1 && p.axis[2].lo == 0 &&
+         p.axis[2].input == p.output[2];
+}
+
+// x = C^T y where C has one pixel, a product of matrices: the channels of x and w follow each other in memory, so they
+// are the outputs, y is the weight and w the input.
+Gather product_gather(const Problem& p) {
+  Gather result;
+  GatherPlan& g = result.plan;
+  g.batch = 1;
+  g.groups = p.groups;
+  g.rows = p.axis[2].input;
+  g.channels = p.out_channels;
+  for (int i = 0; i < kAxes; ++i) {
+    g.grid[i] = g.source[i] = i == 2 ? p.in_channels : 1;
+    g.stride[i] = 1;
+    g.in_axis[i] = g.out_axis[i] = i == 2 ? 1 : 0;
+  }
+  g.in_channel = p.w.batch;
+  g.out_channel = p.x.batch;
+  g.out_group = p.in_channels * p.x.channel;
+  g.w_group = p.out_channels * p.y.channel;
+  g.w_row = p.y.batch;
+  g.w_channel = p.y.channel;
+  result.shifts.push_back({0, 0, 0});
+  result.tap_weight.push_back(0);
+  result.swapped = true;
+  return result;
+}
+
+// As even_part, but among the parts down to half the size the one whose outputs fill vectors best.
+int64_t whole_vectors(int64_t size, int64_t part, int64_t inner, int64_t lanes) {
+  const int64_t largest = even_part(size, part);
+  int64_t best = largest;
+  double best_cost = 0;
+  for (int64_t p = largest; p >= std::max<int64_t>(1, largest / 2) && p > largest - 64; --p) {
+    const int64_t whole = size / p, rest = size % p;
+    const int64_t vectors = whole * parts(p * inner, lanes) + parts(rest * inner, lanes);
+    // A box costs something by itself.
+    const double cost = static_cast<double>(vectors) + 0.2 * static_cast<double>(whole + (rest > 0));
+    if (p == largest || cost < best_cost) {
+      best = p;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+// Boxes, tile, offsets. False where the tile would be too large.
+bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
+  GatherPlan& g = gather.plan;
+  g.taps = static_cast<int64_t>(gather.shifts.size());
+  g.panel = blocking.panel;
+
+  int64_t left = std::max<int64_t>(blocking.pixels, 1), inner = 1;
+  const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
+  for (int i = 3; i >= 0; --i) {
+    g.box[i] = whole_vectors(extent[i], left, inner, k.lanes);
+    g.boxes[i] = parts(extent[i], g.box[i]);
+    left = g.boxes[i] > 1 ? 1 : left / g.box[i];
+    inner *= g.box[i];
+  }
+
+  int64_t high[3] = {0, 0, 0};
+  bool inside = true;
+  std::vector<std::array<int64_t, 3>> residues;
+  std::vector<int64_t> residue_of;
+  for (size_t t = 0; t < gather.shifts.size(); ++t) {
+    std::array<int64_t, 3> r;
+    for (int i = 0; i < 3; ++i) {
+      const int64_t shift = gather.shifts[t][i], cell = floor_div(shift, g.stride[i]);
+      r[i] = shift - cell * g.stride[i];
+      g.low[i] = t == 0 ? cell : std::min(g.low[i], cell);
+      high[i] = t == 0 ? cell : std::max(high[i], cell);
+      inside = inside && shift >= 0 && (g.grid[i] - 1) * g.stride[i] + shift < g.source[i];
+    }
+    const auto found = std::find(residues.begin(), residues.end(), r);
+    residue_of.push_back(found - residues.begin());
+    if (found == residues.end()) residues.push_back(r);
+  }
+  g.residues = static_cast<int64_t>(residues.size());
+  for (const auto& r : residues) gather.residue.insert(gather.residue.end(), r.begin(), r.end());
+
+  for (int i = 0; i < 3; ++i) g.cells[i] = g.box[i + 1] + high[i] - g.low[i];
+  g.tile_row = g.cells[2];
+  g.tile_plane = g.tile_row * g.cells[1];
+  g.tile_image = g.tile_plane * g.cells[0];
+  g.tile_residue = g.tile_image * g.box[0];
+  g.tile_channel = spread(std::max<int64_t>(1, g.tile_residue * g.residues), k);
+
+  const int64_t taps = std::max<int64_t>(1, g.taps);
+  int64_t block = g.channels * taps <= 2 * blocking.depth ? g.channels : std::max<int64_t>(1, blocking.depth / taps);
+  block = std::min(block, std::max<int64_t>(1, kTileBytes / (g.tile_channel * k.sum_item)));
+  g.channel_block = even_part(g.channels, block);
+  if (g.tile_channel * g.channel_block * k.sum_item > 16 * kTileBytes) return false;
+
+  // Read in place: whole vectors may be read from a panel's source only where the tensor goes on.
+  g.raw =
+      blocking.may_be_raw && inside && g.taps > 0 && g.in_axis[2] == 1 && g.stride[2] == 1 && k.item == k.sum_item &&
+      g.channel_block * g.in_channel + (g.source[0] * g.in_axis[0] + g.source[1] * g.in_axis[1]) < (int64_t{1} << 31);
+  gather.offset.resize(g.channel_block * g.taps);
+  for (int64_t c = 0; c < g.channel_block; ++c) {
+    for (int64_t t = 0; t < g.taps; ++t) {
+      const auto& shift = gather.shifts[t];
+      int64_t offset = 0;
+      if (g.raw) {
+        offset = c * g.in_channel + shift[0] * g.in_axis[0] + shift[1] * g.in_axis[1] + shift[2];
+      } else {
+        const int64_t pitch[3] = {g.tile_plane, g.tile_row, 1};
+        offset = c * g.tile_channel + residue_of[t] * g.tile_residue;
+        for (int i = 0; i < 3; ++i) offset += (floor_div(shift[i], g.stride[i]) - g.low[i]) * pitch[i];
+      }
+      gather.offset[c * g.taps + t] = static_cast<int32_t>(offset);
+    }
+  }
+
+  const int64_t runs = g.box[0] * g.box[1] * g.box[2];
+  const int64_t columns = g.panel ? runs * g.box[3] : g.tile_image * g.box[0];
+  const int64_t widest = 8 * k.lanes;  // a sweep may go past the last column by less than this
+  g.columns = spread(columns + widest, k);
+  g.at_tile = 0;
+  g.at_panel = aligned(g.raw ? 0 : (g.channel_block * g.tile_channel + 2 * widest) * k.sum_item);
+  g.at_sums = g.at_panel + aligned((g.channel_block * g.taps * k.vectors * k.lanes + widest) * k.sum_item);
+  return true;
+}
+
+namespace {
+
+// Room for sums and runs, once the rows are known.
+void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
+  const int64_t blocks = parts(g.rows, k.row_block);
+  const int64_t rows = std::min(g.rows, parts(blocks, g.row_split) * k.row_block);
+  g.at_runs = g.at_sums + aligned(rows * g.columns * k.sum_item);
+  g.scratch = g.at_runs + aligned(g.box[0] * g.box[1] * g.box[2] * static_cast<int64_t>(sizeof(Run)));
+}
+
+// The cost model ------------------------------------------------------------------------------------------------------
+
+// A gather in units of one vector's multiply-add, for one row of weights.
+Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t threads, std::optional<Algorithm> wanted) {
+  const GatherPlan& g = gather.plan;
+  Blocking b = {};
+  b.may_be_raw = true;
+  b.depth = 288;
+  // Sums of a box stay in the second cache; a thirteenth vector makes 14 x 14 or 4 times 7 x 7 outputs a box.
+  b.pixels = std::clamp<int64_t>((int64_t{1} << 19) / (g.rows * k.sum_item), 13 * k.lanes, 1024);
+  // Enough boxes for every thread, where it cannot have rows of its own.
+  const int64_t outputs = g.batch * g.grid[0] * g.grid[1] * g.grid[2] * g.groups;
+  if (g.rows < 4 * threads * k.row_block) {
+    b.pixels = std::clamp<int64_t>(outputs / (4 * threads), std::min(b.pixels, k.vectors * k.lanes), b.pixels);
+  }
+  // Cycles of one (channel, tap) for a panel of outputs: multiplying; and either copying its pieces, or the share of
+  // the tile's margins, which are multiplied too.
+  int64_t span[3] = {0, 0, 0};
+  for (int i = 0; i < 3; ++i) {
+    for (const auto& a : gather.shifts) {
+      for (const auto& c : {gather.shifts.front(), gather.shifts.back()}) {
+        span[i] = std::max(span[i], std::abs(a[i] - c[i]) / g.stride[i]);
+      }
+    }
+  }
+  const auto margin = [&](int i) { return 1 + static_cast<double>(span[i]) / static_cast<double>(g.grid[i]); };
+  const double multiply = static_cast<double>(g.rows * k.vectors);
+  const double pieces = 1 + static_cast<double>(k.vectors * k.lanes) / static_cast<double>(g.grid[2]);
+  double waste = margin(2);
+  if (g.grid[1] * g.grid[2] * 2 <= b.pixels && g.batch > 1) waste *= margin(1);
+  if (g.grid[0] > 1) waste *= margin(1) * (g.grid[1] * g.grid[2] <= b.pixels ? margin(0) : 1);
+  b.panel = multiply + 4 * pieces + 2 <= 1.05 * multiply * waste || g.rows > 64;
+  if (wanted == Algorithm::kPanel) b.panel = true;
+  if (wanted == Algorithm::kOffset) b.panel = false;
+  if (!b.panel) b.may_be_raw = false;
+  return b;
+}
+
+}  // namespace
+
+std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k) {
+  std::vector<Gather> gathers;
+  if (pass == Pass::kInput) {
+    int64_t phases = 1;
+    for (const Axis& a : p.axis) {
+      if (std::min(a.stride, a.input) > kMostPhases) return {};
+      phases *= std::min(a.stride, a.input);
+    }
+    if (phases > kMostPhases || phases * p.kernel_numel() > (int64_t{1} << 20)) return {};
+    if (one_pixel(p) && p.w.channel == 1 && p.x.channel == 1) {
+      gathers.push_back(product_gather(p));
+    } else {
+      gathers = transposed_gathers(p);
+    }
+  } else {
+    gathers.push_back(forward_gather(p, false));
+  }
+  const int64_t threads = thread_count();
+  int64_t packed = 0;
+  for (Gather& gather : gathers) {
+    GatherPlan& g = gather.plan;
+    if (!lay_out(gather, gather_blocking(gather, k, threads, wanted_algorithm()), k)) return {};
+    const int64_t tasks = box_count(g) * g.groups * static_cast<int64_t>(gathers.size());
+    g.row_split = std::clamp<int64_t>(parts(3 * threads, tasks), 1, parts(g.rows, k.row_block));
+    if (threads == 1) g.row_split = 1;
+    lay_out_sums(g, k);
+    g.packed = packed;
+    packed += g.groups * g.rows * g.channels * g.taps;
+  }
+  return gathers;
+}
+
+namespace {
+
+int64_t packed_bytes(const std::vector<Gather>& gathers, const ConvKernels& k) {
+  int64_t total = 0;
+  for (const Gather& g : gathers) total += g.plan.groups * g.plan.rows * g.plan.channels * g.plan.taps;
+  return total * k.sum_item;
+}
+
+// Rows whose weights are packed at a time.
+int64_t rows_at_once(const std::vector<Gather>& gathers, const ConvKernels& k) {
+  const int64_t rows = gathers[0].plan.rows, bytes = packed_bytes(gathers, k);
+  if (bytes <= kPackedBytes) return rows;
+  return even_part(rows, std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / rows)));
+}
+
+// The plans for some of the rows only.
+void take_rows(std::vector<Gather>& gathers, int64_t rows, const ConvKernels& k) {
+  int64_t packed = 0;
+  for (Gather& gather : gathers) {
+    GatherPlan& g = gather.plan;
+    g.rows = rows;
+    g.row_split = std::min(g.row_split, parts(rows, k.row_block));
+    lay_out_sums(g, k);
+    g.packed = packed;
+    packed += g.groups * g.rows * g.channels * g.taps;
+  }
+}
+
+// Several tasks in a row are a thread's; more of them than threads even out what boxes at the edge save.
+void run_rows(std::vector<Gather>& gathers, const ConvKernels& k, const void* in, int64_t in_count, const void* w,
+              void* out) {
+  std::vector<GatherPlan> plans;
+  int64_t most_tasks = 0, macs = 0, scratch = 0, packed = 0;
+  for (const Gather& gather : gathers) {
+    const GatherPlan& g = gather.plan;
+    plans.push_back(g);
+    most_tasks = std::max(most_tasks, box_count(g) * g.groups * g.row_split);
+    macs += gather_macs(g);
+    scratch = std::max(scratch, g.scratch);
+    packed = std::max(packed, g.packed + g.groups * g.rows * g.channels * g.taps);
+  }
+  const Buffer weights((packed + 2 * k.lanes) * k.sum_item);
+  if (plans.size() == 1 || packed < (1 << 16)) {
+    for (const GatherPlan& g : plans) {
+      parallel(k.pack_tasks(g), 4 * g.groups * g.rows * g.channels * g.taps,
+               [&](int64_t begin, int64_t end) { k.pack(g, w, weights.get(), begin, end); });
+    }
+  } else {
+    at::parallel_for(0, static_cast<int64_t>(plans.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) k.pack(plans[i], w, weights.get(), 0, k.pack_tasks(plans[i]));
+    });
+  }
+  const auto count = static_cast<int64_t>(plans.size());
+  parallel(most_tasks * count, macs, [&](int64_t begin, int64_t end) {
+    const Buffer mine(scratch);
+    k.gather(plans.data(), count, in, in_count, weights.get(), out, mine.get(), begin, end);
+  });
+}
+
+struct Gathers : Plan {
+  Gathers(std::vector<Gather> all, const ConvKernels& kernels) : gathers(std::move(all)), k(kernels) {
+    for (Gather& gather : gathers) gather.point();
+  }
+
+  Explanation explain() const override {
+    std::vector<Gather> part = gathers;
+    take_rows(part, rows_at_once(gathers, k), k);
+    Explanation e = {};
+    e.algorithm = gathers[0].plan.panel ? Algorithm::kPanel : Algorithm::kOffset;
+    e.phases = static_cast<int64_t>(gathers.size());
+    int64_t scratch = 0;
+    for (const Gather& g : part) scratch = std::max(scratch, g.plan.scratch);
+    for (const Gather& g : gathers) e.multiplications += gather_macs(g.plan);
+    e.scratch = packed_bytes(part, k) + thread_count() * scratch;
+    return e;
+  }
+
+  void run(const void* in, int64_t in_count, const void* w, int64_t w_count, void* out) override {
+    if (gathers[0].swapped) std::swap(in, w), std::swap(in_count, w_count);
+    const int64_t rows = gathers[0].plan.rows, at_once = rows_at_once(gathers, k);
+    if (at_once == rows) return run_rows(gathers, k, in, in_count, w, out);
+    // Too many weights to pack at once: some rows at a time.
+    for (int64_t row = 0; row < rows; row += at_once) {
+      take_rows(gathers, std::min(at_once, rows - row), k);
+      const GatherPlan& g = gathers[0].plan;
+      run_rows(gathers, k, in, in_count, static_cast<const char*>(w) + row * g.w_row * k.item,
+               static_cast<char*>(out) + row * g.out_channel * k.item);
+    }
+  }
+
+  std::vector<Gather> gathers;
+  const ConvKernels& k;
+};
+
+}  // namespace
+
+PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k) {
+  return gathers.empty() ? nullptr : std::make_unique<Gathers>(std::move(gathers), k);
+}
+
+}  // namespace convarith::cpu

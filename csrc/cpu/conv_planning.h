@@ -1,0 +1,138 @@
+// What the plans of all passes share: tables, layout, memory, threads. Made of Problems, read by the kernels.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "conv_engine.h"
+#include "conv_plan.h"
+
+namespace convarith::cpu {
+
+constexpr int64_t kPackedBytes = int64_t{24} << 20;  // of packed weights, and of panels and sums, at a time
+
+// Memory for the length of one call.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes) : data_(std::aligned_alloc(64, (std::max<int64_t>(bytes, 1) + 63) / 64 * 64)) {
+    TORCH_CHECK(data_, "out of memory: ", bytes, " bytes of scratch");
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+  char* get() const { return static_cast<char*>(data_); }
+
+ private:
+  void* data_;
+};
+
+// A gather's plan with the tables that it points to.
+struct Gather {
+  GatherPlan plan = {};
+  std::vector<std::array<int64_t, 3>> shifts;
+  std::vector<int64_t> tap_weight;
+  std::vector<int64_t> residue;
+  std::vector<int32_t> offset;
+  bool swapped = false;  // the weights are the input, and the input the weights
+
+  void point() {
+    plan.tap_weight = tap_weight.data();
+    plan.residue = residue.data();
+    plan.offset = offset.data();
+  }
+};
+
+inline int64_t aligned(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+// A pitch that is a multiple of 4 KB puts all rows into the same lines of the first cache.
+inline int64_t spread(int64_t elements, const ConvKernels& k) {
+  const int64_t rounded = (elements + k.lanes - 1) / k.lanes * k.lanes;
+  return rounded * k.sum_item % 4096 == 0 ? rounded + k.lanes : rounded;
+}
+
+inline int64_t parts(int64_t size, int64_t part) {
+  return (size + part - 1) / part;
+}
+
+// As equal parts as can be, none larger than `part`.
+inline int64_t even_part(int64_t size, int64_t part) {
+  return parts(size, parts(size, std::max<int64_t>(1, std::min(size, part))));
+}
+
+inline int64_t box_count(const GatherPlan& g) {
+  return g.boxes[0] * g.boxes[1] * g.boxes[2] * g.boxes[3];
+}
+
+inline int64_t gather_macs(const GatherPlan& g) {
+  return g.batch * g.groups * g.rows * g.channels * g.taps * g.grid[0] * g.grid[1] * g.grid[2];
+}
+
+inline int64_t thread_count() {
+  return at::in_parallel_region() ? 1 : std::max(1, at::get_num_threads());
+}
+
+// One task per thread's share; work too small for a second thread stays on this one.
+template <typename Body>
+void parallel(int64_t tasks, int64_t macs, const Body& body) {
+  constexpr int64_t kWorthAThread = 1 << 17;
+  const int64_t share = std::max<int64_t>(1, macs / std::max<int64_t>(1, tasks));
+  at::parallel_for(0, tasks, std::max<int64_t>(1, kWorthAThread / share), body);
+}
+
+// The algorithm that a test forces, or none.
+std::optional<Algorithm> wanted_algorithm();
+
+// One way to compute a pass of a problem: what it would cost, and the doing of it. Each family makes its own, or none
+// where it cannot; choose() in conv_engine.cpp asks them.
+struct Plan {
+  virtual ~Plan() = default;
+  virtual Explanation explain() const = 0;
+  // As run_fast() in conv_engine.h. A plan runs once.
+  virtual void run(const void* input, int64_t input_count, const void* other, int64_t other_count, void* output) = 0;
+};
+using PlanPtr = std::unique_ptr<Plan>;
+
+// Gathers -----------------------------------------------------------------------------------------------------------
+
+// Calls body(t0, t1, t2) for the taps, last axis fastest.
+template <typename Body>
+void for_taps(const Problem& p, const Body& body) {
+  for (int64_t t0 = 0; t0 < p.axis[0].kernel; ++t0) {
+    for (int64_t t1 = 0; t1 < p.axis[1].kernel; ++t1) {
+      for (int64_t t2 = 0; t2 < p.axis[2].kernel; ++t2) body(std::array<int64_t, 3>{t0, t1, t2});
+    }
+  }
+}
+
+// y = C x. For the weight's gradient every tap stays, for its weight must be written.
+Gather forward_gather(const Problem& p, bool all_taps);
+
+struct Blocking {
+  bool panel;
+  int64_t pixels;   // of a box, about
+  int64_t depth;    // channels * taps of a tile, about
+  bool may_be_raw;  // the input may be read where it stands
+};
+
+// Boxes, tile, offsets. False where the tile would be too large.
+bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k);
+
+// The gathers of conv or conv_transpose; empty where they cannot do it.
+std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k);
+
+// The families ------------------------------------------------------------------------------------------------------
+
+PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k);
+PlanPtr plan_winograd(const Gather& direct, const ConvKernels& k);
+PlanPtr plan_weight(const Problem& p, const ConvKernels& k);
+
+}  // namespace convarith::cpu
