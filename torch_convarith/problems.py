@@ -289,6 +289,65 @@ r2plus1d.space n1 c64 k144 i8x56x56 f1x3x3 p0x1x1
 r2plus1d.time n1 c144 k64 i8x56x56 f3x1x1 p1x0x0
 r2plus1d.conv1 n1 c3 k45 i8x112x112 f1x7x7 s1x2x2 p0x3x3
 """,
+    # Baidu's DeepBench, the distinct shapes of its training set: speech, characters, faces, images, speakers. Its
+    # batches of 4 to 32 are 4 here, or 1 where a layer is large.
+    "deepbench": """
+deepbench.161x700_c1_k32_f5x20_s2 n4 c1 k32 i161x700 f5x20 s2
+deepbench.79x341_c32_k32_f5x10_s2 n4 c32 k32 i79x341 f5x10 s2
+deepbench.48x480_c1_k16_f3 n4 c1 k16 i48x480 f3 p1
+deepbench.24x240_c16_k32_f3 n4 c16 k32 i24x240 f3 p1
+deepbench.12x120_c32_k64_f3 n4 c32 k64 i12x120 f3 p1
+deepbench.6x60_c64_k128_f3 n4 c64 k128 i6x60 f3 p1
+deepbench.108_c3_k64_f3_s2 n4 c3 k64 i108 f3 s2 p1
+deepbench.54_c64_k64_f3 n4 c64 k64 i54 f3 p1
+deepbench.27_c128_k128_f3 n4 c128 k128 i27 f3 p1
+deepbench.14_c128_k256_f3 n4 c128 k256 i14 f3 p1
+deepbench.7_c256_k512_f3 n4 c256 k512 i7 f3 p1
+deepbench.224_c3_k64_f3 n4 c3 k64 i224 f3 p1
+deepbench.112_c64_k128_f3 n1 c64 k128 i112 f3 p1
+deepbench.56_c128_k256_f3 n1 c128 k256 i56 f3 p1
+deepbench.28_c256_k512_f3 n1 c256 k512 i28 f3 p1
+deepbench.14_c512_k512_f3 n4 c512 k512 i14 f3 p1
+deepbench.7_c512_k512_f3 n4 c512 k512 i7 f3 p1
+deepbench.224_c3_k64_f7_s2 n4 c3 k64 i224 f7 s2 p3
+deepbench.28_c192_k32_f5 n4 c192 k32 i28 f5 p2
+deepbench.28_c192_k64_f1 n4 c192 k64 i28 f1
+deepbench.14_c512_k48_f5 n4 c512 k48 i14 f5 p2
+deepbench.14_c512_k192_f1 n4 c512 k192 i14 f1
+deepbench.7_c832_k256_f1 n4 c832 k256 i7 f1
+deepbench.7_c832_k128_f5 n4 c832 k128 i7 f5 p2
+deepbench.56_c64_k64_f3 n4 c64 k64 i56 f3 p1
+deepbench.56_c64_k256_f1_s2 n4 c64 k256 i56 f1 s2
+deepbench.28_c128_k128_f3 n4 c128 k128 i28 f3 p1
+deepbench.28_c128_k512_f1_s2 n4 c128 k512 i28 f1 s2
+deepbench.14_c256_k256_f1 n4 c256 k256 i14 f1
+deepbench.14_c256_k256_f3 n4 c256 k256 i14 f3 p1
+deepbench.14_c256_k1024_f1_s2 n4 c256 k1024 i14 f1 s2
+deepbench.7_c512_k512_f1 n4 c512 k512 i7 f1
+deepbench.7_c2048_k512_f1_s2 n4 c2048 k512 i7 f1 s2 p3
+deepbench.161x700_c1_k64_f5_s2 n4 c1 k64 i161x700 f5 s2 p1
+deepbench.80x350_c64_k64_f3 n1 c64 k64 i80x350 f3 p1
+deepbench.80x350_c64_k128_f5_s2 n1 c64 k128 i80x350 f5 s2 p1
+deepbench.40x175_c128_k128_f3 n1 c128 k128 i40x175 f3 p1
+deepbench.40x175_c128_k256_f5_s2 n1 c128 k256 i40x175 f5 s2 p1
+deepbench.20x84_c256_k256_f3 n1 c256 k256 i20x84 f3 p1
+deepbench.20x84_c256_k512_f5_s2 n1 c256 k512 i20x84 f5 s2 p1
+deepbench.10x42_c512_k512_f3 n1 c512 k512 i10x42 f3 p1
+deepbench.112_c64_k64_f1 n4 c64 k64 i112 f1
+deepbench.56_c64_k256_f1 n4 c64 k256 i56 f1
+deepbench.56_c256_k64_f1 n4 c256 k64 i56 f1
+deepbench.56_c256_k128_f1_s2 n4 c256 k128 i56 f1 s2
+deepbench.28_c128_k512_f1 n4 c128 k512 i28 f1
+deepbench.28_c512_k128_f1 n4 c512 k128 i28 f1
+deepbench.28_c512_k256_f1_s2 n4 c512 k256 i28 f1 s2
+deepbench.14_c256_k1024_f1 n4 c256 k1024 i14 f1
+deepbench.28_c512_k1024_f1_s2 n4 c512 k1024 i28 f1 s2
+deepbench.14_c1024_k256_f1 n4 c1024 k256 i14 f1
+deepbench.14_c1024_k512_f1_s2 n4 c1024 k512 i14 f1 s2
+deepbench.7_c512_k2048_f1 n4 c512 k2048 i7 f1
+deepbench.14_c1024_k2048_f1_s2 n4 c1024 k2048 i14 f1 s2
+deepbench.7_c2048_k512_f1 n4 c2048 k512 i7 f1
+""",
 }
 
 SUITES: dict[str, tuple[Problem, ...]] = {
