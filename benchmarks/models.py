@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -49,7 +51,7 @@ def dcgan_generator() -> nn.Module:
     """Radford et al., arXiv:1511.06434, figure 1, with 4 x 4 kernels: 64 x 64 images."""
     channels = (100, 1024, 512, 256, 128, 3)
     layers: list[nn.Module] = []
-    for n, (i, o) in enumerate(zip(channels, channels[1:], strict=False)):
+    for n, (i, o) in enumerate(itertools.pairwise(channels)):
         stride, padding = (1, 0) if n == 0 else (2, 1)
         layers += [nn.ConvTranspose2d(i, o, 4, stride, padding, bias=False)]
         layers += [nn.BatchNorm2d(o), nn.ReLU()] if o > 3 else [nn.Tanh()]
@@ -122,11 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
             for model in (theirs, ours):
                 model.train(run is training)
             check(run(theirs, x), run(ours, x), f"{name}, {which},")
-            times, foreign = measure(
-                {"torch": lambda run=run: run(theirs, x), "ours": lambda run=run: run(ours, x)},
-                options.seconds,
-                options.rounds,
-            )
+            runs = {"torch": functools.partial(run, theirs, x), "ours": functools.partial(run, ours, x)}
+            times, foreign = measure(runs, options.seconds, options.rounds)
             result["results"].append({"model": name, "pass": which, "times": times, "foreign_cores": foreign})
             a, b = (times[k]["median"] * 1e3 for k in ("torch", "ours"))
             busy = f"  ! others used {foreign:.1f} cores" if foreign and foreign > 0.1 else ""
