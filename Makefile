@@ -6,16 +6,22 @@ NVCC ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc))
 CUDA_ARCHS ?= 80 90
 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CPP_TESTS := $(wildcard tests/standalone/*.cpp tests/standalone/*/*.h tests/standalone/*/*/*.h)
 CUDA_SOURCES := $(wildcard csrc/cuda/*.cu)
 OUT ?= out
+# The CPU engine without torch, against plain loops.
+STANDALONE := $(wildcard csrc/cpu/conv_*.cpp) csrc/cpu/isa.cpp tests/standalone/engine.cpp
+STANDALONE_FLAGS := -std=c++17 -fno-math-errno -fno-trapping-math -Itests/standalone
+CASES ?= 400
+AARCH64 ?= aarch64-linux-gnu-g++
 OLDEST := .venv-oldest
 OLDEST_TORCH := torch==2.11.0 setuptools>=77,<82
 
-.PHONY: help demo test test-oldest bench lint format build cuda-check dist clean
+.PHONY: help demo test test-oldest sanitize aarch64 bench lint format build cuda-check dist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.built  ## train LeNet-5 of explicit layers on scanned digits, and look at its matrices
 	$(BIN)/python examples/digits.py --out $(OUT)
@@ -30,6 +36,12 @@ test-oldest: $(OLDEST)/.installed  ## run the tests with the oldest torch that t
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps --force-reinstall $(OLDEST)/dist/*.whl
 	cd tests && ../$(OLDEST)/bin/pytest -q -n 2 .
 
+sanitize: build/standalone/sanitized/engine  ## run the CPU engine on random geometries under AddressSanitizer and UBSan
+	@set -e; for isa in baseline avx2 avx512; do TORCH_CONVARITH_ISA=$$isa $< $(CASES); done
+
+aarch64: build/standalone/aarch64/engine  ## the same, without sanitizers, on an emulated ARM; needs g++-aarch64-linux-gnu, qemu-user
+	qemu-aarch64 $< $(CASES)
+
 bench: $(VENV)/.built  ## measure the operators against torch's own
 	$(BIN)/python benchmarks/overhead.py --out $(OUT)/overhead.json
 	$(BIN)/python benchmarks/run.py --suite layers transposed --seconds 0.5 --out $(OUT)/layers.json
@@ -41,12 +53,12 @@ lint: $(VENV)/.installed  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(CPP_TESTS)
 
 format: $(VENV)/.installed  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) $(CPP_TESTS)
 
 build: $(VENV)/.built  ## build the extension in place
 
@@ -66,6 +78,20 @@ clean:  ## remove everything that the targets above made
 	rm -rf $(VENV) $(OLDEST) build dist out *.egg-info torch_convarith/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+build/standalone/sanitized/%.o: %.cpp $(CPP)
+	@mkdir -p $(@D)
+	$(CXX) $(STANDALONE_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -c $< -o $@
+
+build/standalone/sanitized/engine: $(STANDALONE:%.cpp=build/standalone/sanitized/%.o)
+	$(CXX) -fsanitize=address,undefined $^ -o $@
+
+build/standalone/aarch64/%.o: %.cpp $(CPP)
+	@mkdir -p $(@D)
+	$(AARCH64) $(STANDALONE_FLAGS) -O3 -c $< -o $@
+
+build/standalone/aarch64/engine: $(STANDALONE:%.cpp=build/standalone/aarch64/%.o)
+	$(AARCH64) -static $^ -o $@
 
 # Stamps: a second call of a target above finds them newer than what they are made of, and does nothing again.
 $(VENV)/bin/python:

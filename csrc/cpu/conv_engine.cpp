@@ -1,6 +1,7 @@
 #include "conv_engine.h"
 
 #include <atomic>
+#include <iterator>
 #include <stdexcept>
 
 #include "conv_planning.h"
@@ -101,19 +102,14 @@ std::optional<Algorithm> wanted_algorithm() {
   return value < 0 ? std::nullopt : std::optional<Algorithm>(static_cast<Algorithm>(value));
 }
 
-const char* algorithm_name(Algorithm algorithm) {
-  static constexpr const char* names[] = {"reference", "panel", "offset", "outer", "dot", "winograd"};
-  return names[static_cast<int>(algorithm)];
-}
-
 void force_algorithm(const std::string& name) {
   if (name == "auto") {
     forced.store(-1);
     return;
   }
-  for (int a = 0; a <= static_cast<int>(Algorithm::kWinograd); ++a) {
-    if (name == algorithm_name(static_cast<Algorithm>(a))) {
-      forced.store(a);
+  for (size_t a = 0; a < std::size(kAlgorithmNames); ++a) {
+    if (name == kAlgorithmNames[a]) {
+      forced.store(static_cast<int>(a));
       return;
     }
   }

@@ -20,7 +20,11 @@ enum class Algorithm : int {
   kWinograd,
 };
 
-const char* algorithm_name(Algorithm algorithm);
+constexpr const char* kAlgorithmNames[] = {"reference", "panel", "offset", "outer", "dot", "winograd"};
+
+inline const char* algorithm_name(Algorithm algorithm) {
+  return kAlgorithmNames[static_cast<int>(algorithm)];
+}
 
 struct Explanation {
   Algorithm algorithm;
