@@ -1,6 +1,7 @@
-"""JSON of run.py -> a Markdown table of ratios, and plots.
+"""JSON of run.py -> Markdown tables of ratios, and plots.
 
     python benchmarks/report.py results/layers.json
+    python benchmarks/report.py results/*.json --summary
     python benchmarks/report.py results/layers.json --plots out/
 
 A ratio is the baseline's time divided by ours: above 1, ours is faster. matplotlib is needed for the plots only.
@@ -19,10 +20,10 @@ PASSES = ("forward", "grad_input", "grad_weight")
 
 
 def ratios(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> dict[str, dict[str, float]]:
-    """{problem: {pass: ratio}}, in the order of the file."""
+    """{problem: {pass: ratio}}, in the order of the file; empty where it is another benchmark's."""
     table: dict[str, dict[str, float]] = {}
     for row in data["results"]:
-        times = row["times"]
+        times = row["times"] if "problem" in row and "times" in row else {}
         if baseline in times and ours in times:
             name = row["problem"].split()[0]
             table.setdefault(name, {})[row["pass"]] = times[baseline][statistic] / times[ours][statistic]
@@ -45,12 +46,49 @@ def markdown(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> 
     for name, row in table.items():
         lines.append(f"| {name} | {' | '.join(f'{row[p]:.2f}' if p in row else '' for p in passes)} |")
     columns = [[row[p] for row in table.values() if p in row] for p in passes]
-    means = [math.exp(sum(map(math.log, column)) / len(column)) for column in columns]
-    lines.append(f"| **geometric mean** | {' | '.join(f'**{mean:.2f}**' for mean in means)} |")
+    lines.append(f"| **geometric mean** | {' | '.join(f'**{mean(column):.2f}**' for column in columns)} |")
     lines.append(f"| **worst** | {' | '.join(f'**{min(column):.2f}**' for column in columns)} |")
     if foreign > 0.1:
         lines += ["", f"Others kept up to {foreign:.1f} cores busy meanwhile: do not quote these numbers."]
     return "\n".join(lines)
+
+
+def mean(values: list[float]) -> float:
+    """Geometric."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def summary(files: list[Path], baseline: str, ours: str, statistic: str) -> str:
+    """Geometric mean and worst layer of every suite in the files, a line each."""
+    lines: list[str] = []
+    for file in files:
+        data = json.loads(file.read_text())
+        suites: dict[str, dict[str, list[float]]] = {}
+        for name, row in ratios(data, baseline, ours, statistic).items():
+            columns = suites.setdefault(suite_of(name), {})
+            for which, ratio in row.items():
+                columns.setdefault(which, []).append(ratio)
+        if not suites:
+            continue
+        options = data["options"]
+        heading = f"{options['threads']} threads, {options['dtype']}"
+        if options.get("channels_last"):
+            heading += ", channels_last"
+        lines += ["", f"| {heading} | layers | {' | '.join(PASSES)} |", f"|---|---|{'---|' * len(PASSES)}"]
+        for suite, columns in suites.items():
+            cells = [f"{mean(c):.2f} ({min(c):.2f})" if (c := columns.get(which)) else "" for which in PASSES]
+            lines.append(f"| {suite} | {max(map(len, columns.values()))} | {' | '.join(cells)} |")
+    return "\n".join(lines[1:])
+
+
+def suite_of(name: str) -> str:
+    """The suite that a problem belongs to: the two main ones, or its network."""
+    from torch_convarith import problems
+
+    for suite in ("layers", "transposed"):
+        if any(p.name == name for p in problems.SUITES[suite]):
+            return suite
+    return name.split(".")[0]
 
 
 def plots(data: dict[str, Any], baseline: str, ours: str, statistic: str, folder: Path) -> None:
@@ -103,20 +141,25 @@ def plots(data: dict[str, Any], baseline: str, ours: str, statistic: str, folder
 def main(arguments: list[str] | None = None) -> int:
     """Exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--summary", action="store_true", help="mean and worst of every suite, of all files")
     parser.add_argument("--baseline", default="torch")
     parser.add_argument("--ours", default="ours")
     parser.add_argument("--statistic", choices=["median", "minimum"], default="median")
     parser.add_argument("--plots", type=Path, help="folder for ratios.svg and roofline.svg")
     options = parser.parse_args(arguments)
-    data = json.loads(options.file.read_text())
     contestants = (options.baseline, options.ours)
-    if not ratios(data, *contestants, options.statistic):
-        print(f"no problem in {options.file} was run by both {contestants[0]} and {contestants[1]}", file=sys.stderr)
-        return 2
-    print(markdown(data, *contestants, options.statistic))
-    if options.plots:
-        plots(data, *contestants, options.statistic, options.plots)
+    if options.summary:
+        print(summary(options.files, *contestants, options.statistic))
+        return 0
+    for file in options.files:
+        data = json.loads(file.read_text())
+        if not ratios(data, *contestants, options.statistic):
+            print(f"no problem in {file} was run by both {contestants[0]} and {contestants[1]}", file=sys.stderr)
+            return 2
+        print(markdown(data, *contestants, options.statistic))
+        if options.plots:
+            plots(data, *contestants, options.statistic, options.plots)
     return 0
 
 
