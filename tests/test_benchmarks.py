@@ -1,0 +1,63 @@
+"""The benchmarks run, compare the values before they time them, and report what they stored."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(script, *arguments):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_run_and_report(tmp_path):
+    file = tmp_path / "few.json"
+    backends = ("torch", "ours", "ours:matrix", "unfold", "csr", "scipy", "assemble", "copy_csr")
+    arguments = ("--quick", "--threads", 1, "--backends", *backends, "--out", file)
+    run("run.py", "--suite", "guide.half_padding", "lenet.c3", *arguments)
+    data = json.loads(file.read_text())
+    assert {"cpu", "isa", "torch", "compiler", "time"} <= data["environment"].keys()
+    rows = {(row["problem"].split()[0], row["pass"]): row for row in data["results"]}
+    problems = ("guide.half_padding", "guide.half_padding_transposed", "lenet.c3")
+    assert set(rows) == {(p, which) for p in problems for which in ("forward", "grad_input", "grad_weight")}
+    assert set(rows["lenet.c3", "forward"]["times"]) == set(backends)
+    times = rows["lenet.c3", "grad_input"]["times"]
+    ratio = times["torch"]["median"] / times["ours"]["median"]
+    table = run("report.py", file)
+    line = next(line for line in table.splitlines() if line.startswith("| lenet.c3 "))
+    assert line.split("|")[3].strip() == f"{ratio:.2f}"
+    assert "| layers | 1 |" in run("report.py", file, "--summary")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+def test_memory(tmp_path):
+    file = tmp_path / "memory.json"
+    run("memory.py", "--suite", "vgg.5_1", "--passes", "forward", "--out", file)
+    (row,) = json.loads(file.read_text())["results"]
+    # At least the packed weights, half of which are enough to tell it from nothing; at most what the engine may take.
+    assert 512 * 512 * 9 * 2 < row["scratch_bytes"]["ours"] < 64 << 20
+
+
+def test_models(tmp_path):
+    file = tmp_path / "models.json"
+    options = ("--batch", 1, "--seconds", 0, "--rounds", 1, "--threads", 1)
+    run("models.py", "dcgan_generator", *options, "--out", file)
+    assert [row["pass"] for row in json.loads(file.read_text())["results"]] == ["inference", "training step"]
+
+
+def test_overhead(tmp_path):
+    file = tmp_path / "overhead.json"
+    run("overhead.py", "--rounds", 1, "--calls", 3, "--out", file)
+    assert all(row["ours"] > 0 for row in json.loads(file.read_text())["results"].values())
