@@ -2,7 +2,6 @@
 
 import ctypes
 import re
-import time
 
 import cuda_emulation
 import numpy as np
@@ -135,7 +134,13 @@ def test_mistakes_are_errors(name, message, order):
 
 
 def test_an_access_outside_of_a_guarded_tensor_is_an_error():
-    with cuda_emulation.guarded(torch.arange(64.0)) as (x,):
-        assert "outside of the memory it may touch" in run("past global", x, out=torch.empty(64))
-    with pytest.raises(AssertionError, match="written outside"), cuda_emulation.guarded(torch.arange(3.0)) as (x,):
+    with cuda_emulation.guarded():
+        assert "outside of the memory it may touch" in run("past global", torch.arange(64.0), out=torch.empty(64))
+    with pytest.raises(AssertionError, match="wrote outside"), cuda_emulation.guarded():
+        x = torch.empty(3)
         ctypes.memset(x.data_ptr() + 12, 0, 1)
+        del x
+    with cuda_emulation.guarded():
+        assert torch.empty(3, 5).isnan().all()
+        x = torch.empty(3).fill_(0)
+        del x

@@ -41,7 +41,16 @@ inline void check_launch(cudaError_t error, const char* name) {
   TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 }
 
-inline DType dtype_of(const at::Tensor& t, const char* name) {
+// The dtypes that an operator takes; another one raises with its name.
+enum class DTypes { kFloating, kFloatingOrComplex, kReal, kNumber, kAny };
+
+inline DType dtype_of(const at::Tensor& t, DTypes allowed, const char* name) {
+  const auto where = [&](DType dtype, bool allowed_here) {
+    TORCH_CHECK_NOT_IMPLEMENTED(allowed_here, "\"", name, "\" not implemented for '", t.scalar_type(), "'");
+    return dtype;
+  };
+  const bool integers = allowed != DTypes::kFloating && allowed != DTypes::kFloatingOrComplex;
+  const bool complex = allowed != DTypes::kFloating && allowed != DTypes::kReal;
   switch (t.scalar_type()) {
     case at::kFloat:
       return DType::kFloat;
@@ -52,23 +61,21 @@ inline DType dtype_of(const at::Tensor& t, const char* name) {
     case at::kHalf:
       return DType::kHalf;
     case at::kByte:
-      return DType::kUInt8;
+      return where(DType::kUInt8, integers);
     case at::kChar:
-      return DType::kInt8;
+      return where(DType::kInt8, integers);
     case at::kShort:
-      return DType::kInt16;
+      return where(DType::kInt16, integers);
     case at::kInt:
-      return DType::kInt32;
+      return where(DType::kInt32, integers);
     case at::kLong:
-      return DType::kInt64;
-    case at::kBool:
-      return DType::kBool;
+      return where(DType::kInt64, integers);
     case at::kComplexFloat:
-      return DType::kComplexFloat;
+      return where(DType::kComplexFloat, complex);
     case at::kComplexDouble:
-      return DType::kComplexDouble;
+      return where(DType::kComplexDouble, complex);
     default:
-      TORCH_CHECK_NOT_IMPLEMENTED(false, "\"", name, "\" not implemented for '", t.scalar_type(), "'");
+      return where(DType::kBool, allowed == DTypes::kAny && t.scalar_type() == at::kBool);
   }
 }
 

@@ -1,7 +1,7 @@
 """Builds csrc/cuda for the CPU and loads it: see emulation.h.
 
-A room is a file of glue and the kernels whose names begin like it: ``conv`` is csrc/cuda/conv.cpp and conv*.cu. Its
-operators register under torch.ops.torch_convarith_emulated with the schemas of torch.ops.torch_convarith, and take CPU
+A room is a file of glue and what begins like it: ``conv`` is csrc/cuda/conv.cpp, conv_*.cpp and conv*.cu. Its operators
+register under torch.ops.torch_convarith_emulated with the schemas of torch.ops.torch_convarith, and take CPU
 tensors. The objects stay in build/, where ninja compiles only what changed.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import fcntl
 import functools
+import gc
 import platform
 import shutil
 import subprocess
@@ -34,8 +35,9 @@ COMMON = (
 
 
 def rooms() -> list[str]:
-    """The files of glue."""
-    return sorted(file.stem for file in (CSRC / "cuda").glob("*.cpp"))
+    """The names of all."""
+    stems = {file.stem for file in (CSRC / "cuda").glob("*.cpp")}
+    return sorted(stem for stem in stems if not any(stem.startswith(f"{other}_") for other in stems))
 
 
 def _ninja_file() -> str:
@@ -56,15 +58,14 @@ def _ninja_file() -> str:
     lines.append(f"build emulation.o: compile {HERE / 'emulation.cpp'}\n  flags = {COMMON}")
     lines.append("build libemulation.so: link emulation.o")
     own = "-L. -lemulation -Wl,-rpath,'$$ORIGIN'"
+    torchs = f"-L{torch_lib} -ltorch_cpu -lc10 -Wl,-rpath,{torch_lib}"
     tests = compiled(HERE / "self_test.cu")
     lines.append(f"build self_test.so: link {tests} | libemulation.so\n  libraries = {own}")
+    lines.append(f"build guard.so: link {compiled(HERE / 'guard.cpp')} | libemulation.so\n  libraries = {own} {torchs}")
     for room in rooms():
-        kernels = sorted((CSRC / "cuda").glob(f"{room}*.cu"))
-        objects = " ".join(map(compiled, [CSRC / "cuda" / f"{room}.cpp", *kernels]))
-        lines.append(
-            f"build {room}.so: link {objects} | libemulation.so\n"
-            f"  libraries = {own} -L{torch_lib} -ltorch_cpu -lc10 -Wl,-rpath,{torch_lib}"
-        )
+        sources = [f for kind in ("cpp", "cu") for f in (CSRC / "cuda").glob(f"{room}*.{kind}")]
+        objects = " ".join(map(compiled, sorted(f for f in sources if f.stem == room or f.stem.startswith(f"{room}_"))))
+        lines.append(f"build {room}.so: link {objects} | libemulation.so\n  libraries = {own} {torchs}")
     return "\n".join(lines) + "\n"
 
 
@@ -136,26 +137,19 @@ def order(name: str):
 
 
 @contextlib.contextmanager
-def guarded(*tensors: torch.Tensor):
-    """Copies behind whose ends, up to their elements' alignment, stands a page that cannot be touched.
+def guarded():
+    """Tensors made here have a page behind their end, up to 16 bytes, that cannot be touched, and are full of NaN bytes.
 
-    Where they are handed over, a kernel's access outside of them is an error; a write before or behind them fails here.
+    So a kernel's access outside of them is an error, and what it leaves unwritten shows. Writes that miss that page fail
+    at the end, for tensors that are gone by then.
     """
-    c = library()
-    c.emulation_allocate.restype = ctypes.c_void_p
-    c.emulation_allocate.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
-    c.emulation_release.argtypes = [ctypes.c_void_p]
-    c.emulation_release.restype = ctypes.c_bool
-    addresses, copies = [], []
-    for t in tensors:
-        extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-        bytes_ = extent * t.element_size()
-        addresses.append(c.emulation_allocate(bytes_, 16))
-        buffer = (ctypes.c_char * max(bytes_, 1)).from_address(addresses[-1])
-        flat = torch.frombuffer(buffer, dtype=t.dtype, count=max(extent, 1))
-        copies.append(flat.as_strided(t.shape, t.stride()).copy_(t))
+    c = library("guard.so")
+    c.was_written_outside.restype = ctypes.c_bool
+    c.was_written_outside()
+    c.guard(True)
     try:
-        yield copies
+        yield
     finally:
-        intact = [c.emulation_release(a) for a in addresses]
-    assert all(intact), "written outside of a tensor"
+        c.guard(False)
+    gc.collect()
+    assert not c.was_written_outside(), "a kernel wrote outside of a tensor"

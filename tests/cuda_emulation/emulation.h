@@ -40,6 +40,7 @@
 #define __forceinline__ inline
 #define __align__(n) alignas(n)
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 // Vector types ------------------------------------------------------------------------------------------------------
 
