@@ -133,14 +133,15 @@ def test_mistakes_are_errors(name, message, order):
     assert run("reverse", x, out=y) == ""  # and the next launch is sound
 
 
+def write_behind(x):
+    ctypes.memset(x.data_ptr() + x.nbytes, 0, 1)
+
+
 def test_an_access_outside_of_a_guarded_tensor_is_an_error():
     with cuda_emulation.guarded():
         assert "outside of the memory it may touch" in run("past global", torch.arange(64.0), out=torch.empty(64))
     with pytest.raises(AssertionError, match="wrote outside"), cuda_emulation.guarded():
-        x = torch.empty(3)
-        ctypes.memset(x.data_ptr() + 12, 0, 1)
-        del x
+        write_behind(torch.empty(3))
     with cuda_emulation.guarded():
         assert torch.empty(3, 5).isnan().all()
-        x = torch.empty(3).fill_(0)
-        del x
+        torch.empty(3).fill_(0)

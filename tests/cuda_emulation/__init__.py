@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import fcntl
 import functools
-import gc
 import platform
 import shutil
 import subprocess
@@ -138,10 +137,10 @@ def order(name: str):
 
 @contextlib.contextmanager
 def guarded():
-    """Tensors made here have a page behind their end, up to 16 bytes, that cannot be touched, and are full of NaN bytes.
+    """Tensors made here are full of NaN bytes, and behind their end, up to 16 bytes, stands a page not to be touched.
 
-    So a kernel's access outside of them is an error, and what it leaves unwritten shows. Writes that miss that page fail
-    at the end, for tensors that are gone by then.
+    So a kernel's access outside of them is an error, and what it leaves unwritten shows. Writes that miss that page
+    fail at the end, for tensors that are gone by then.
     """
     c = library("guard.so")
     c.was_written_outside.restype = ctypes.c_bool
@@ -151,5 +150,4 @@ def guarded():
         yield
     finally:
         c.guard(False)
-    gc.collect()
     assert not c.was_written_outside(), "a kernel wrote outside of a tensor"
