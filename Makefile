@@ -7,7 +7,10 @@ CUDA_ARCHS ?= 80 90
 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 CPP_TESTS := $(wildcard tests/standalone/*.cpp tests/standalone/*/*.h tests/standalone/*/*/*.h)
-CUDA_SOURCES := $(wildcard csrc/cuda/*.cu)
+CUDA_KERNELS := $(wildcard csrc/cuda/*.cu)
+CUDA_GLUE := $(wildcard csrc/cuda/*.cpp)
+CUDA_FLAGS = --threads 0 --expt-relaxed-constexpr $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
+  -D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_BFLOAT16_CONVERSIONS__ -D__CUDA_NO_HALF2_OPERATORS__
 OUT ?= out
 # The CPU engine without torch, against plain loops.
 STANDALONE := $(wildcard csrc/cpu/conv_*.cpp) csrc/cpu/isa.cpp tests/standalone/engine.cpp
@@ -62,13 +65,16 @@ format: $(VENV)/.installed  ## let ruff and clang-format rewrite the sources
 
 build: $(VENV)/.built  ## build the extension in place
 
-cuda-check:  ## compile every CUDA source with nvcc; needs neither a GPU nor a CUDA build of torch
+# As setup.py would, but with warnings as errors, and nothing kept. The glue includes torch's headers, whose own CUDA
+# configuration only a CUDA build of torch has.
+cuda-check: $(VENV)/.installed  ## compile CUDA sources and their glue; needs nvcc, but neither a GPU nor a torch with CUDA
 	@test -n "$(NVCC)" || { echo "cuda-check: no nvcc on PATH and none under CUDA_HOME" >&2; exit 2; }
-	@test -n "$(CUDA_SOURCES)" || echo "cuda-check: there are no CUDA sources yet"
-	@set -e; for source in $(CUDA_SOURCES); do for arch in $(CUDA_ARCHS); do \
-	  echo "nvcc sm_$$arch $$source"; \
-	  "$(NVCC)" -std=c++17 -O3 --expt-relaxed-constexpr -Werror all-warnings -gencode arch=compute_$$arch,code=sm_$$arch \
-	    -c $$source -o /dev/null; done; done
+	@set -e; \
+	includes="$$($(BIN)/python -c "from torch.utils.cpp_extension import include_paths as i; print(*('-isystem ' + p for p in i()))")"; \
+	check() { echo "nvcc $$2"; "$(NVCC)" -std=c++20 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wno-unused-parameter,-Werror \
+	  "$$@" -o /dev/null; }; \
+	for source in $(CUDA_KERNELS); do check -c $$source -O3 $(CUDA_FLAGS); done; \
+	for source in $(CUDA_GLUE); do check -c $$source -DC10_CUDA_NO_CMAKE_CONFIGURE_FILE $$includes; done
 
 dist: $(VENV)/.installed  ## build the sdist, and a wheel from that sdist
 	rm -rf dist

@@ -1,11 +1,13 @@
 """Builds the extension. Everything else about the package stands in pyproject.toml.
 
 CUDA sources are built where torch has CUDA and a CUDA toolkit is found (CUDA_HOME); a GPU need not be present.
-FORCE_CUDA=1 insists, FORCE_CUDA=0 leaves them out.
+FORCE_CUDA=1 insists, FORCE_CUDA=0 leaves them out. TORCH_CUDA_ARCH_LIST names the GPUs, if not all from sm_80 on.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pybind11
 import torch
@@ -14,6 +16,8 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
+# Ampere's instructions; code for it runs on Ada, code for Hopper's virtual machine on whatever comes later.
+CUDA_ARCHITECTURES = "8.0 9.0+PTX"
 
 
 def with_cuda() -> bool:
@@ -37,7 +41,10 @@ def extension() -> CppExtension:
     if with_cuda():
         kind, macros = CUDAExtension, [("CONVARITH_WITH_CUDA", None)]
         sources += [*(CSRC / "cuda").glob("*.cpp"), *(CSRC / "cuda").glob("*.cu")]
-        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
+        flags["nvcc"] = ["-O3", "--threads=0", f"-Xcompiler={','.join(warnings)},-fvisibility=hidden"]
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    else:
+        sources += (CSRC / "cuda").glob("*_plan.cpp")  # plain C++: explain_kernel tells of a GPU without one
     return kind(
         "torch_convarith._C",
         sorted(str(source.relative_to(ROOT)) for source in sources),
@@ -45,12 +52,25 @@ def extension() -> CppExtension:
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=["-fopenmp"],
-        depends=sorted(str(h.relative_to(ROOT)) for h in CSRC.rglob("*.h")),
+        depends=sorted(str(h.relative_to(ROOT)) for pattern in ("*.h", "*.cuh") for h in CSRC.rglob(pattern)),
     )
 
 
 class Build(BuildExtension):
     """Keeps the objects of an editable build, so that ninja compiles only what changed since the last one."""
+
+    def build_extensions(self) -> None:
+        """Lets x.cpp and x.cu have objects of their own: setuptools calls both x.o."""
+        plain = self.compiler.object_filenames
+
+        def object_filenames(sources: Iterable[str], *args: Any, **options: Any) -> list[str]:
+            names = plain(sources, *args, **options)
+            return [
+                f"{name[:-2]}.cu.o" if str(s).endswith(".cu") else name for s, name in zip(sources, names, strict=True)
+            ]
+
+        self.compiler.object_filenames = object_filenames
+        super().build_extensions()
 
     def finalize_options(self) -> None:  # noqa: D102
         super().finalize_options()

@@ -180,4 +180,29 @@ inline PaddingMode check_padding_mode(c10::string_view name, const Problem& p) {
   return mode;
 }
 
+// A tensor of shape `size` and how its last axes are stretched; sets the stretched tensor's whole shape.
+inline Stretch make_stretch(at::IntArrayRef size, at::IntArrayRef stride, at::IntArrayRef padding,
+                            std::vector<int64_t>& stretched) {
+  const size_t axes = stride.size();
+  TORCH_CHECK(axes >= 1 && axes <= kAxes && padding.size() == 2 * axes && size.size() >= axes,
+              "expected 1 to 3 strides, lo and hi per axis and at least as many dimensions, got stride ", stride,
+              ", padding ", padding, " and shape ", size);
+  Stretch s = {1, {kTrivialAxis, kTrivialAxis, kTrivialAxis}, {1, 1, 1}};
+  stretched = size.vec();
+  const size_t first = size.size() - axes;
+  for (size_t i = 0; i < first; ++i) s.leading *= size[i];
+  for (size_t i = 0; i < axes; ++i) {
+    const int64_t lo = padding[2 * i], hi = padding[2 * i + 1], units = size[first + i];
+    Axis a = {units, 1, stride[i], -lo, -hi, 1};
+    check_sizes(a, axis_name(i, axes));
+    a.input = (units > 0 ? (units - 1) * stride[i] + 1 : 0) + lo + hi;
+    TORCH_CHECK(a.input >= 0, "padding (", lo, ", ", hi, ") crops more than the ", a.input - lo - hi,
+                " units of the stretched input along ", axis_name(i, axes));
+    s.axis[kAxes - axes + i] = a;
+    s.units[kAxes - axes + i] = units;
+    stretched[first + i] = a.input;
+  }
+  return s;
+}
+
 }  // namespace convarith

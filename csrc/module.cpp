@@ -1,12 +1,16 @@
 // The pybind11 module: loading it registers the operators. It offers Python what the build knows of itself, and
 // geometry.h's functions for the tests; operators are reached through torch.ops.
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include <algorithm>
+
 #include "checks.h"
 #include "cpu/conv_engine.h"
+#include "cuda/conv_plan.h"
 #include "direct_call.h"
 #include "geometry.h"
 
@@ -15,36 +19,71 @@ using namespace convarith;
 
 namespace {
 
-Strides contiguous(const std::vector<int64_t>& sizes) {
+// Of a plain tensor, or of one in channels_last.
+Strides strides_of(const std::vector<int64_t>& sizes, bool channels_last) {
   Strides s = {0, 0, {0, 0, 0}};
-  int64_t step = 1;
+  int64_t step = channels_last ? sizes[1] : 1;
   for (size_t i = 0; i + 2 < sizes.size(); ++i) {
     s.axis[kAxes - 1 - i] = step;
     step *= sizes[sizes.size() - 1 - i];
   }
-  s.channel = step;
-  s.batch = step * sizes[1];
+  s.channel = channels_last ? 1 : step;
+  s.batch = channels_last ? step : step * sizes[1];
   return s;
 }
 
-// What the CPU engine would run on plain (contiguous) tensors of these sizes. dtype as in ConvKernels, or -1.
-py::dict explain_kernel(int pass, int dtype, const std::vector<int64_t>& x, const std::vector<int64_t>& w,
-                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                        const std::vector<int64_t>& dilation, int64_t groups) {
-  if (x.size() != w.size() || x.size() < 3 || x.size() > 5 || pass < 0 || pass > 2 || dtype < -1 || dtype > 3) {
-    throw py::value_error("sizes of 3 to 5 dimensions are needed, a pass from 0 to 2 and a dtype from -1 to 3");
+// The problem of tensors of these sizes.
+Problem problem_of(const std::vector<int64_t>& x, const std::vector<int64_t>& w, const std::vector<int64_t>& stride,
+                   const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+                   bool channels_last) {
+  if (x.size() != w.size() || x.size() < 3 || x.size() > 5) {
+    throw py::value_error("sizes of 3 to 5 dimensions are needed");
   }
   Sizes sizes = {x, w, {}};
   Problem p = make_problem(sizes, stride, padding, dilation, groups);
-  p.x = contiguous(sizes.x);
-  p.w = contiguous(sizes.w);
-  p.y = contiguous(sizes.y);
+  p.x = strides_of(sizes.x, channels_last);
+  p.w = strides_of(sizes.w, channels_last);
+  p.y = strides_of(sizes.y, channels_last);
+  return p;
+}
+
+// What the CPU engine would run. dtype as in ConvKernels, or -1.
+py::dict explain_cpu_kernel(int pass, int dtype, const std::vector<int64_t>& x, const std::vector<int64_t>& w,
+                            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                            const std::vector<int64_t>& dilation, int64_t groups, bool channels_last) {
+  if (pass < 0 || pass > 2 || dtype < -1 || dtype > 3) {
+    throw py::value_error("a pass from 0 to 2 and a dtype from -1 to 3 are needed");
+  }
+  const Problem p = problem_of(x, w, stride, padding, dilation, groups, channels_last);
   const cpu::Explanation e = cpu::explain(p, static_cast<cpu::Pass>(pass), dtype);
   py::dict result;
   result["algorithm"] = cpu::algorithm_name(e.algorithm);
   result["scratch_bytes"] = e.scratch;
   result["phases"] = e.phases;
   result["multiplications"] = e.multiplications;
+  return result;
+}
+
+// What a GPU of so many multiprocessors would run. dtype as in cuda::DType.
+py::dict explain_cuda_kernel(int pass, int dtype, const std::vector<int64_t>& x, const std::vector<int64_t>& w,
+                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                             const std::vector<int64_t>& dilation, int64_t groups, bool channels_last,
+                             int multiprocessors) {
+  if (pass < 0 || pass > 2 || dtype < 0 || dtype > static_cast<int>(cuda::DType::kComplexDouble)) {
+    throw py::value_error("a pass from 0 to 2 and a dtype of cuda::DType are needed");
+  }
+  const Problem p = problem_of(x, w, stride, padding, dilation, groups, channels_last);
+  const bool allow_tf32 = at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+  const cuda::Kernel k = cuda::choose_kernel(p, static_cast<cuda::Pass>(pass), static_cast<cuda::DType>(dtype),
+                                             allow_tf32, cuda::kAligned, {multiprocessors});
+  const bool is_product = k.algorithm == cuda::Algorithm::kMultiplyAdd || k.algorithm == cuda::Algorithm::kTensorCore;
+  py::dict result;
+  result["algorithm"] = cuda::algorithm_name(k.algorithm);
+  if (is_product) result["tile"] = cuda::tile_name(k.tile);
+  result["splits"] = std::max(k.plan.splits, 1);
+  result["scratch_bytes"] = k.scratch_bytes();
+  result["phases"] = k.plan.phases;
+  result["multiplications"] = k.multiplications;
   return result;
 }
 
@@ -85,8 +124,10 @@ PYBIND11_MODULE(_C, m) {
   PyModule_AddFunctions(m.ptr(), direct);
   m.def("set_winograd", &cpu::set_winograd);
   m.def("winograd_enabled", &cpu::winograd_enabled);
-  m.def("explain_kernel", &explain_kernel);
+  m.def("explain_cpu_kernel", &explain_cpu_kernel);
+  m.def("explain_cuda_kernel", &explain_cuda_kernel);
   m.def("_force_algorithm", &cpu::force_algorithm);  // for tests
+  m.def("_force_cuda_kernel", &cuda::force_kernel);
 
   py::enum_<PaddingMode>(m, "PaddingMode")
       .value("zeros", PaddingMode::kZeros)

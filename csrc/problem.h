@@ -33,9 +33,9 @@ struct Problem {
   Strides w;
   Strides y;
 
-  int64_t kernel_numel() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
-  int64_t input_numel() const { return axis[0].input * axis[1].input * axis[2].input; }
-  int64_t output_numel() const { return output[0] * output[1] * output[2]; }
+  CONVARITH_HD constexpr int64_t kernel_numel() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
+  CONVARITH_HD constexpr int64_t input_numel() const { return axis[0].input * axis[1].input * axis[2].input; }
+  CONVARITH_HD constexpr int64_t output_numel() const { return output[0] * output[1] * output[2]; }
 };
 
 // What pooling, unfold and fold share: every plane alike is cut into windows.
@@ -47,9 +47,22 @@ struct Windows {
   std::array<Axis, kAxes> axis;
   std::array<int64_t, kAxes> output;
 
-  int64_t kernel_numel() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
-  int64_t input_numel() const { return axis[0].input * axis[1].input * axis[2].input; }
-  int64_t output_numel() const { return output[0] * output[1] * output[2]; }
+  CONVARITH_HD constexpr int64_t kernel_numel() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
+  CONVARITH_HD constexpr int64_t input_numel() const { return axis[0].input * axis[1].input * axis[2].input; }
+  CONVARITH_HD constexpr int64_t output_numel() const { return output[0] * output[1] * output[2]; }
+};
+
+// The guide's stretched tensor: stride - 1 zeros between units, then padding. Unit o stands at o * stride + lo, which
+// is where a convolution with one tap reads from. So the axis is that convolution's, and a unit cropped away is an
+// output that meets no input.
+//   units (leading, *units)   stretched (leading, *axis.input)
+struct Stretch {
+  int64_t leading;
+  std::array<Axis, kAxes> axis;
+  std::array<int64_t, kAxes> units;
+
+  CONVARITH_HD constexpr int64_t stretched_numel() const { return axis[0].input * axis[1].input * axis[2].input; }
+  CONVARITH_HD constexpr int64_t units_numel() const { return units[0] * units[1] * units[2]; }
 };
 
 }  // namespace convarith

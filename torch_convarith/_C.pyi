@@ -7,7 +7,7 @@ def conv(*arguments: Any) -> Tensor | None: ...
 def conv_transpose(*arguments: Any) -> Tensor | None: ...
 def set_winograd(enabled: bool) -> None: ...
 def winograd_enabled() -> bool: ...
-def explain_kernel(
+def explain_cpu_kernel(
     which: int,
     dtype: int,
     x: list[int],
@@ -16,5 +16,19 @@ def explain_kernel(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    channels_last: bool,
 ) -> dict[str, Any]: ...
+def explain_cuda_kernel(
+    which: int,
+    dtype: int,
+    x: list[int],
+    w: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    channels_last: bool,
+    multiprocessors: int,
+) -> dict[str, Any]: ...
+def _force_cuda_kernel(name: str, splits: int) -> None: ...
 def _force_algorithm(name: str) -> None: ...

@@ -1,4 +1,4 @@
-"""Which CPU kernels run: switches as torch.backends has them, and what would be chosen.
+"""Which kernels run: switches of the CPU's as torch.backends has them, and what would be chosen on either device.
 
 ``winograd`` (default True): dense 3 x 3 convolutions of stride 1 in float32 and the half precisions may run by
 Winograd's F(4 x 4, 3 x 3) [Lavin & Gray 2015, arXiv:1509.09308], which multiplies a quarter as often and rounds
@@ -39,18 +39,24 @@ winograd: bool
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a CPU operator runs.
+    """What an operator runs.
 
     Attributes:
         operator: ``"conv"``, ``"conv_transpose"`` or ``"conv_weight"``.
-        algorithm: ``"panel"`` and ``"offset"`` multiply packed weights with tiles of the input, copied or through a
-            table of offsets; ``"winograd"``; ``"outer"`` and ``"dot"`` give the weight's gradient with vectors along
-            the out channels or along the outputs; ``"reference"`` is plain C++ for every dtype and very small sizes.
-        isa: instruction set: ``"baseline"``, ``"avx2"`` or ``"avx512"``.
+        algorithm: ``"reference"`` is plain C++, or one CUDA thread per element, for every dtype, and for very small
+            sizes on the CPU. On the CPU, ``"panel"`` and ``"offset"`` multiply packed weights with tiles of the input,
+            copied or through a table of offsets; ``"winograd"``; ``"outer"`` and ``"dot"`` give the weight's gradient
+            with vectors along the out channels or along the outputs. On CUDA, ``"tensor_core"`` (of float32: in tf32)
+            and ``"multiply_add"`` are products of tiles, ``"direct"`` is for few channels per group.
+        isa: instruction set: ``"baseline"``, ``"avx2"`` or ``"avx512"``; ``"sm_80"`` on CUDA, for this and later ones.
         phases: separate convolutions: the phases of the stride of a transposed convolution, else 1; 0 for
             ``"reference"``.
         multiplications: of two numbers, by the algorithm chosen and without its transforms.
         scratch_bytes: memory beside the operands, of all threads together; an upper bound.
+        device: ``"cpu"`` or ``"cuda"``.
+        tile: of a product on CUDA, ``"128x128"``, ``"128x32"`` or ``"64x64"``: columns (outputs; in the weight's
+            gradient input channels times taps) by rows (channels).
+        splits: parts of a sum that blocks on CUDA compute apart, and a second kernel adds up in order.
     """
 
     operator: str
@@ -59,6 +65,9 @@ class Kernel:
     phases: int
     multiplications: int
     scratch_bytes: int
+    device: str = "cpu"
+    tile: str | None = None
+    splits: int = 1
 
 
 def explain_kernel(
@@ -71,8 +80,13 @@ def explain_kernel(
     *,
     operator: str = "conv",
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Kernel:
-    """Which kernel a convolution runs on the CPU, on contiguous tensors and with the present number of threads.
+    """Which kernel a convolution runs, with the present number of threads or on the present GPU.
+
+    Without a GPU, ``device="cuda"`` tells of an H100. Whether float32 may be tf32 there is
+    ``torch.backends.cudnn.conv``'s to say.
 
     Args:
         input_size: (N, C, *input) of the convolution, also for ``operator="conv_transpose"``, whose result it is.
@@ -83,16 +97,23 @@ def explain_kernel(
         groups: number of groups.
         operator: ``"conv"``, ``"conv_transpose"`` (the gradient of the input) or ``"conv_weight"``.
         dtype: of the tensors.
+        device: ``"cpu"`` or ``"cuda"``.
+        memory_format: of the tensors: contiguous, or ``torch.channels_last`` or ``torch.channels_last_3d``.
 
     Raises:
         GeometryError: sizes that do not fit.
-        ValueError: an unknown operator.
+        ValueError: an unknown operator or device.
 
     >>> explain_kernel((1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, operator="conv_transpose").phases
     4
+    >>> explain_kernel((1, 64, 56, 56), (64, 1, 3, 3), padding=1, groups=64, device="cuda").algorithm
+    'direct'
     """
     if operator not in _ops.kernels.PASSES:
         raise ValueError(f"operator must be one of {', '.join(_ops.kernels.PASSES)}, not {operator!r}")
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, not {device}")
     if isinstance(weight, torch.nn.Module):
         layer: Any = weight
         weight, dtype = tuple(layer.weight.shape), layer.weight.dtype
@@ -107,8 +128,11 @@ def explain_kernel(
         [side for pair in geometry.padding for side in pair],
         geometry.dilation,
         groups,
+        channels_last=memory_format in (torch.channels_last, torch.channels_last_3d),
+        device=device,
     )
-    return Kernel(operator=operator, isa=_ops.build_info()["isa"], **found)
+    isa = _ops.build_info()["isa"] if device.type == "cpu" else "sm_80"
+    return Kernel(operator=operator, isa=isa, device=device.type, **found)
 
 
 @contextmanager

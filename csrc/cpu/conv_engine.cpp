@@ -4,6 +4,7 @@
 #include <iterator>
 #include <stdexcept>
 
+#include "../simplify.h"
 #include "conv_planning.h"
 
 namespace convarith::cpu {
@@ -12,34 +13,15 @@ namespace {
 std::atomic<int> forced{-1};
 std::atomic<bool> winograd{true};
 
-// Whether axes of these sizes follow each other in memory, last axis fastest, and channels follow them.
-bool contiguous_axes(const Strides& s, const std::array<int64_t, kAxes>& size) {
-  int64_t step = 1;
-  for (int i = kAxes - 1; i >= 0; --i) {
-    if (size[i] > 1 && s.axis[i] != step) return false;
-    step *= size[i];
-  }
-  return s.channel == step;
-}
-
-// The same sums as a smaller problem: a kernel that covers its whole input is a product of matrices, and where a
-// kernel of 1 moves over all of its input the axes are one.
-Problem simplify(Problem p) {
-  const int64_t taps = p.kernel_numel();
-  bool covers = true, pointwise = true;
-  for (int i = 0; i < kAxes; ++i) {
-    const Axis& a = p.axis[i];
-    covers = covers && p.output[i] == 1 && a.lo == 0 && a.dilation == 1 && a.input == a.kernel;
+// The same sums as a smaller problem: see as_product(), and where a kernel of 1 moves over all of its input the axes
+// are one.
+Problem simplify(const Problem& problem) {
+  Problem p = as_product(problem);
+  bool pointwise = true;
+  for (const Axis& a : p.axis) {
     pointwise = pointwise && a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0;
   }
-  const std::array<int64_t, kAxes> input = {p.axis[0].input, p.axis[1].input, p.axis[2].input};
-  if (covers && taps > 1 && contiguous_axes(p.w, input) && contiguous_axes(p.x, input)) {
-    p.in_channels *= taps;
-    p.x.channel = p.w.channel = 1;
-    p.axis = {kTrivialAxis, kTrivialAxis, kTrivialAxis};
-    p.x.axis = p.y.axis = p.w.axis = {0, 0, 1};
-    pointwise = true;
-  }
+  const std::array<int64_t, kAxes> input = input_of(p);
   if (pointwise && p.input_numel() == 1) {  // one pixel: the batch is the axis
     p.axis[2].input = p.output[2] = p.batch;
     p.x.axis[2] = p.x.batch;

@@ -1,115 +1,20 @@
-// C in compressed sparse rows, assembled from the pattern, and products with it. Plain C++.
-//
-// Along one axis the pattern is a table: output o, tap t -> input i. Over several axes it is the product of the axes'
-// tables, so a row of C needs no search: its columns are the product of three short sorted lists. Row (k, o) and row
-// (k', o) of one group have the same columns; their values are the weights w[k, c, taps of the entry].
+// The values of C in compressed sparse rows, and products with it. Plain C++.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "../problem.h"
+#include "../matrix_plan.h"
 
 namespace convarith::cpu {
-
-// One axis's table by row: row r meets the columns column[begin[r]] ... in ascending order, each through the taps
-// tap[tap_begin[e]] ... Several taps meet one column only where padding repeats inputs.
-struct AxisTable {
-  std::vector<int64_t> begin = {0};
-  std::vector<int64_t> column;
-  std::vector<int64_t> tap_begin = {0};
-  std::vector<int64_t> tap;
-
-  int64_t size(int64_t row) const { return begin[row + 1] - begin[row]; }
-};
-
-// Rows are outputs and columns inputs, or with `transposed` the other way round.
-inline AxisTable axis_table(const Axis& a, int64_t outputs, PaddingMode mode, bool transposed) {
-  struct Entry {
-    int64_t column, tap;
-  };
-  std::vector<std::vector<Entry>> rows(transposed ? a.input : outputs);
-  for (int64_t o = 0; o < outputs; ++o) {
-    for (int64_t t = 0; t < a.kernel; ++t) {
-      const int64_t i = source_index(input_index(a, o, t), a.input, mode);
-      if (i < 0) continue;
-      rows[transposed ? i : o].push_back(transposed ? Entry{o, t} : Entry{i, t});
-    }
-  }
-  AxisTable table;
-  for (auto& row : rows) {
-    std::stable_sort(row.begin(), row.end(), [](const Entry& a, const Entry& b) { return a.column < b.column; });
-    int64_t last = -1;  // not the previous row's: every row starts anew
-    for (const Entry& e : row) {
-      if (e.column != last) {
-        table.column.push_back(last = e.column);
-        table.tap_begin.push_back(table.tap_begin.back());
-      }
-      table.tap.push_back(e.tap);
-      ++table.tap_begin.back();
-    }
-    table.begin.push_back(static_cast<int64_t>(table.column.size()));
-  }
-  return table;
-}
-
-// C (or C^T) before its values: everything that rows, columns and entries are counted with.
-struct CsrPlan {
-  int64_t groups;
-  int64_t row_channels;     // per group
-  int64_t column_channels;  // per group
-  int64_t row_stride;       // of the weight, in elements, from one row channel of a group to the next
-  int64_t column_stride;
-  int64_t group_stride;
-  std::array<int64_t, kAxes> tap_stride;
-  std::array<int64_t, kAxes> rows;
-  std::array<int64_t, kAxes> columns;
-  std::array<AxisTable, kAxes> table;
-  std::vector<int64_t> entries_before;  // per spatial row of one channel pair, and the total
-
-  int64_t spatial_rows() const { return rows[0] * rows[1] * rows[2]; }
-  int64_t spatial_columns() const { return columns[0] * columns[1] * columns[2]; }
-  int64_t row_count() const { return groups * row_channels * spatial_rows(); }
-  int64_t column_count() const { return groups * column_channels * spatial_columns(); }
-  int64_t entries_per_channel() const { return entries_before.back() * column_channels; }  // of one row channel
-  int64_t nnz() const { return groups * row_channels * entries_per_channel(); }
-};
-
-// p.w holds the weight's strides: batch is its out channel.
-inline CsrPlan csr_plan(const Problem& p, PaddingMode mode, bool transposed) {
-  CsrPlan plan = {};
-  plan.groups = p.groups;
-  plan.row_channels = transposed ? p.in_channels : p.out_channels;
-  plan.column_channels = transposed ? p.out_channels : p.in_channels;
-  plan.row_stride = transposed ? p.w.channel : p.w.batch;
-  plan.column_stride = transposed ? p.w.batch : p.w.channel;
-  plan.group_stride = p.out_channels * p.w.batch;
-  plan.tap_stride = p.w.axis;
-  for (int i = 0; i < kAxes; ++i) {
-    plan.rows[i] = transposed ? p.axis[i].input : p.output[i];
-    plan.columns[i] = transposed ? p.output[i] : p.axis[i].input;
-    plan.table[i] = axis_table(p.axis[i], p.output[i], mode, transposed);
-  }
-  plan.entries_before.reserve(plan.spatial_rows() + 1);
-  int64_t total = 0;
-  plan.entries_before.push_back(0);
-  for (int64_t r0 = 0; r0 < plan.rows[0]; ++r0) {
-    for (int64_t r1 = 0; r1 < plan.rows[1]; ++r1) {
-      const int64_t lines = plan.table[0].size(r0) * plan.table[1].size(r1);
-      for (int64_t r2 = 0; r2 < plan.rows[2]; ++r2) {
-        plan.entries_before.push_back(total += lines * plan.table[2].size(r2));
-      }
-    }
-  }
-  return plan;
-}
 
 // One spatial row of one channel pair: its columns within a channel, and the weight offsets that each entry sums.
 struct SpatialRow {
   std::vector<int64_t> column;
   std::vector<int64_t> offset_begin;
   std::vector<int64_t> offset;
+  int64_t entries_before = 0;
   bool one_to_one = true;  // one tap per entry: offset[e] is entry e's
 
   void load(const CsrPlan& plan, int64_t row) {
@@ -120,6 +25,7 @@ struct SpatialRow {
     const int64_t r1 = row / plan.rows[2] % plan.rows[1];
     const int64_t r0 = row / (plan.rows[2] * plan.rows[1]);
     const auto& [table0, table1, table2] = plan.table;
+    entries_before = plan.entries_before(r0, r1, r2);
     for (int64_t e0 = table0.begin[r0]; e0 < table0.begin[r0 + 1]; ++e0) {
       for (int64_t e1 = table1.begin[r1]; e1 < table1.begin[r1 + 1]; ++e1) {
         const int64_t line = (table0.column[e0] * plan.columns[1] + table1.column[e1]) * plan.columns[2];
@@ -169,7 +75,7 @@ void csr_fill(const CsrPlan& plan, const T* w, Index* crow, Index* col, T* value
     for (int64_t g = 0; g < plan.groups; ++g) {
       for (int64_t k = 0; k < plan.row_channels; ++k) {
         const int64_t channel = g * plan.row_channels + k;
-        const int64_t first = channel * plan.entries_per_channel() + plan.entries_before[r] * plan.column_channels;
+        const int64_t first = channel * plan.entries_per_channel() + row.entries_before * plan.column_channels;
         crow[channel * channel_rows + r + 1] = static_cast<Index>(first + size);
         std::copy(columns.begin(), columns.end(), col + first);
         if (values == nullptr) continue;
@@ -200,10 +106,11 @@ void csr_fill(const CsrPlan& plan, const T* w, Index* crow, Index* col, T* value
 }
 
 // The adjoint of w -> values, for row channels [begin, end): each weight gets the sum of its entries' values. The
-// plan and w belong to a contiguous weight of `taps` taps.
+// plan belongs to a contiguous weight.
 template <typename T, typename Acc>
-void csr_weight_rows(const CsrPlan& plan, int64_t taps, const T* values, T* w, int64_t begin, int64_t end) {
+void csr_weight_rows(const CsrPlan& plan, const T* values, T* w, int64_t begin, int64_t end) {
   SpatialRow row;
+  const int64_t taps = plan.tap_count();
   std::vector<Acc> sum(plan.column_channels * taps);
   for (int64_t channel = begin; channel < end; ++channel) {
     std::fill(sum.begin(), sum.end(), Acc(0));

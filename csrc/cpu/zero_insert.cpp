@@ -8,37 +8,6 @@
 namespace convarith::cpu {
 namespace {
 
-// Axes in front-padded form: x[o] stands at o * stride + lo of the stretched tensor, which is where a convolution with
-// one tap reads from. So the axis is that convolution's, and a unit cropped away is an output that meets no input.
-struct Stretch {
-  std::array<Axis, kAxes> axis;
-  std::array<int64_t, kAxes> units;
-  int64_t leading;                 // product of the sizes in front of the axes
-  std::vector<int64_t> stretched;  // whole shape
-};
-
-Stretch make_stretch(at::IntArrayRef size, at::IntArrayRef stride, at::IntArrayRef padding) {
-  const size_t axes = stride.size();
-  TORCH_CHECK(axes >= 1 && axes <= kAxes && padding.size() == 2 * axes && size.size() >= axes,
-              "expected 1 to 3 strides, lo and hi per axis and at least as many dimensions, got stride ", stride,
-              ", padding ", padding, " and shape ", size);
-  Stretch s = {{kTrivialAxis, kTrivialAxis, kTrivialAxis}, {1, 1, 1}, 1, size.vec()};
-  const size_t first = size.size() - axes;
-  for (size_t i = 0; i < first; ++i) s.leading *= size[i];
-  for (size_t i = 0; i < axes; ++i) {
-    const int64_t lo = padding[2 * i], hi = padding[2 * i + 1], units = size[first + i];
-    Axis a = {units, 1, stride[i], -lo, -hi, 1};
-    check_sizes(a, axis_name(i, axes));
-    a.input = (units > 0 ? (units - 1) * stride[i] + 1 : 0) + lo + hi;
-    TORCH_CHECK(a.input >= 0, "padding (", lo, ", ", hi, ") crops more than the ", a.input - lo - hi,
-                " units of the stretched input along ", axis_name(i, axes));
-    s.axis[kAxes - axes + i] = a;
-    s.units[kAxes - axes + i] = units;
-    s.stretched[first + i] = a.input;
-  }
-  return s;
-}
-
 // Calls body(unit, place) with the flat index of every unit that is not cropped and of its place.
 template <typename Body>
 void for_each_unit(const Stretch& s, int64_t begin, int64_t end, const Body& body) {
@@ -57,13 +26,14 @@ void for_each_unit(const Stretch& s, int64_t begin, int64_t end, const Body& bod
 }
 
 at::Tensor zero_insert(const at::Tensor& x, at::IntArrayRef stride, at::IntArrayRef padding) {
-  const Stretch s = make_stretch(x.sizes(), stride, padding);
+  std::vector<int64_t> stretched;
+  const Stretch s = make_stretch(x.sizes(), stride, padding, stretched);
   const at::Tensor in = x.contiguous();
-  at::Tensor out = at::zeros(s.stretched, x.options());
+  at::Tensor out = at::zeros(stretched, x.options());
   CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::zero_insert", [&] {
     const scalar_t* from = in.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    parallel_rows(s.leading, s.units[0] * s.units[1] * s.units[2], [&](int64_t begin, int64_t end) {
+    parallel_rows(s.leading, s.units_numel(), [&](int64_t begin, int64_t end) {
       for_each_unit(s, begin, end, [&](int64_t unit, int64_t place) { to[place] = from[unit]; });
     });
   });
@@ -71,15 +41,16 @@ at::Tensor zero_insert(const at::Tensor& x, at::IntArrayRef stride, at::IntArray
 }
 
 at::Tensor zero_remove(const at::Tensor& x, at::IntArrayRef size, at::IntArrayRef stride, at::IntArrayRef padding) {
-  const Stretch s = make_stretch(size, stride, padding);
-  TORCH_CHECK(x.sizes() == at::IntArrayRef(s.stretched), "expected a stretched tensor of shape ", s.stretched, ", got ",
+  std::vector<int64_t> stretched;
+  const Stretch s = make_stretch(size, stride, padding, stretched);
+  TORCH_CHECK(x.sizes() == at::IntArrayRef(stretched), "expected a stretched tensor of shape ", stretched, ", got ",
               x.sizes());
   const at::Tensor in = x.contiguous();
   at::Tensor out = at::zeros(size, x.options());  // cropped units get nothing
   CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::zero_remove", [&] {
     const scalar_t* from = in.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    parallel_rows(s.leading, s.units[0] * s.units[1] * s.units[2], [&](int64_t begin, int64_t end) {
+    parallel_rows(s.leading, s.units_numel(), [&](int64_t begin, int64_t end) {
       for_each_unit(s, begin, end, [&](int64_t unit, int64_t place) { to[unit] = from[place]; });
     });
   });

@@ -24,7 +24,13 @@ build_info = _C.build_info
 direct_conv, direct_conv_transpose = _C.conv, _C.conv_transpose
 
 from .conv import METHODS, conv, conv_transpose, conv_weight  # noqa: E402
-from .kernels import explain_kernel, forced_algorithm, set_winograd, winograd_enabled  # noqa: E402
+from .kernels import (  # noqa: E402
+    explain_kernel,
+    forced_algorithm,
+    forced_cuda_kernel,
+    set_winograd,
+    winograd_enabled,
+)
 from .matrix import csr, csr_weight  # noqa: E402
 from .normalization import lrn  # noqa: E402
 from .pooling import (  # noqa: E402
@@ -55,6 +61,7 @@ __all__ = [
     "explain_kernel",
     "fold",
     "forced_algorithm",
+    "forced_cuda_kernel",
     "lp_pool",
     "lrn",
     "max_pool",

@@ -1,0 +1,555 @@
+// Convolutions as products of matrices that are never formed ("implicit GEMM"): the gather, and the weight's gradient.
+//
+//   gather    sums[output, row]  = sum over (tap, channel) of in[output, (tap, channel)] * w[row, (tap, channel)]
+//   weights   sums[(tap, channel), row] = sum over outputs of in[output, (tap, channel)] * out[row, output]
+//
+// A block has a tile of the sums in registers. The depth that is summed over passes by in stages: a ring of them in
+// shared memory is filled by asynchronous copies while older ones are multiplied. In a stage the tile's columns and its
+// rows both lie as lines of kDepthBytes, depth contiguous, whatever their order in global memory: so one loader serves
+// both operands of both products, and the fragments of all instructions are read alike.
+//
+// Padding is zeros in a stage, so a weight that is not finite makes NaN of it, where the convolution has no product at
+// all. A NaN never leaves a sum again: so a sum that comes out as NaN is computed a second time, by its definition.
+#pragma once
+
+#include "conv_gather.cuh"
+#include "conv_kernels.h"
+
+namespace convarith::cuda {
+
+constexpr int kStages = 4;
+constexpr int kChunk = 16;                         // bytes, of one vector
+constexpr int kLineChunks = kDepthBytes / kChunk;  // of one line of a stage
+
+template <typename T>
+constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
+
+// Where a chunk of a line stands. Eight neighbouring lines have the same chunk in eight different groups of four banks.
+__device__ inline int swizzled(int line, int chunk) {
+  return line * kDepthBytes + ((chunk ^ (line >> 1 & (kLineChunks - 1))) * kChunk);
+}
+
+// Arithmetic ----------------------------------------------------------------------------------------------------------
+//
+// A warp's part of the sums: kColumns x kRows of them, in registers. multiply() adds the products of one stage, of
+// which the warp's lines begin at `column` and `row`; for_each(f) calls f(column, row, sum).
+
+template <typename Element>
+struct TensorCore {
+  using T = Element;
+
+  __device__ static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    if constexpr (std::is_same_v<T, bfloat16_t>) {
+      mma_bf16(d, a, b);
+    } else if constexpr (std::is_same_v<T, half_t>) {
+      mma_f16(d, a, b);
+    } else {
+      mma_tf32(d, a, b);
+    }
+  }
+
+  // tf32 is float32 with a shorter mantissa; the instruction would cut it off.
+  __device__ static void round(uint32_t (&v)[4]) {
+    if constexpr (std::is_same_v<T, float>) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = to_tf32(__uint_as_float(v[i]));
+    }
+  }
+
+  template <int kColumns, int kRows>
+  struct Sums {
+    float sum[kColumns / 16][kRows / 8][4];
+
+    __device__ void multiply(const char* in, int column, const char* other, int row) {
+      const int lane = threadIdx.x % kWarp;
+      for (int step = 0; step < kLineChunks; step += 2) {  // an instruction takes two chunks of every line
+        uint32_t a[kColumns / 16][4], b[kRows / 8][2];
+#pragma unroll
+        for (int i = 0; i < kColumns / 16; ++i) {
+          ldmatrix_x4(a[i], in + swizzled(column + 16 * i + lane % 16, step + lane / 16));
+          round(a[i]);
+        }
+#pragma unroll
+        for (int j = 0; j < kRows / 8; j += 2) {
+          uint32_t pair[4];
+          ldmatrix_x4(pair, other + swizzled(row + 8 * j + lane / 16 * 8 + lane % 8, step + lane / 8 % 2));
+          round(pair);
+          for (int i = 0; i < 4; ++i) b[j + i / 2][i % 2] = pair[i];
+        }
+#pragma unroll
+        for (int i = 0; i < kColumns / 16; ++i) {
+#pragma unroll
+          for (int j = 0; j < kRows / 8; ++j) TensorCore::multiply(sum[i][j], a[i], b[j]);
+        }
+      }
+    }
+
+    template <typename F>
+    __device__ void for_each(const F& f) const {
+      const int lane = threadIdx.x % kWarp;
+#pragma unroll
+      for (int i = 0; i < kColumns / 16; ++i) {
+#pragma unroll
+        for (int j = 0; j < kRows / 8; ++j) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) f(16 * i + lane / 4 + e / 2 * 8, 8 * j + lane % 4 * 2 + e % 2, sum[i][j][e]);
+        }
+      }
+    }
+  };
+};
+
+using BFloat16Math = TensorCore<bfloat16_t>;
+using HalfMath = TensorCore<half_t>;
+using Tf32Math = TensorCore<float>;
+
+struct DoubleMath {
+  using T = double;
+
+  template <int kColumns, int kRows>
+  struct Sums {
+    double sum[kColumns / 8][kRows / 8][2];
+
+    __device__ void multiply(const char* in, int column, const char* other, int row) {
+      const int lane = threadIdx.x % kWarp;
+      for (int step = 0; step < kLineChunks; step += 2) {  // four doubles
+        const int chunk = step + lane % 4 / 2, within = lane % 2 * 8;
+        double a[kColumns / 8], b[kRows / 8];
+#pragma unroll
+        for (int i = 0; i < kColumns / 8; ++i) {
+          a[i] = *reinterpret_cast<const double*>(in + swizzled(column + 8 * i + lane / 4, chunk) + within);
+        }
+#pragma unroll
+        for (int j = 0; j < kRows / 8; ++j) {
+          b[j] = *reinterpret_cast<const double*>(other + swizzled(row + 8 * j + lane / 4, chunk) + within);
+        }
+#pragma unroll
+        for (int i = 0; i < kColumns / 8; ++i) {
+#pragma unroll
+          for (int j = 0; j < kRows / 8; ++j) mma_f64(sum[i][j], a[i], b[j]);
+        }
+      }
+    }
+
+    template <typename F>
+    __device__ void for_each(const F& f) const {
+      const int lane = threadIdx.x % kWarp;
+#pragma unroll
+      for (int i = 0; i < kColumns / 8; ++i) {
+#pragma unroll
+        for (int j = 0; j < kRows / 8; ++j) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) f(8 * i + lane / 4, 8 * j + lane % 4 * 2 + e, sum[i][j][e]);
+        }
+      }
+    }
+  };
+};
+
+// float32 in full precision. Eight lanes have neighbouring columns, so their reads of one chunk meet no bank twice.
+struct FloatMath {
+  using T = float;
+
+  template <int kColumns, int kRows>
+  struct Sums {
+    float sum[kColumns / 8][kRows / 4];
+
+    __device__ void multiply(const char* in, int column, const char* other, int row) {
+      const int lane = threadIdx.x % kWarp;
+      for (int chunk = 0; chunk < kLineChunks; ++chunk) {
+        float4 a[kColumns / 8];
+#pragma unroll
+        for (int i = 0; i < kColumns / 8; ++i) {
+          a[i] = *reinterpret_cast<const float4*>(in + swizzled(column + 8 * i + lane % 8, chunk));
+        }
+#pragma unroll
+        for (int j = 0; j < kRows / 4; ++j) {
+          const float4 b = *reinterpret_cast<const float4*>(other + swizzled(row + 4 * j + lane / 8, chunk));
+#pragma unroll
+          for (int i = 0; i < kColumns / 8; ++i) {
+            sum[i][j] += a[i].x * b.x;
+            sum[i][j] += a[i].y * b.y;
+            sum[i][j] += a[i].z * b.z;
+            sum[i][j] += a[i].w * b.w;
+          }
+        }
+      }
+    }
+
+    template <typename F>
+    __device__ void for_each(const F& f) const {
+      const int lane = threadIdx.x % kWarp;
+#pragma unroll
+      for (int i = 0; i < kColumns / 8; ++i) {
+#pragma unroll
+        for (int j = 0; j < kRows / 4; ++j) f(8 * i + lane % 8, 4 * j + lane / 8, sum[i][j]);
+      }
+    }
+  };
+};
+
+// Stages --------------------------------------------------------------------------------------------------------------
+
+// One operand's lines of a stage. The element (line, depth) stands at the sum of the line's place and the depth's,
+// which lie in shared memory. A thread copies `units`: whole vectors, single elements, or pairs of the half precisions,
+// which asynchronous copies are too wide for, and which wait in registers while the previous stage is multiplied.
+template <typename T, int kLines, int kThreads, bool kVectors>
+struct Lines {
+  static constexpr int kElements = kVectors ? kChunk / int(sizeof(T)) : sizeof(T) == 2 ? 2 : 1;  // of a unit
+  static constexpr int kUnits = kDepth<T> / kElements;                                           // of a line
+  static constexpr int kMine = kLines * kUnits / kThreads;
+  static constexpr bool kInRegisters = !kVectors && sizeof(T) == 2;
+  static constexpr int kDepthPlaces = kVectors ? kUnits : kDepth<T>;
+  static_assert(kLines * kUnits % kThreads == 0 && kDepthPlaces <= kThreads, "");
+
+  uint32_t waiting[kInRegisters ? kMine : 1];
+
+  __device__ static int line_of(int i, bool along_depth) {
+    const int unit = threadIdx.x + i * kThreads;
+    return along_depth ? unit / kUnits : unit % kLines;
+  }
+  __device__ static int unit_of(int i, bool along_depth) {
+    const int unit = threadIdx.x + i * kThreads;
+    return along_depth ? unit % kUnits : unit / kLines;
+  }
+  __device__ static char* slot(char* stage, int line, int unit) {
+    constexpr int kBytes = kElements * int(sizeof(T));
+    return stage + swizzled(line, unit * kBytes / kChunk) + unit * kBytes % kChunk;
+  }
+
+  __device__ static void copy_unit(char* to, const T* from, bool valid) {
+    if constexpr (kVectors) {
+      cp_async16(to, from, valid);
+    } else if constexpr (sizeof(T) == 8) {
+      cp_async8(to, from, valid);
+    } else {
+      cp_async4(to, from, valid);
+    }
+  }
+
+  // Inside(line's place, depth's place) says whether the element exists.
+  template <typename Inside>
+  __device__ void fetch(char* stage, const T* from, const Position* lines, const Position* depths, bool along_depth,
+                        const Inside& inside) {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int line = line_of(i, along_depth), unit = unit_of(i, along_depth);
+      const Position a = lines[line];
+      if constexpr (kInRegisters) {
+        uint32_t pair = 0;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const Position b = depths[2 * unit + e];
+          if (inside(a, b)) pair |= uint32_t{reinterpret_cast<const uint16_t*>(from)[a.offset + b.offset]} << 16 * e;
+        }
+        waiting[i] = pair;
+      } else {
+        const Position b = depths[unit];
+        const bool valid = inside(a, b);
+        copy_unit(slot(stage, line, unit), valid ? from + (a.offset + b.offset) : from, valid);
+      }
+    }
+  }
+
+  // What fetch() left in registers.
+  __device__ void store(char* stage, bool along_depth) {
+    if constexpr (kInRegisters) {
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        *reinterpret_cast<uint32_t*>(slot(stage, line_of(i, along_depth), unit_of(i, along_depth))) = waiting[i];
+      }
+    }
+  }
+};
+
+// A block's shape and its shared memory: the ring of stages, places of lines and (twice) of depths; the stages' memory
+// serves the tile of sums in the end.
+template <typename Math, Tile kTile>
+struct Block {
+  using T = typename Math::T;
+  using Sum = Accumulate<T>;
+  static constexpr int kColumns = tile_size(kTile).columns, kRows = tile_size(kTile).rows,
+                       kThreads = tile_size(kTile).threads;
+  static constexpr int kWarpRows = 32, kWarpColumns = kColumns * kRows / (kThreads / kWarp) / kWarpRows;
+  using Sums = typename Math::template Sums<kWarpColumns, kWarpRows>;
+
+  static constexpr int kStageBytes = (kColumns + kRows) * kDepthBytes;
+  static constexpr int kPitch = kRows + 1;  // of the tile of sums: no bank twice, down a column
+  static constexpr int kTileBytes = kColumns * kPitch * int(sizeof(Sum));
+  static constexpr int kRingBytes =
+      (kStages * kStageBytes > kTileBytes ? kStages * kStageBytes : kTileBytes + 127) / 128 * 128;
+  static constexpr int kPlaces = kColumns + kRows + 4 * kDepth<T>;
+  static constexpr int kSharedBytes = kRingBytes + kPlaces * int(sizeof(Position)) + kColumns * int(sizeof(int64_t));
+
+  char* ring = shared_memory<char>();
+  Position* column_place = reinterpret_cast<Position*>(ring + kRingBytes);
+  Position* row_place = column_place + kColumns;
+  Position* depth_place = row_place + kRows;                // [2][kDepth], of the columns' operand
+  Position* row_depth_place = depth_place + 2 * kDepth<T>;  // [2][kDepth], of the rows' operand
+  int64_t* result_offset = reinterpret_cast<int64_t*>(row_depth_place + 2 * kDepth<T>);  // [kColumns]
+
+  __device__ char* column_stage(int stage) const { return ring + stage % kStages * kStageBytes; }
+  __device__ char* row_stage(int stage) const { return column_stage(stage) + kColumns * kDepthBytes; }
+  __device__ static int warp_column() { return threadIdx.x / kWarp / (kRows / kWarpRows) * kWarpColumns; }
+  __device__ static int warp_row() { return threadIdx.x / kWarp % (kRows / kWarpRows) * kWarpRows; }
+
+  // The stages [0, steps). prepare(step) writes the step's places of the depth; fetch(step) begins to bring the stage
+  // to shared memory, store(step) ends it.
+  template <typename Prepare, typename Fetch, typename Store>
+  __device__ void accumulate(int steps, Sums& sums, const Prepare& prepare, const Fetch& fetch, const Store& store) {
+    constexpr int kAhead = kStages - 1;
+    prepare(0);
+    for (int step = 0; step < kAhead; ++step) {
+      __syncthreads();
+      if (step < steps) fetch(step);
+      cp_async_commit();
+      prepare(step + 1);
+      if (step < steps) store(step);
+    }
+    for (int step = 0; step < steps; ++step) {
+      cp_async_wait<kAhead - 1>();
+      __syncthreads();  // the stage has come, and nobody needs the one before it any more
+      const int next = step + kAhead;
+      if (next < steps) fetch(next);
+      cp_async_commit();
+      prepare(next + 1);
+      sums.multiply(column_stage(step), warp_column(), row_stage(step), warp_row());
+      if (next < steps) store(next);
+    }
+    cp_async_wait<0>();
+    __syncthreads();
+  }
+
+  // The tile goes through shared memory, so that neighbouring threads write what neighbours are in memory.
+  // again(column, row) sums once more what came out as NaN.
+  template <typename Again>
+  __device__ void store_sums(const Sums& sums, const ConvPlan& p, int columns, int rows, int64_t row_step, T* result,
+                             Sum* partial, bool along_rows, const Again& again) {
+    Sum* tile = reinterpret_cast<Sum*>(ring);
+    const int column0 = warp_column(), row0 = warp_row();
+    sums.for_each([&](int column, int row, Sum sum) { tile[(column0 + column) * kPitch + row0 + row] = sum; });
+    __syncthreads();
+    for (int i = threadIdx.x; i < kColumns * kRows; i += kThreads) {
+      const int column = along_rows ? i / kRows : i % kColumns, row = along_rows ? i % kRows : i / kColumns;
+      if (column >= columns || row >= rows) continue;
+      Sum sum = tile[column * kPitch + row];
+      if (p.pads && sum != sum) sum = again(column, row);
+      if (partial != nullptr) {
+        partial[int64_t{column} * p.rows + row] = sum;
+      } else {
+        result[result_offset[column] + row * row_step] = convert<T>(sum);
+      }
+    }
+  }
+};
+
+// The tile of a block, out of the grid: rows fastest, so that blocks that run together read the same inputs.
+struct TileIndex {
+  int32_t row_tile, column_tile, group, phase;
+
+  __device__ explicit TileIndex(const ConvPlan& p) {
+    int32_t index = static_cast<int32_t>(blockIdx.x);
+    row_tile = index % p.row_tiles;
+    index /= p.row_tiles;
+    column_tile = index % p.column_tiles;
+    index /= p.column_tiles;
+    group = index % p.groups;
+    phase = index / p.groups;
+  }
+};
+
+// Partial sums, [split][phase][group][column][row].
+template <typename Sum>
+__device__ Sum* partial_sums(const ConvPlan& p, Sum* partial, int32_t split, int32_t phase, int32_t group,
+                             int64_t columns) {
+  return partial + ((int64_t{split} * p.phases + phase) * p.groups + group) * columns * p.rows;
+}
+
+// Kernels -------------------------------------------------------------------------------------------------------------
+
+// w is packed, or stands as if it were; plain_w is as the problem has it.
+template <typename Math, Tile kTile, bool kVectors>
+__global__ void __launch_bounds__(tile_size(kTile).threads)
+    gather_product(const __grid_constant__ ConvPlan p, const typename Math::T* in, const typename Math::T* w,
+                   const typename Math::T* plain_w, typename Math::T* out, Accumulate<typename Math::T>* partial) {
+  using B = Block<Math, kTile>;
+  using T = typename B::T;
+  const TileIndex tile(p);
+  const PhaseIndex phase(p, tile.phase);
+  const int32_t column_begin = tile.column_tile * B::kColumns, columns = column_count(p, phase) - column_begin;
+  const int32_t row_begin = tile.row_tile * B::kRows, rows = p.rows - row_begin;
+  if (columns <= 0) return;  // phases differ in size
+  const int32_t depth = depth_of(p, phase), steps = (depth + kDepth<T> - 1) / kDepth<T>;
+  const int32_t split = static_cast<int32_t>(blockIdx.y), first_step = split * p.steps_per_split;
+  const int32_t my_steps = max(0, min(p.steps_per_split, steps - first_step));
+
+  B block;
+  const int32_t first_image = image_of(p, phase, column_begin);
+  const T* in_group = in + tile.group * p.in_group;
+  const T* image = in_group + first_image * p.in_batch;
+  const T* w_rows = w + tile.phase * p.packed_phase + tile.group * p.packed_group + row_begin * p.packed_row;
+  const T* plain_rows = plain_w + tile.group * p.w_group + row_begin * p.w_row;
+  for (int i = threadIdx.x; i < B::kColumns; i += B::kThreads) {
+    block.column_place[i] = nowhere();
+    if (i >= columns) continue;
+    const Output o = output_of(p, phase, column_begin + i);
+    block.column_place[i] = position_in_in(p, o);
+    block.column_place[i].offset += (o.image - first_image) * static_cast<int32_t>(p.in_batch);
+    block.result_offset[i] = o.image * p.out_batch + place_in_out(p, phase, o);
+  }
+  for (int i = threadIdx.x; i < B::kRows; i += B::kThreads) {
+    block.row_place[i] = i < rows ? Position{i * static_cast<int32_t>(p.packed_row), {0, 0, 0}} : nowhere();
+  }
+
+  Lines<T, B::kColumns, B::kThreads, kVectors> in_lines;
+  Lines<T, B::kRows, B::kThreads, true> w_lines;
+  const auto prepare = [&](int step) {
+    const int32_t k0 = (first_step + step) * kDepth<T>;
+    const int i = threadIdx.x, half = step % 2 * kDepth<T>;
+    if (i < in_lines.kDepthPlaces) {
+      const int32_t k = k0 + i * (kVectors ? in_lines.kElements : 1);
+      block.depth_place[half + i] = k < depth ? position_in_in(p, phase, depth_index(p, phase, k)) : nowhere();
+    }
+    if (i < w_lines.kDepthPlaces) {
+      const int32_t k = k0 + i * w_lines.kElements;
+      block.row_depth_place[half + i] = k < depth ? Position{k, {0, 0, 0}} : nowhere();
+    }
+  };
+  const auto fetch = [&](int step) {
+    const int half = step % 2 * kDepth<T>;
+    in_lines.fetch(block.column_stage(step), image, block.column_place, block.depth_place + half,
+                   kVectors || p.in_along_depth, [&](const Position& a, const Position& b) { return exists(p, a, b); });
+    w_lines.fetch(block.row_stage(step), w_rows, block.row_place, block.row_depth_place + half, true,
+                  [](const Position& a, const Position& b) { return a.at[0] + b.at[0] == 0; });
+  };
+  const auto store = [&](int step) { in_lines.store(block.column_stage(step), p.in_along_depth); };
+
+  typename B::Sums sums = {};
+  block.accumulate(my_steps, sums, prepare, fetch, store);
+
+  const auto again = [&](int column, int row) {
+    const int32_t begin = first_step * kDepth<T>;
+    return gather_sum<T>(p, phase, column_begin + column, begin, min(depth, begin + my_steps * kDepth<T>), in_group,
+                         plain_rows + row * p.w_row);
+  };
+  typename B::Sum* mine = nullptr;
+  if (p.splits > 1) {
+    mine = partial_sums(p, partial, split, tile.phase, tile.group, column_count(p, PhaseIndex(p, 0)));
+    mine += int64_t{column_begin} * p.rows + row_begin;
+  }
+  block.store_sums(sums, p, columns, rows, p.out_row, out + tile.group * p.out_group + row_begin * p.out_row, mine,
+                   p.splits > 1 || p.stores_along_rows, again);
+}
+
+template <typename Math, Tile kTile>
+__global__ void __launch_bounds__(tile_size(kTile).threads)
+    weight_product(const __grid_constant__ ConvPlan p, const typename Math::T* in, const typename Math::T* out,
+                   typename Math::T* w, Accumulate<typename Math::T>* partial) {
+  using B = Block<Math, kTile>;
+  using T = typename B::T;
+  const TileIndex tile(p);
+  const PhaseIndex phase(p, 0);
+  const int32_t column_begin = tile.column_tile * B::kColumns, columns = depth_of(p, phase) - column_begin;
+  const int32_t row_begin = tile.row_tile * B::kRows, rows = p.rows - row_begin;
+  const int32_t outputs = column_count(p, phase), steps = (outputs + kDepth<T> - 1) / kDepth<T>;
+  const int32_t split = static_cast<int32_t>(blockIdx.y), first_step = split * p.steps_per_split;
+  const int32_t my_steps = max(0, min(p.steps_per_split, steps - first_step));
+
+  B block;
+  const T* in_group = in + tile.group * p.in_group;
+  const T* out_rows = out + tile.group * p.out_group + row_begin * p.out_row;
+  for (int i = threadIdx.x; i < B::kColumns; i += B::kThreads) {
+    block.column_place[i] = nowhere();
+    if (i >= columns) continue;
+    const DepthIndex d = depth_index(p, phase, column_begin + i);
+    block.column_place[i] = position_in_in(p, phase, d);
+    block.result_offset[i] = place_in_w(p, phase, d);
+  }
+  for (int i = threadIdx.x; i < B::kRows; i += B::kThreads) {
+    block.row_place[i] = i < rows ? Position{i * static_cast<int32_t>(p.out_row), {0, 0, 0}} : nowhere();
+  }
+
+  Lines<T, B::kColumns, B::kThreads, false> in_lines;
+  Lines<T, B::kRows, B::kThreads, false> out_lines;
+  const auto first_image = [&](int step) { return image_of(p, phase, (first_step + step) * kDepth<T>); };
+  const auto prepare = [&](int step) {
+    const int i = threadIdx.x, half = step % 2 * kDepth<T>;
+    if (i >= kDepth<T>) return;
+    const int32_t column = (first_step + step) * kDepth<T> + i;
+    Position &in_place = block.depth_place[half + i], &out_place = block.row_depth_place[half + i];
+    in_place = out_place = nowhere();
+    if (column >= outputs) return;
+    const Output o = output_of(p, phase, column);
+    const int32_t images = o.image - first_image(step);
+    in_place = position_in_in(p, o);
+    in_place.offset += images * static_cast<int32_t>(p.in_batch);
+    out_place = {static_cast<int32_t>(images * p.out_batch + place_in_out(p, phase, o)), {0, 0, 0}};
+  };
+  const auto fetch = [&](int step) {
+    const int half = step % 2 * kDepth<T>;
+    const int64_t image = first_image(step);
+    in_lines.fetch(block.column_stage(step), in_group + image * p.in_batch, block.column_place,
+                   block.depth_place + half, p.in_along_depth,
+                   [&](const Position& a, const Position& b) { return exists(p, a, b); });
+    out_lines.fetch(block.row_stage(step), out_rows + image * p.out_batch, block.row_place,
+                    block.row_depth_place + half, p.out_along_depth,
+                    [](const Position& a, const Position& b) { return a.at[0] + b.at[0] == 0; });
+  };
+  const auto store = [&](int step) {
+    in_lines.store(block.column_stage(step), p.in_along_depth);
+    out_lines.store(block.row_stage(step), p.out_along_depth);
+  };
+
+  typename B::Sums sums = {};
+  block.accumulate(my_steps, sums, prepare, fetch, store);
+
+  const auto again = [&](int column, int row) {
+    const int32_t begin = first_step * kDepth<T>;
+    return weight_sum<T>(p, phase, column_begin + column, begin, min(outputs, begin + my_steps * kDepth<T>), in_group,
+                         out_rows + row * p.out_row);
+  };
+  typename B::Sum* mine = nullptr;
+  if (p.splits > 1) {
+    mine = partial_sums(p, partial, split, 0, tile.group, depth_of(p, phase));
+    mine += int64_t{column_begin} * p.rows + row_begin;
+  }
+  block.store_sums(sums, p, columns, rows, p.w_row, w + tile.group * p.w_group + row_begin * p.w_row, mine,
+                   p.splits > 1 || p.stores_along_rows, again);
+}
+
+// Launches ------------------------------------------------------------------------------------------------------------
+
+template <typename Math, Tile kTile>
+cudaError_t launch_gather_product(const ConvPlan& p, const void* in, const void* w, const void* plain_w, void* out,
+                                  void* partial, cudaStream_t stream) {
+  using B = Block<Math, kTile>;
+  using T = typename B::T;
+  const auto blocks = static_cast<unsigned>(int64_t{p.row_tiles} * p.column_tiles * p.groups * p.phases);
+  const dim3 grid(blocks, static_cast<unsigned>(p.splits));
+  return launch(p.in_vectors ? gather_product<Math, kTile, true> : gather_product<Math, kTile, false>, grid,
+                dim3(B::kThreads), B::kSharedBytes, stream, p, static_cast<const T*>(in), static_cast<const T*>(w),
+                static_cast<const T*>(plain_w), static_cast<T*>(out), static_cast<typename B::Sum*>(partial));
+}
+
+template <typename Math, Tile kTile>
+cudaError_t launch_weight_product(const ConvPlan& p, const void* in, const void* out, void* w, void* partial,
+                                  cudaStream_t stream) {
+  using B = Block<Math, kTile>;
+  using T = typename B::T;
+  const dim3 grid(static_cast<unsigned>(int64_t{p.row_tiles} * p.column_tiles * p.groups),
+                  static_cast<unsigned>(p.splits));
+  return launch(weight_product<Math, kTile>, grid, dim3(B::kThreads), B::kSharedBytes, stream, p,
+                static_cast<const T*>(in), static_cast<const T*>(out), static_cast<T*>(w),
+                static_cast<typename B::Sum*>(partial));
+}
+
+// Of one arithmetic; conv_gemm_*.cu has one each, so that they compile side by side.
+template <typename Math>
+constexpr Products products_of() {
+  return {{launch_gather_product<Math, Tile::k128x128>, launch_gather_product<Math, Tile::k128x32>,
+           launch_gather_product<Math, Tile::k64x64>},
+          {launch_weight_product<Math, Tile::k128x128>, launch_weight_product<Math, Tile::k128x32>,
+           launch_weight_product<Math, Tile::k64x64>}};
+}
+
+}  // namespace convarith::cuda
