@@ -18,6 +18,7 @@ enum class Algorithm : int {
   kOuter,      // weight gradient, lanes along the out channels
   kDot,        // weight gradient, lanes along the outputs
   kWinograd,
+  kDepthwise,  // few channels per group: outputs stay in registers until all taps are added
 };
 
 const char* algorithm_name(Algorithm algorithm);
