@@ -9,6 +9,7 @@ constexpr int64_t kMostPhases = 16;   // along an axis
 constexpr int64_t kMostResidues = 8;  // as conv_depthwise.h has room for
 constexpr int64_t kMostColumns = 1024;
 constexpr int64_t kStripBytes = int64_t{24} << 10;
+constexpr int64_t kChunkBytes = int64_t{6} << 10;
 constexpr int64_t kMostStripBytes = int64_t{1} << 18;
 
 struct Depthwise : Plan {
@@ -178,6 +179,14 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   d.channel_pitch = d.strip_rows * d.row_pitch;
   if (d.channels * d.channel_pitch * k.sum_item > kMostStripBytes) return nullptr;
 
+  d.chunk = block_rows == 1
+                ? 1
+                : std::clamp(kChunkBytes / row_bytes / d.in_step[0] / block_rows * block_rows, block_rows, rows);
+  if (in.axis[2] == 1 && d.chunk < rows) {
+    d.ahead = d.chunk * d.in_step[0] * in.axis[1];
+    d.ahead_line = d.source[1];
+  }
+
   // Taps, in the order in which they are added.
   const int64_t most_height = pass == Pass::kWeight ? k.weigh_height : k.sweep_height;
   for (size_t x = 0; x < axes[1].taps.size(); ++x) {
@@ -228,7 +237,7 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
     d.scratch = d.at_bounce + aligned(d.gradient_rows * d.gradient_pitch * k.sum_item);
   } else {
     d.at_bounce = d.at_weights + aligned(pairs * d.taps * k.sum_item);
-    d.scratch = d.at_bounce + aligned(d.out_step[1] * k.sweep_rows * k.sweep_vectors * k.lanes * k.sum_item);
+    d.scratch = d.at_bounce + aligned(d.out_step[1] * d.chunk * k.sweep_vectors * k.lanes * k.sum_item);
   }
   result.point();
   return made;

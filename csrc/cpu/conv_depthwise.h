@@ -98,33 +98,50 @@ inline void join_line(const T* even, const T* odd, int64_t count, T* to) {
   }
 }
 
+// Divisions by steps, which mostly are 1.
+inline int64_t steps_up(int64_t size, int64_t step) {
+  return step == 1 ? size : (size + step - 1) / step;
+}
+
 // A box of outputs of one image and group; its first outputs of every phase are `at`.
 struct SweepBox {
-  int64_t image, group;
+  int64_t index[4];  // image, group, row, column
   int64_t first[2], size[2], at[2];
 };
 
-inline SweepBox sweep_box(const DepthwisePlan& p, int64_t index) {
-  SweepBox b;
-  for (int i = 1; i >= 0; --i) {
-    b.first[i] = index % p.boxes[i] * p.box[i];
-    b.size[i] = least(p.box[i], p.grid[i] - b.first[i]);
-    b.at[i] = b.first[i] / p.out_step[i];
-    index /= p.boxes[i];
+inline void place(const DepthwisePlan& p, SweepBox* b) {
+  for (int i = 0; i < 2; ++i) {
+    b->first[i] = b->index[2 + i] * p.box[i];
+    b->size[i] = least(p.box[i], p.grid[i] - b->first[i]);
+    b->at[i] = steps_up(b->first[i], p.out_step[i]);  // a multiple of it
   }
-  b.group = index % p.groups;
-  b.image = index / p.groups;
+}
+
+inline SweepBox sweep_box(const DepthwisePlan& p, int64_t task) {
+  SweepBox b;
+  const int64_t counts[4] = {p.batch, p.groups, p.boxes[0], p.boxes[1]};
+  for (int i = 3; i >= 0; --i) {
+    b.index[i] = task % counts[i];
+    task /= counts[i];
+  }
+  place(p, &b);
   return b;
+}
+
+inline void next_box(const DepthwisePlan& p, SweepBox* b) {
+  const int64_t counts[4] = {p.batch, p.groups, p.boxes[0], p.boxes[1]};
+  for (int i = 3; i >= 0 && ++b->index[i] == counts[i]; --i) b->index[i] = 0;
+  place(p, b);
 }
 
 // Outputs of the box that belong to a phase.
 inline int64_t phase_size(int64_t size, int64_t first, int64_t step) {
-  return size <= first ? 0 : (size - first + step - 1) / step;
+  return size <= first ? 0 : steps_up(size - first, step);
 }
 
 constexpr int kMostResidues = 8;
 
-// Fills rows of a strip with the inputs of a group, in `channels` planes.
+// Fills rows of a strip with the inputs of a group.
 template <typename T>
 class Strip {
  public:
@@ -133,73 +150,85 @@ class Strip {
   Strip(const DepthwisePlan& p, const SweepBox& b, const T* in, Sum* cells)
       : plan_(p),
         first_row_(b.at[0] * p.in_step[0] + p.low[0]),
-        first_column_(b.at[1] * p.in_step[1] + p.low[1]),
-        in_(in + b.image * p.in_batch + b.group * p.channels * p.in_channel),
+        in_(in + b.index[0] * p.in_batch + b.index[1] * p.channels * p.in_channel +
+            (b.at[1] * p.in_step[1] + p.low[1]) * p.in_axis[1]),
         cells_(cells) {
     const int64_t step = p.in_step[1];
     for (int64_t r = 0; r < step; ++r) {
-      const int64_t column = first_column_ + r;  // of cell 0
-      const int64_t begin = column >= 0 ? 0 : least((-column + step - 1) / step, p.cells);
-      begin_[r] = begin;
-      end_[r] = column >= p.source[1] ? begin : most(begin, least((p.source[1] - 1 - column) / step + 1, p.cells));
+      const int64_t column = b.at[1] * step + p.low[1] + r;  // of cell 0
+      begin_[r] = column >= 0 ? 0 : least(steps_up(-column, step), p.cells);
+      end_[r] =
+          column >= p.source[1] ? begin_[r] : most(begin_[r], least(steps_up(p.source[1] - column, step), p.cells));
     }
   }
 
   // Rows [filled, end) of every channel.
   void fill(int64_t end) {
-    end = least(end, plan_.strip_rows);
-    for (int64_t c = 0; c < plan_.channels; ++c) {
-      for (int64_t i = filled_; i < end; ++i) {
-        fill_row(in_ + c * plan_.in_channel, first_row_ + i, cells_ + c * plan_.channel_pitch + i * plan_.row_pitch);
+    const DepthwisePlan& p = plan_;
+    end = least(end, p.strip_rows);
+    const bool plain = p.in_step[1] == 1 && p.in_axis[1] == 1;
+    for (int64_t c = 0; c < p.channels; ++c) {
+      Sum* row = cells_ + c * p.channel_pitch + filled_ * p.row_pitch;
+      for (int64_t y = first_row_ + filled_; y < first_row_ + end; ++y, row += p.row_pitch) {
+        if (y < 0 || y >= p.source[0]) {
+          clear(row, p.row_pitch);
+          continue;
+        }
+        const T* line = in_ + c * p.in_channel + y * p.in_axis[0];
+        for (int64_t i = 0; i < p.ahead_line; i += 64 / static_cast<int64_t>(sizeof(T))) {
+          __builtin_prefetch(line + p.ahead + i);
+        }
+        if (plain) {
+          clear(row, begin_[0]);
+          copy_line(line + begin_[0], end_[0] - begin_[0], row + begin_[0]);
+          clear(row + end_[0], p.cells - end_[0]);
+        } else {
+          fill_residues(line, row);
+        }
       }
     }
-    filled_ = most(filled_, end);
+    filled_ = end;
   }
 
  private:
-  void fill_row(const T* plane, int64_t y, Sum* row) const {
+  // To whole vectors.
+  static void clear(Sum* row, int64_t count) {
+    for (int64_t i = 0; i < count; i += Simd<Sum>::kLanes) store(row + i, typename Simd<Sum>::Vec{});
+  }
+
+  void fill_residues(const T* line, Sum* row) const {
     const DepthwisePlan& p = plan_;
-    if (y < 0 || y >= p.source[0]) {
-      for (int64_t i = 0; i < p.row_pitch; i += Simd<Sum>::kLanes) store(row + i, typename Simd<Sum>::Vec{});
-      return;
-    }
-    const T* line = plane + y * p.in_axis[0] + first_column_ * p.in_axis[1];
     const int64_t step = p.in_step[1];
-    if (step == 1 && p.in_axis[1] == 1) {
-      copy_line(line + begin_[0], end_[0] - begin_[0], row + begin_[0]);
-    } else {
-      int64_t begin = 0, end = 0;
-      if constexpr (sizeof(T) == sizeof(Sum)) {
-        if (step == 2 && p.in_axis[1] == 1) {  // where both residues have cells
-          begin = most(begin_[0], begin_[1]);
-          end = most(begin, least(end_[0], end_[1]));
-          split_line(line + 2 * begin, end - begin, row + begin, row + p.residue_pitch + begin);
-        }
-      }
-      for (int64_t r = 0; r < step; ++r) {
-        Sum* cells = row + r * p.residue_pitch;
-        const auto copy = [&](int64_t from, int64_t to) {
-          copy_run(line + (from * step + r) * p.in_axis[1], step * p.in_axis[1], to - from, cells + from);
-        };
-        if (begin == end) {
-          copy(begin_[r], end_[r]);
-        } else {
-          copy(begin_[r], begin);
-          copy(end, end_[r]);
-        }
+    int64_t begin = 0, end = 0;  // where both residues of a step of 2 have cells
+    if constexpr (sizeof(T) == sizeof(Sum)) {
+      if (step == 2 && p.in_axis[1] == 1) {
+        begin = most(begin_[0], begin_[1]);
+        end = most(begin, least(end_[0], end_[1]));
       }
     }
     for (int64_t r = 0; r < step; ++r) {
       Sum* cells = row + r * p.residue_pitch;
-      for (int64_t i = 0; i < begin_[r]; ++i) cells[i] = 0;
-      for (int64_t i = end_[r]; i < p.cells; i += Simd<Sum>::kLanes) store(cells + i, typename Simd<Sum>::Vec{});
+      const auto copy = [&](int64_t from, int64_t to) {
+        copy_run(line + (from * step + r) * p.in_axis[1], step * p.in_axis[1], to - from, cells + from);
+      };
+      clear(cells, begin_[r]);
+      if (begin == end) {
+        copy(begin_[r], end_[r]);
+      } else {
+        copy(begin_[r], begin);
+        copy(end, end_[r]);
+      }
     }
+    if constexpr (sizeof(T) == sizeof(Sum)) {
+      if (begin < end) split_line(line + 2 * begin, end - begin, row + begin, row + p.residue_pitch + begin);
+    }
+    for (int64_t r = 0; r < step; ++r) clear(row + r * p.residue_pitch + end_[r], p.cells - end_[r]);
   }
 
   const DepthwisePlan& plan_;
-  int64_t first_row_, first_column_;
+  int64_t first_row_;
   int64_t begin_[kMostResidues], end_[kMostResidues];  // cells that are inputs
-  const T* in_;
+  const T* in_;                                        // may point beside the row
   Sum* cells_;
   int64_t filled_ = 0;
 };
@@ -230,62 +259,67 @@ inline __attribute__((always_inline)) const T* add_taps(const T* source, int64_t
   return w;
 }
 
-// A block of outputs of one row of weights, stored to to[r * pitch + vector j] for r < rows.
+// Rows of outputs of one row of weights, to to[r * pitch + vector j]. The last block overlaps the one before it.
 template <typename T, int kRows, int kVecs>
-void sweep_block(const DepthwisePlan& p, const RowPhase& row_phase, const ColumnPhase& column_phase, const T* strip,
-                 int64_t last, const T* w, int64_t rows, T* to, int64_t pitch) {
-  typename Simd<T>::Vec sums[kRows][kVecs] = {};
+void sweep(const DepthwisePlan& p, const RowPhase& row_phase, const ColumnPhase& column_phase, const T* strip,
+           int64_t last, const T* w, int64_t rows, T* to, int64_t pitch) {
   const int64_t step = p.in_step[0] * p.row_pitch;
   const int64_t* shift = p.shift + column_phase.shift_begin;
   const int64_t shifts = column_phase.shift_end - column_phase.shift_begin;
-  for (int64_t c = 0; c < p.channels; ++c, strip += p.channel_pitch) {
-    for (int64_t t = row_phase.rows_begin; t < row_phase.rows_end; ++t) {
-      const T* source = strip + p.tap_rows[t].source * p.row_pitch;
-      switch (p.tap_rows[t].height) {
-        case 1:
-          w = add_taps<kRows, kVecs, 1>(source, step, last, shift, shifts, w, sums);
-          break;
-        case 2:
-          w = add_taps<kRows, kVecs, 2>(source, step, last, shift, shifts, w, sums);
-          break;
-        case 3:
-          w = add_taps<kRows, kVecs, 3>(source, step, last, shift, shifts, w, sums);
-          break;
-        case 4:
-          w = add_taps<kRows, kVecs, 4>(source, step, last, shift, shifts, w, sums);
-          break;
-        case 5:
-          w = add_taps<kRows, kVecs, 5>(source, step, last, shift, shifts, w, sums);
-          break;
-        case 6:
-          w = add_taps<kRows, kVecs, 6>(source, step, last, shift, shifts, w, sums);
-          break;
-        case 7:
-          w = add_taps<kRows, kVecs, 7>(source, step, last, shift, shifts, w, sums);
-          break;
-        default:
-          __builtin_unreachable();
+  for (int64_t block = 0; block < rows; block += kRows) {
+    const int64_t row = most<int64_t>(0, least(block, rows - kRows));
+    typename Simd<T>::Vec sums[kRows][kVecs] = {};
+    const T* plane = strip + row * step;
+    const T* taps = w;
+    for (int64_t c = 0; c < p.channels; ++c, plane += p.channel_pitch) {
+      for (int64_t t = row_phase.rows_begin; t < row_phase.rows_end; ++t) {
+        const T* source = plane + p.tap_rows[t].source * p.row_pitch;
+        switch (p.tap_rows[t].height) {
+          case 1:
+            taps = add_taps<kRows, kVecs, 1>(source, step, last, shift, shifts, taps, sums);
+            break;
+          case 2:
+            taps = add_taps<kRows, kVecs, 2>(source, step, last, shift, shifts, taps, sums);
+            break;
+          case 3:
+            taps = add_taps<kRows, kVecs, 3>(source, step, last, shift, shifts, taps, sums);
+            break;
+          case 4:
+            taps = add_taps<kRows, kVecs, 4>(source, step, last, shift, shifts, taps, sums);
+            break;
+          case 5:
+            taps = add_taps<kRows, kVecs, 5>(source, step, last, shift, shifts, taps, sums);
+            break;
+          case 6:
+            taps = add_taps<kRows, kVecs, 6>(source, step, last, shift, shifts, taps, sums);
+            break;
+          case 7:
+            taps = add_taps<kRows, kVecs, 7>(source, step, last, shift, shifts, taps, sums);
+            break;
+          default:
+            __builtin_unreachable();
+        }
       }
     }
-  }
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    if (r >= rows) break;
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      store(to + r * pitch + (j < kVecs - 1 ? j * Simd<T>::kLanes : last), sums[r][j]);
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      if (r >= rows - row) break;
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+        store(to + (row + r) * pitch + (j < kVecs - 1 ? j * Simd<T>::kLanes : last), sums[r][j]);
+      }
     }
   }
 }
 
 template <typename T>
-using SweepBlock = void (*)(const DepthwisePlan&, const RowPhase&, const ColumnPhase&, const T*, int64_t, const T*,
-                            int64_t, T*, int64_t);
+using Sweep = void (*)(const DepthwisePlan&, const RowPhase&, const ColumnPhase&, const T*, int64_t, const T*, int64_t,
+                       T*, int64_t);
 
 template <typename T, int kVecs = kSweepVectors>
-SweepBlock<T> sweep_block_for(int64_t rows, int64_t vectors) {
+Sweep<T> sweep_for(int64_t rows, int64_t vectors) {
   if constexpr (kVecs > 1) {
-    if (vectors < kVecs) return sweep_block_for<T, kVecs - 1>(rows, vectors);
+    if (vectors < kVecs) return sweep_for<T, kVecs - 1>(rows, vectors);
   }
-  return rows > 1 ? sweep_block<T, kSweepRows, kVecs> : sweep_block<T, 1, kVecs>;
+  return rows > 1 ? sweep<T, kSweepRows, kVecs> : sweep<T, 1, kVecs>;
 }
 
 // The weights of a group, [row][phase][channel][tap].
@@ -326,54 +360,48 @@ void depthwise(const DepthwisePlan& p, const void* in_data, const void* w_data, 
   Sum* cells = reinterpret_cast<Sum*>(scratch);
   Sum* weights = reinterpret_cast<Sum*>(scratch + p.at_weights);
   Sum* bounce = reinterpret_cast<Sum*>(scratch + p.at_bounce);
-  constexpr int64_t kBounceRow = kSweepVectors * kLanes, kBouncePhase = kSweepRows * kBounceRow;
-  for (int64_t task = begin; task < end; ++task) {
-    const SweepBox b = sweep_box(p, task);
-    T* out = static_cast<T*>(out_data) + b.image * p.out_batch + b.group * p.rows * p.out_channel +
+  constexpr int64_t kBounceRow = kSweepVectors * kLanes;
+  const int64_t bounce_phase = p.chunk * kBounceRow;
+  const int64_t block_rows = p.chunk > 1 ? kSweepRows : 1;
+  SweepBox b = sweep_box(p, begin);
+  for (int64_t task = begin; task < end; ++task, next_box(p, &b)) {
+    const int64_t group = b.index[1];
+    T* out = static_cast<T*>(out_data) + b.index[0] * p.out_batch + group * p.rows * p.out_channel +
              b.first[0] * p.out_axis[0] + b.first[1] * p.out_axis[1];
-    pack_taps(p, w + b.group * p.w_group, weights);
+    pack_taps(p, w + group * p.w_group, weights);
     Strip<T> strip(p, b, in, cells);
     const int64_t most_rows = phase_size(b.size[0], 0, p.out_step[0]);
     const int64_t columns = phase_size(b.size[1], 0, p.out_step[1]), vectors = block_count(columns, kLanes);
     const bool direct = sizeof(T) == sizeof(Sum) && p.out_step[1] == 1 && p.out_axis[1] == 1 && columns >= kLanes;
     const int64_t last_vector = most<int64_t>(0, columns - kLanes);
-    const int64_t block_rows = most_rows > 1 ? kSweepRows : 1;
-    for (int64_t block = 0; block < most_rows; block += block_rows) {
-      // One block ahead, so that what is stored to the strip has left for the cache when it is loaded.
-      strip.fill((block + 2 * block_rows - 1) * p.in_step[0] + p.window);
+    for (int64_t row = 0; row < most_rows; row += p.chunk) {
+      strip.fill((least(row + p.chunk, most_rows) - 1) * p.in_step[0] + p.window);
       for (int64_t y = 0; y < p.row_phases; ++y) {
         const RowPhase& row_phase = p.row_phase[y];
-        const int64_t phase_rows = phase_size(b.size[0], row_phase.first, p.out_step[0]);
-        if (phase_rows <= block) continue;
-        // The last block overlaps the one before it.
-        const int64_t row = most<int64_t>(0, least(block, phase_rows - block_rows));
-        const int64_t rows = least(phase_rows - row, block_rows);
+        const int64_t rows = least(phase_size(b.size[0], row_phase.first, p.out_step[0]) - row, p.chunk);
         T* lines = out + (row_phase.first + row * p.out_step[0]) * p.out_axis[0];
         const Sum* source = cells + row * p.in_step[0] * p.row_pitch;
         for (int64_t v = 0; v < vectors; v += kSweepVectors) {
           const int64_t count = least<int64_t>(kSweepVectors, vectors - v);
           const int64_t column = least(v * kLanes, last_vector);
           const int64_t last = least((v + count - 1) * kLanes, last_vector) - column;
-          const SweepBlock<Sum> sweep = sweep_block_for<Sum>(block_rows, count);
+          const Sweep<Sum> sweep_rows = sweep_for<Sum>(block_rows, count);
           for (int64_t m = 0; m < p.rows; ++m) {
             T* to = lines + m * p.out_channel + column * p.out_step[1] * p.out_axis[1];
             for (int64_t x = 0; x < p.column_phases; ++x) {
               const int64_t phase = y * p.column_phases + x;
               const Sum* taps = weights + (m * p.taps + p.phase_taps[2 * phase]) * p.channels;
+              Sum* sums = bounce + x * bounce_phase;
+              int64_t pitch = kBounceRow;
               if constexpr (sizeof(T) == sizeof(Sum)) {
-                if (direct) {
-                  sweep(p, row_phase, p.column_phase[x], source + column, last, taps, rows, to,
-                        p.out_step[0] * p.out_axis[0]);
-                  continue;
-                }
+                if (direct) sums = to, pitch = p.out_step[0] * p.out_axis[0];
               }
-              sweep(p, row_phase, p.column_phase[x], source + column, last, taps, rows, bounce + x * kBouncePhase,
-                    kBounceRow);
+              sweep_rows(p, row_phase, p.column_phase[x], source + column, last, taps, rows, sums, pitch);
             }
             if (direct) continue;
             const int64_t outputs = least((last + kLanes) * p.out_step[1], b.size[1] - column * p.out_step[1]);
             for (int64_t r = 0; r < rows; ++r) {
-              store_line(p, bounce + r * kBounceRow, kBouncePhase, outputs, to + r * p.out_step[0] * p.out_axis[0]);
+              store_line(p, bounce + r * kBounceRow, bounce_phase, outputs, to + r * p.out_step[0] * p.out_axis[0]);
             }
           }
         }
@@ -436,7 +464,7 @@ WeighBlock<T> weigh_block_for(bool one_row, int64_t height, int64_t shifts) {
 template <typename T, typename Sum>
 void fill_gradient(const DepthwisePlan& p, const SweepBox& b, int64_t m, const T* y, Sum* strip) {
   constexpr int kLanes = Simd<Sum>::kLanes;
-  y += b.image * p.out_batch + (b.group * p.rows + m) * p.out_channel + b.first[0] * p.out_axis[0] +
+  y += b.index[0] * p.out_batch + (b.index[1] * p.rows + m) * p.out_channel + b.first[0] * p.out_axis[0] +
        b.first[1] * p.out_axis[1];
   for (int64_t i = 0; i < p.gradient_rows; ++i, strip += p.gradient_pitch) {
     int64_t count = 0;

@@ -133,8 +133,10 @@ struct DepthwisePlan {
 
   int64_t low[2];  // what the first phase output of a box at 0 sees first
   int64_t box[2], boxes[2];
-  int64_t window;  // rows of the strip that a phase's first outputs see
-  int64_t cells;   // of a row and residue
+  int64_t chunk;              // rows of each phase that are filled before they are swept
+  int64_t ahead, ahead_line;  // what is prefetched meanwhile: elements from a row, and its length
+  int64_t window;             // rows of the strip that a phase's first outputs see
+  int64_t cells;              // of a row and residue
   int64_t strip_rows, residue_pitch, row_pitch, channel_pitch;
   int64_t at_weights, at_bounce, scratch;  // in bytes; a strip stands at 0
 
