@@ -16,8 +16,8 @@ import torch_convarith as tc
 from torch_convarith import _ops, backends
 
 OPS = torch.ops.torch_convarith
-GATHERS = ("panel", "offset", "auto")
-GRADIENTS = ("outer", "dot", "auto")
+GATHERS = ("panel", "offset", "depthwise", "auto")
+GRADIENTS = ("outer", "dot", "depthwise", "auto")
 
 
 def plain_conv(x, w, stride, padding, dilation, groups):

@@ -69,6 +69,7 @@ bool wants_reference(const Problem& p) {
 // The cost model's choice among the families; null where only conv_direct.h serves.
 PlanPtr choose(const Problem& problem, Pass pass, const ConvKernels& k) {
   const Problem p = simplify(problem);
+  if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
   if (pass == Pass::kWeight) return plan_weight(p, k);
   std::vector<Gather> gathers = gathers_of(p, pass, k);
   if (gathers.size() == 1) {
@@ -118,12 +119,14 @@ bool run_fast(const Problem& problem, Pass pass, int dtype, const void* input, i
               int64_t other_count, void* output) {
   if (wants_reference(problem)) return false;
   const ConvKernels& k = active_kernels(dtype);
-  // Padding is multiplied here, by weights or by y; 0 * Inf would be NaN where C has no entry at all.
-  if (pads(problem) && !all_finite(k, other, other_count)) return false;
+  // Padding is multiplied here, by weights or by y; 0 * Inf would be NaN where C has no entry at all. Weights are
+  // looked at before; so is the weight's gradient after, which is smaller than y and finite only where all was.
+  if (pass != Pass::kWeight && pads(problem) && !all_finite(k, other, other_count)) return false;
   const PlanPtr plan = choose(problem, pass, k);
   if (!plan) return false;
   plan->run(input, input_count, other, other_count, output);
-  return true;
+  return pass != Pass::kWeight ||
+         all_finite(k, output, problem.groups * problem.out_channels * problem.in_channels * problem.kernel_numel());
 }
 
 }  // namespace convarith::cpu

@@ -18,9 +18,10 @@ enum class Algorithm : int {
   kOuter,      // weight gradient, lanes along the out channels
   kDot,        // weight gradient, lanes along the outputs
   kWinograd,
+  kDepthwise,  // few channels per group: outputs stay in registers until all taps are added
 };
 
-constexpr const char* kAlgorithmNames[] = {"reference", "panel", "offset", "outer", "dot", "winograd"};
+constexpr const char* kAlgorithmNames[] = {"reference", "panel", "offset", "outer", "dot", "winograd", "depthwise"};
 
 inline const char* algorithm_name(Algorithm algorithm) {
   return kAlgorithmNames[static_cast<int>(algorithm)];

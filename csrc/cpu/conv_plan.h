@@ -90,12 +90,68 @@ struct WinogradPlan {
   int64_t shared_size;  // of a box, in elements
 };
 
+// Depthwise convolutions and small groups. A strip, the padded inputs that a box of outputs sees, is swept by blocks of
+// a few rows x vectors of outputs, whose sums stay in registers until all taps are added.
+//
+// Outputs are split into phases along both axes such that, within a phase, the next output sees through the same tap
+// the next input: output first + j * out_step of phase (row, column) reads
+//   row    source + j * in_step[0] of the strip, and
+//   column shift + j: a row of the strip is split by the residues modulo in_step[1], each contiguous.
+// Phases of the rows are those of a transposed convolution's stride, or the residues modulo the dilation.
+struct TapRows {   // taps of a kernel's column whose inputs follow each other as those of a phase's outputs do
+  int64_t source;  // of the first
+  int64_t height;
+};
+
+struct RowPhase {
+  int64_t first;
+  int64_t rows_begin, rows_end;  // of tap_rows
+};
+
+struct ColumnPhase {
+  int64_t first;
+  int64_t shift_begin, shift_end;
+};
+
+struct DepthwisePlan {
+  int64_t batch, groups, rows, channels, taps;  // rows and channels of one group
+  int64_t grid[2], source[2];                   // outputs and inputs
+  int64_t in_batch, in_channel, in_axis[2];
+  int64_t out_batch, out_channel, out_axis[2];
+  int64_t w_group, w_row, w_channel;
+
+  int64_t out_step[2], in_step[2];
+  int64_t row_phases, column_phases;
+  const RowPhase* row_phase;
+  const ColumnPhase* column_phase;
+  const TapRows* tap_rows;
+  const int64_t* shift;
+  // The taps in the order in which blocks add them, [row phase][column phase][tap rows][shift][height]: where each
+  // phase's begin, and where their weights stand. Phases with the same taps share them.
+  const int64_t* phase_taps;
+  const int64_t* tap_weight;
+
+  int64_t low[2];  // what the first phase output of a box at 0 sees first
+  int64_t box[2], boxes[2];
+  int64_t chunk;              // rows of each phase that are filled before they are swept
+  int64_t ahead, ahead_line;  // what is prefetched meanwhile: elements from a row, and its length
+  int64_t window;             // rows of the strip that a phase's first outputs see
+  int64_t cells;              // of a row and residue
+  int64_t strip_rows, residue_pitch, row_pitch, channel_pitch;
+  int64_t at_weights, at_bounce, scratch;  // in bytes; a strip stands at 0
+
+  // The weight's gradient: a strip of y, and the parts into which batch and boxes are cut.
+  int64_t gradient_pitch, gradient_rows, parts;
+};
+
 // The kernels of one instruction set for one dtype. Pointers are to the dtype, `packed` and sums to the sums' type.
 struct ConvKernels {
   int64_t lanes;  // of the sums' type
   int64_t row_block;
-  int64_t vectors;         // of a panel
-  int64_t item, sum_item;  // bytes
+  int64_t vectors;                     // of a panel
+  int64_t item, sum_item;              // bytes
+  int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs
+  int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
 
   bool (*finite)(const void* data, int64_t count);
   int64_t (*pack_tasks)(const GatherPlan& plan);
@@ -111,6 +167,12 @@ struct ConvKernels {
   void (*winograd_pack)(const WinogradPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
   void (*winograd)(const WinogradPlan& plan, const void* in, const void* packed, void* out, char* scratch,
                    int64_t begin, int64_t end);
+  void (*depthwise)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+                    int64_t end);
+  // Weight gradient: sums of each part, sums to w.
+  void (*depthwise_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
+                        int64_t begin, int64_t end);
+  void (*depthwise_store)(const DepthwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
 };
 
 }  // namespace convarith::cpu

@@ -1,0 +1,246 @@
+// Depthwise convolutions and small groups: which problems they serve, their plan and their run.
+#include "conv_planning.h"
+
+namespace convarith::cpu {
+namespace {
+
+constexpr int64_t kMostChannels = 8;  // of a group, in and out
+constexpr int64_t kMostPhases = 16;   // along an axis
+constexpr int64_t kMostResidues = 8;  // as conv_depthwise.h has room for
+constexpr int64_t kMostColumns = 1024;
+constexpr int64_t kStripBytes = int64_t{24} << 10;
+constexpr int64_t kChunkBytes = int64_t{6} << 10;
+constexpr int64_t kMostStripBytes = int64_t{1} << 18;
+
+struct Depthwise : Plan {
+  explicit Depthwise(const ConvKernels& kernels) : k(kernels) {}
+  Explanation explain() const override;
+  void run(const void* in, int64_t in_count, const void* w, int64_t w_count, void* out) override;
+  void point();
+
+  const ConvKernels& k;
+  Pass pass = Pass::kOutput;
+  DepthwisePlan plan = {};
+  std::vector<RowPhase> row_phase;
+  std::vector<ColumnPhase> column_phase;
+  std::vector<TapRows> tap_rows;
+  std::vector<int64_t> shift, phase_taps, tap_weight;
+  int64_t macs = 0;
+};
+
+void Depthwise::point() {
+  plan.row_phase = row_phase.data();
+  plan.column_phase = column_phase.data();
+  plan.tap_rows = tap_rows.data();
+  plan.shift = shift.data();
+  plan.phase_taps = phase_taps.data();
+  plan.tap_weight = tap_weight.data();
+}
+
+int64_t sums_bytes(const DepthwisePlan& p, const ConvKernels& k) {
+  return p.parts * p.groups * p.rows * p.channels * p.taps * k.sum_item;
+}
+
+Explanation Depthwise::explain() const {
+  const int64_t sums = pass == Pass::kWeight ? sums_bytes(plan, k) : 0;
+  return {Algorithm::kDepthwise, sums + thread_count() * plan.scratch, plan.row_phases * plan.column_phases, macs};
+}
+
+void Depthwise::run(const void* in, int64_t, const void* other, int64_t, void* out) {
+  if (pass != Pass::kWeight) {
+    parallel(plan.batch * plan.groups * plan.boxes[0] * plan.boxes[1], macs, [&](int64_t begin, int64_t end) {
+      const Buffer mine(plan.scratch);
+      k.depthwise(plan, in, other, out, mine.get(), begin, end);
+    });
+    return;
+  }
+  const Buffer sums(sums_bytes(plan, k));
+  parallel(plan.parts * plan.groups, macs, [&](int64_t begin, int64_t end) {
+    const Buffer mine(plan.scratch);
+    k.depthwise_sum(plan, in, other, sums.get(), mine.get(), begin, end);
+  });
+  parallel(plan.groups, plan.parts * plan.groups * plan.rows * plan.channels * plan.taps,
+           [&](int64_t begin, int64_t end) { k.depthwise_store(plan, sums.get(), out, begin, end); });
+}
+
+// One axis of outputs: the phases, and for each the taps and the inputs that its first output sees through them.
+struct AxisPhases {
+  struct Tap {
+    int64_t input, tap;
+  };
+  int64_t out_step = 1, in_step = 1;
+  int64_t low = 0, high = 0;  // of those inputs
+  std::vector<std::vector<Tap>> taps;
+};
+
+AxisPhases axis_phases(const Axis& a, int64_t outputs, bool transposed, bool rows) {
+  AxisPhases result;
+  if (a.stride == 1) {  // rows of the same residue see the same rows of the input
+    result.out_step = result.in_step = rows ? a.dilation : 1;
+  } else if (transposed) {
+    result.out_step = a.stride;
+  } else {
+    result.in_step = a.stride;
+  }
+  result.taps.resize(std::min(result.out_step, outputs));
+  bool first = true;
+  for (size_t r = 0; r < result.taps.size(); ++r) {
+    for (int64_t t = 0; t < a.kernel; ++t) {
+      const int64_t output = static_cast<int64_t>(r);
+      const int64_t scaled = transposed ? output + a.lo - t * a.dilation : input_index(a, output, t);
+      const int64_t input = transposed ? floor_div(scaled, a.stride) : scaled;
+      if (transposed && scaled != input * a.stride) continue;
+      result.taps[r].push_back({input, t});
+      result.low = first ? input : std::min(result.low, input);
+      result.high = first ? input : std::max(result.high, input);
+      first = false;
+    }
+    if (transposed) std::reverse(result.taps[r].begin(), result.taps[r].end());
+  }
+  return result;
+}
+
+// Taps of a column of the kernel in runs of inputs that are `step` apart, none longer than `most`.
+std::vector<std::vector<AxisPhases::Tap>> runs_of(std::vector<AxisPhases::Tap> taps, int64_t step, int64_t most) {
+  std::vector<std::vector<AxisPhases::Tap>> runs;
+  while (!taps.empty()) {
+    std::vector<AxisPhases::Tap> run, rest;
+    for (const auto& tap : taps) {
+      const bool next = run.empty() || tap.input == run.back().input + step;
+      (next && static_cast<int64_t>(run.size()) < most ? run : rest).push_back(tap);
+    }
+    runs.push_back(std::move(run));
+    taps = std::move(rest);
+  }
+  return runs;
+}
+
+}  // namespace
+
+PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
+  const auto wanted = wanted_algorithm();
+  if (wanted && *wanted != Algorithm::kDepthwise) return nullptr;
+  if (p.in_channels > kMostChannels || p.out_channels > kMostChannels) return nullptr;
+  if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
+  const Axis& plane = p.axis[0];
+  if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;
+
+  auto made = std::make_unique<Depthwise>(k);
+  Depthwise& result = *made;
+  result.pass = pass;
+  DepthwisePlan& d = result.plan;
+  const bool transposed = pass == Pass::kInput;
+  const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
+  d.batch = p.batch;
+  d.groups = p.groups;
+  d.rows = transposed ? p.in_channels : p.out_channels;
+  d.channels = transposed ? p.out_channels : p.in_channels;
+  d.in_batch = in.batch;
+  d.in_channel = in.channel;
+  d.out_batch = out.batch;
+  d.out_channel = out.channel;
+  d.w_group = p.out_channels * p.w.batch;
+  d.w_row = transposed ? p.w.channel : p.w.batch;
+  d.w_channel = transposed ? p.w.batch : p.w.channel;
+  std::array<AxisPhases, 2> axes;
+  for (int i = 0; i < 2; ++i) {
+    const Axis& a = p.axis[i + 1];
+    d.grid[i] = transposed ? a.input : p.output[i + 1];
+    d.source[i] = transposed ? p.output[i + 1] : a.input;
+    d.in_axis[i] = in.axis[i + 1];
+    d.out_axis[i] = out.axis[i + 1];
+    if (std::max(a.stride, i == 0 ? a.dilation : 1) > kMostPhases) return nullptr;
+    axes[i] = axis_phases(a, d.grid[i], transposed, i == 0);
+    d.out_step[i] = axes[i].out_step;
+    d.in_step[i] = axes[i].in_step;
+    d.low[i] = axes[i].low;
+  }
+  if (d.in_step[1] > kMostResidues) return nullptr;
+  d.row_phases = static_cast<int64_t>(axes[0].taps.size());
+  d.column_phases = static_cast<int64_t>(axes[1].taps.size());
+  d.window = axes[0].high - axes[0].low + 1;
+  const int64_t span = (axes[1].high - axes[1].low) / d.in_step[1];  // in cells
+
+  // Boxes: whole rows unless they are very long, and as many as the strip may hold.
+  const auto whole = [](int64_t size, int64_t part, int64_t step) { return parts(even_part(size, part), step) * step; };
+  d.box[1] = whole(d.grid[1], kMostColumns, d.out_step[1]);
+  const int64_t vectors = parts(parts(d.box[1], d.out_step[1]), k.lanes);
+  d.cells = vectors * k.lanes + span;
+  d.residue_pitch = spread(d.cells + k.lanes, k);
+  d.row_pitch = d.in_step[1] * d.residue_pitch;
+  const int64_t row_bytes = d.channels * d.row_pitch * k.sum_item;
+  const int64_t block_rows = d.grid[0] > d.out_step[0] ? k.sweep_rows : 1;
+  const int64_t strip_rows = std::max(kStripBytes / row_bytes, 2 * d.window + block_rows * d.in_step[0]);
+  d.box[0] = whole(d.grid[0], std::max<int64_t>(1, (strip_rows - d.window) / d.in_step[0] * d.out_step[0]),
+                   block_rows * d.out_step[0]);
+  for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
+  const int64_t rows = parts(parts(d.box[0], d.out_step[0]), block_rows) * block_rows;
+  d.strip_rows = (rows - 1) * d.in_step[0] + d.window;
+  d.channel_pitch = d.strip_rows * d.row_pitch;
+  if (d.channels * d.channel_pitch * k.sum_item > kMostStripBytes) return nullptr;
+
+  d.chunk = block_rows == 1
+                ? 1
+                : std::clamp(kChunkBytes / row_bytes / d.in_step[0] / block_rows * block_rows, block_rows, rows);
+  if (in.axis[2] == 1 && d.chunk < rows) {
+    d.ahead = d.chunk * d.in_step[0] * in.axis[1];
+    d.ahead_line = d.source[1];
+  }
+
+  // Taps, in the order in which they are added.
+  const int64_t most_height = pass == Pass::kWeight ? k.weigh_height : k.sweep_height;
+  for (size_t x = 0; x < axes[1].taps.size(); ++x) {
+    const auto begin = static_cast<int64_t>(result.shift.size());
+    for (const auto& tap : axes[1].taps[x]) {
+      const int64_t at = tap.input - d.low[1];
+      result.shift.push_back(at % d.in_step[1] * d.residue_pitch + at / d.in_step[1]);
+    }
+    result.column_phase.push_back({static_cast<int64_t>(x), begin, static_cast<int64_t>(result.shift.size())});
+  }
+  for (size_t y = 0; y < axes[0].taps.size(); ++y) {
+    const auto runs = runs_of(axes[0].taps[y], d.in_step[0], most_height);
+    const auto begin = static_cast<int64_t>(result.tap_rows.size());
+    for (const auto& run : runs) {
+      result.tap_rows.push_back({run.front().input - d.low[0], static_cast<int64_t>(run.size())});
+    }
+    result.row_phase.push_back({static_cast<int64_t>(y), begin, static_cast<int64_t>(result.tap_rows.size())});
+    const bool shared = y > 0 && p.axis[1].stride == 1;
+    for (size_t x = 0; x < axes[1].taps.size(); ++x) {
+      if (!shared) {
+        result.phase_taps.push_back(static_cast<int64_t>(result.tap_weight.size()));
+        for (const auto& run : runs) {
+          for (const auto& column : axes[1].taps[x]) {
+            for (const auto& row : run) {
+              result.tap_weight.push_back(row.tap * p.w.axis[1] + column.tap * p.w.axis[2]);
+            }
+          }
+        }
+        result.phase_taps.push_back(static_cast<int64_t>(result.tap_weight.size()));
+      } else {
+        const std::array<int64_t, 2> same = {result.phase_taps[2 * x], result.phase_taps[2 * x + 1]};
+        result.phase_taps.insert(result.phase_taps.end(), same.begin(), same.end());
+      }
+    }
+  }
+  d.taps = static_cast<int64_t>(result.tap_weight.size());
+  result.macs = d.batch * d.groups * d.rows * d.channels * d.taps * p.output_numel();
+
+  const int64_t pairs = d.rows * d.channels;
+  d.at_weights = aligned((d.channels * d.channel_pitch + d.residue_pitch + k.lanes) * k.sum_item);
+  if (pass == Pass::kWeight) {
+    d.gradient_rows = d.out_step[0] * rows;
+    d.gradient_pitch = spread((vectors + 1) * k.lanes, k);
+    // Enough tasks for many threads; their number may not depend on how many there are.
+    constexpr int64_t kTasks = 64;
+    d.parts = std::clamp<int64_t>(kTasks / d.groups, 1, d.batch * d.boxes[0] * d.boxes[1]);
+    d.at_bounce = d.at_weights + aligned(pairs * d.taps * k.lanes * k.sum_item);
+    d.scratch = d.at_bounce + aligned(d.gradient_rows * d.gradient_pitch * k.sum_item);
+  } else {
+    d.at_bounce = d.at_weights + aligned(pairs * d.taps * k.sum_item);
+    d.scratch = d.at_bounce + aligned(d.out_step[1] * d.chunk * k.sweep_vectors * k.lanes * k.sum_item);
+  }
+  result.point();
+  return made;
+}
+
+}  // namespace convarith::cpu
