@@ -12,7 +12,7 @@ to the plain kernels where there is padding. Switch it off for bitwise compariso
 True
 >>> with flags(winograd=False):
 ...     explain_kernel((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm
-'panel'
+'outer'
 >>> explain_kernel((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm
 'winograd'
 """
@@ -43,9 +43,9 @@ class Kernel:
 
     Attributes:
         operator: ``"conv"``, ``"conv_transpose"`` or ``"conv_weight"``.
-        algorithm: ``"panel"`` and ``"offset"`` multiply packed weights with tiles of the input, copied or through a
-            table of offsets; ``"winograd"``; ``"outer"`` and ``"dot"`` give the weight's gradient with vectors along
-            the out channels or along the outputs; ``"reference"`` is plain C++ for every dtype and very small sizes.
+        algorithm: ``"outer"`` multiplies with vectors along the out channels (the in channels, for C^T), ``"offset"``
+            with vectors along the outputs; ``"dot"`` is the latter for the weight's gradient; ``"winograd"``;
+            ``"reference"`` is plain C++ for every dtype and very small sizes.
         isa: instruction set: ``"baseline"``, ``"avx2"`` or ``"avx512"``.
         phases: separate convolutions: the phases of the stride of a transposed convolution, else 1; 0 for
             ``"reference"``.

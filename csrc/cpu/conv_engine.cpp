@@ -102,7 +102,7 @@ std::optional<Algorithm> wanted_algorithm() {
 }
 
 const char* algorithm_name(Algorithm algorithm) {
-  static constexpr const char* names[] = {"reference", "panel", "offset", "outer", "dot", "winograd"};
+  static constexpr const char* names[] = {"reference", "offset", "outer", "dot", "winograd"};
   return names[static_cast<int>(algorithm)];
 }
 

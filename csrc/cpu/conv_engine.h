@@ -13,9 +13,8 @@ enum class Pass : int { kOutput, kInput, kWeight };  // conv, conv_transpose, co
 
 enum class Algorithm : int {
   kReference,  // conv_direct.h: every dtype, every stride of memory; no zero of the padding is multiplied
-  kPanel,      // gather: the tile is copied to panels, then multiplied
-  kOffset,     // gather: the tile is multiplied where it stands, through a table of offsets
-  kOuter,      // weight gradient, lanes along the out channels
+  kOffset,     // lanes along the outputs; the tile is multiplied where it stands, through a table of offsets
+  kOuter,      // lanes along the out channels, of all passes
   kDot,        // weight gradient, lanes along the outputs
   kWinograd,
 };

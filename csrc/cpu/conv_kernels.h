@@ -10,9 +10,23 @@ namespace {
 template <typename T>
 ConvKernels kernels() {
   typedef typename SumOf<T>::type Sum;
-  return {Simd<Sum>::kLanes, kRowBlock,          kVectors,        sizeof(T),        sizeof(Sum),
-          finite<T>,         pack_tasks,         pack<T>,         gather<T>,        weight_pack<T>,
-          weight_sum<T>,     weight_store_tasks, weight_store<T>, winograd_pack<T>, winograd<T>};
+  return {Simd<Sum>::kLanes,
+          kRowBlock,
+          kVectors,
+          kOuterVectors,
+          sizeof(T),
+          sizeof(Sum),
+          finite<T>,
+          pack_tasks<T>,
+          pack<T>,
+          gather<T>,
+          weight_pack_tasks<T>,
+          weight_pack<T>,
+          weight_sum<T>,
+          weight_store_tasks<T>,
+          weight_store<T>,
+          winograd_pack<T>,
+          winograd<T>};
 }
 
 }  // namespace

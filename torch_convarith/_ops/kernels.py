@@ -15,7 +15,7 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 
 PASSES = {"conv": 0, "conv_transpose": 1, "conv_weight": 2}
 
-ALGORITHMS = ("reference", "panel", "offset", "outer", "dot", "winograd")
+ALGORITHMS = ("reference", "offset", "outer", "dot", "winograd")
 
 set_winograd = _C.set_winograd
 winograd_enabled = _C.winograd_enabled
