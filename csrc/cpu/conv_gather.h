@@ -64,7 +64,7 @@ void pack_block(const GatherPlan& p, const T* w, const RowBlock& b, int64_t chan
     transpose(w + p.tap_weight[0], p.w_row, b.real, channels * p.taps, to, b.width);
   } else {
     for (int64_t c = 0; c < channels; ++c, w += p.w_channel, to += p.taps * b.width) {
-      if (consecutive) {
+      if (consecutive && p.w_row != 1) {
         transpose(w + p.tap_weight[0], p.w_row, b.real, p.taps, to, b.width);
         continue;
       }
@@ -181,33 +181,32 @@ void store_runs(const Run* runs, int64_t count, const Sum* sums, int64_t step, T
   for (int64_t i = 0; i < count; ++i) scatter_run(sums + runs[i].column, runs[i].length, out + runs[i].out, step);
 }
 
-// The sums of a box as the outer product leaves them, sums[output][row of the block]: to out's rows.
+// Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out's
+// rows.
 template <typename T, typename Sum>
-void store_outer(const GatherPlan& p, const Run* runs, int64_t count, const RowBlock& b, const Sum* sums, T* out) {
-  constexpr int kStrip = 64;
+void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, const Sum* sums,
+                 T* out) {
+  constexpr int kStrip = 16;
   const int64_t step = p.out_axis[2];
-  for (int64_t i = 0; i < count;) {
-    const Sum* from = sums + runs[i].column * b.width;
-    T* to = out + runs[i].out;
-    const int64_t length = merge_runs(runs, count, step, &i);
+  while (begin < end) {
+    const Run run = merged_run(runs, begin, end, step);
+    T* to = out + run.out;
+    begin += run.length;
     if (p.out_channel == 1) {
-      for (int64_t x = 0; x < length; ++x) scatter_run(from + x * b.width, b.real, to + x * step, 1);
-      continue;
-    }
-    if constexpr (sizeof(T) == sizeof(Sum)) {
-      if (step == 1) {
-        transpose(from, b.width, length, b.real, to, p.out_channel);
-        continue;
+      for (int64_t x = 0; x < run.length; ++x) scatter_run(sums + x * b.width, b.real, to + x * step, 1);
+    } else if (sizeof(T) == sizeof(Sum) && step == 1) {
+      transpose(sums, b.width, run.length, b.real, reinterpret_cast<Sum*>(to), p.out_channel);
+    } else {
+      Sum strip[kOuterVectors * Simd<Sum>::kLanes * kStrip];
+      for (int64_t x = 0; x < run.length; x += kStrip) {
+        const int64_t wide = least<int64_t>(kStrip, run.length - x);
+        transpose(sums + x * b.width, b.width, wide, b.real, strip, kStrip);
+        for (int64_t r = 0; r < b.real; ++r) {
+          scatter_run(strip + r * kStrip, wide, to + r * p.out_channel + x * step, step);
+        }
       }
     }
-    Sum strip[kOuterVectors * Simd<Sum>::kLanes * kStrip];
-    for (int64_t x = 0; x < length; x += kStrip) {
-      const int64_t wide = least<int64_t>(kStrip, length - x);
-      transpose(from + x * b.width, b.width, wide, b.real, strip, kStrip);
-      for (int64_t r = 0; r < b.real; ++r) {
-        scatter_run(strip + r * kStrip, wide, to + r * p.out_channel + x * step, step);
-      }
-    }
+    sums += run.length * b.width;
   }
 }
 
@@ -234,6 +233,8 @@ const Sum* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g, in
   return tile;
 }
 
+constexpr int kStripBlocks = 8;  // blocks of outputs that are stored together
+
 // Lanes along the rows: a block of outputs by a block of rows.
 template <typename T>
 void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename SumOf<T>::type* packed,
@@ -251,19 +252,25 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
     const Sum* tile = tile_at<T, Sum>(p, b, in, g, c0, channels, scratch) + runs[0].source;
     const Sum* weights = packed + p.packed + (g * p.channels + c0) * p.taps * rows;
+    const bool last = c0 + channels == p.channels;
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const RowBlock r = row_block_at<Sum>(p, block);
-      const int64_t vectors = r.width / kLanes, at_once = outer_rows(vectors);
-      const int64_t parts = block_count(outputs, at_once);
-      Sum* sums = reinterpret_cast<Sum*>(scratch + p.at_sums) + (r.first - first_row) * outputs;
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t q = block_begin(part, outputs, parts), size = block_begin(part + 1, outputs, parts) - q;
-        const Sum* from[kMostOuterRows];
-        for (int64_t i = 0; i < size; ++i) from[i] = tile + pixels[q + i];
-        outer_for<Sum>(size, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width, c0 > 0);
+      const int64_t vectors = r.width / kLanes, at_once = outer_rows(vectors), strip = kStripBlocks * at_once;
+      Sum* block_sums = reinterpret_cast<Sum*>(scratch + p.at_sums) + (r.first - first_row) * outputs;
+      for (int64_t first = 0; first < outputs; first += strip) {
+        const int64_t size = least(strip, outputs - first), parts = block_count(size, at_once);
+        Sum* sums = block_sums + (p.channel_block < p.channels ? first * r.width : 0);
+        for (int64_t part = 0; part < parts; ++part) {
+          const int64_t q = block_begin(part, size, parts), some = block_begin(part + 1, size, parts) - q;
+          const Sum* from[kMostOuterRows];
+          for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
+          outer_for<Sum>(some, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width, c0 > 0);
+        }
+        // While the sums are in the first cache.
+        if (last) {
+          store_outer(p, runs, first, first + size, r, sums, out + g * p.out_group + r.first * p.out_channel);
+        }
       }
-      if (c0 + channels < p.channels) continue;
-      store_outer(p, runs, count, r, sums, out + g * p.out_group + r.first * p.out_channel);
     }
   }
 }

@@ -293,15 +293,18 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
     }
   }
   const auto margin = [&](int i) { return 1 + static_cast<double>(span[i]) / static_cast<double>(g.grid[i]); };
+  const auto stride = static_cast<double>(g.stride[0] * g.stride[1] * g.stride[2]);
   double waste = margin(2);
   if (g.grid[1] * g.grid[2] * 2 <= b.pixels && g.batch > 1) waste *= margin(1);
   if (g.grid[0] > 1) waste *= margin(1) * (g.grid[1] * g.grid[2] <= b.pixels ? margin(0) : 1);
-  // Cycles of an output: multiplications, two vectors at a time, and storing.
+  // Cycles of an output: multiplications, two vectors at a time, and storing; and copying its share of a tile whose
+  // neighbours are not neighbours in memory.
   const auto rows = static_cast<double>(g.rows), lanes = static_cast<double>(k.lanes);
-  const auto depth = static_cast<double>(g.channels * static_cast<int64_t>(gather.shifts.size()));
+  const auto channels = static_cast<double>(g.channels), taps = static_cast<double>(gather.shifts.size());
   const auto vectors = static_cast<double>(parts(g.rows, k.lanes));
-  const double outer = depth * vectors / 2 * (vectors < 2 ? 1.3 : 1) + 0.4 * rows;
-  const double offset = depth * rows / lanes / 2 * waste + 0.2 * rows;
+  const double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
+  const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.3 : 1) + 0.3 * rows;
+  const double offset = channels * (taps * rows / lanes / 2 * waste * 1.1 + copied) + 0.2 * rows;
   b.outer = outer < offset;
   if (wanted == Algorithm::kOuter) b.outer = true;
   if (wanted == Algorithm::kOffset) b.outer = false;

@@ -117,12 +117,18 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
   return run - runs;
 }
 
-// Outputs from run *i on that follow each other in memory too; *i moves past them.
-inline int64_t merge_runs(const Run* runs, int64_t count, int64_t step, int64_t* i) {
-  const int64_t first = runs[*i].out;
-  int64_t length = runs[*i].length;
-  for (++*i; *i < count && runs[*i].out == first + length * step; ++*i) length += runs[*i].length;
-  return length;
+// Outputs [begin, end) of a box, as far as they follow each other in memory too. Runs of a box are equally long.
+inline Run merged_run(const Run* runs, int64_t begin, int64_t end, int64_t step) {
+  const int64_t size = runs[0].length, first = begin / size, skip = begin % size;
+  Run run = runs[first];
+  run.column = begin;
+  run.out += skip * step;
+  run.length = size - skip;
+  for (int64_t i = first + 1; run.length < end - begin && runs[i].out == run.out + run.length * step; ++i) {
+    run.length += size;
+  }
+  run.length = least(run.length, end - begin);
+  return run;
 }
 
 // The sources of a box's outputs, counted from the first one's.

@@ -10,20 +10,21 @@ constexpr int kDotRows = CONVARITH_REGISTERS >= 32 ? 14 : 9;
 
 // y of one box, group and block of columns, transposed: [output][column of the block].
 template <typename T, typename Sum>
-void pack_columns(const GatherPlan& p, const Run* runs, int64_t count, const RowBlock& columns, const T* y,
+void pack_columns(const GatherPlan& p, const Run* runs, int64_t outputs, const RowBlock& columns, const T* y,
                   Sum* panel) {
   const int64_t step = p.out_axis[2], width = columns.width;
-  for (int64_t i = 0; i < count;) {
-    const T* from = y + runs[i].out;
-    Sum* to = panel + runs[i].column * width;
-    const int64_t length = merge_runs(runs, count, step, &i);
-    if (columns.real < width) fill_zero(to, length * width);
+  if (columns.real < width) fill_zero(panel, outputs * width);
+  for (int64_t begin = 0; begin < outputs;) {
+    const Run run = merged_run(runs, begin, outputs, step);
+    const T* from = y + run.out;
+    Sum* to = panel + begin * width;
+    begin += run.length;
     if (p.out_channel == 1) {
-      for (int64_t x = 0; x < length; ++x) copy_run(from + x * step, 1, columns.real, to + x * width);
+      for (int64_t x = 0; x < run.length; ++x) copy_run(from + x * step, 1, columns.real, to + x * width);
     } else if (step == 1) {
-      transpose(from, p.out_channel, columns.real, length, to, width);
+      transpose(from, p.out_channel, columns.real, run.length, to, width);
     } else {
-      for (int64_t x = 0; x < length; ++x) copy_run(from + x * step, p.out_channel, columns.real, to + x * width);
+      for (int64_t x = 0; x < run.length; ++x) copy_run(from + x * step, p.out_channel, columns.real, to + x * width);
     }
   }
 }
@@ -44,8 +45,9 @@ void weight_pack(const WeightPlan& plan, const void* y, void* panels, char* scra
     const int64_t at = task / blocks, g = at % p.groups;
     const RowBlock columns = row_block_at<Sum>(p, task % blocks);
     const Box b = box_at(p, plan.box_begin + at / p.groups);
-    const int64_t count = list_runs(p, b, runs);
-    pack_columns(p, runs, count, columns, static_cast<const T*>(y) + g * p.out_group + columns.first * p.out_channel,
+    list_runs(p, b, runs);
+    pack_columns(p, runs, box_pixels(b), columns,
+                 static_cast<const T*>(y) + g * p.out_group + columns.first * p.out_channel,
                  static_cast<Sum*>(panels) + at * plan.box_pixels * plan.columns + columns.first * box_pixels(b));
   }
 }
@@ -191,7 +193,8 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
       } else if (plan.box_tasks > 1) {
         for (int64_t block = 0; block < row_blocks<Sum>(p); ++block) {
           const RowBlock columns = row_block_at<Sum>(p, block);
-          pack_columns(p, runs, count, columns, y_group + columns.first * p.out_channel, own + columns.first * outputs);
+          pack_columns(p, runs, outputs, columns, y_group + columns.first * p.out_channel,
+                       own + columns.first * outputs);
         }
       } else {
         panels = static_cast<const Sum*>(panels_data) +
