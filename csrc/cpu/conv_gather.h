@@ -233,6 +233,19 @@ const Sum* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g, in
   return tile;
 }
 
+// One of `parts` shares of the lines that store_outer will write: asked for while there is something to multiply.
+template <typename T>
+void prefetch_rows(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, int64_t part,
+                   int64_t parts, T* out) {
+  if (p.out_channel == 1) return;
+  const Run run = merged_run(runs, begin, end, p.out_axis[2]);
+  const int64_t bytes = run.length * p.out_axis[2] * static_cast<int64_t>(sizeof(T));
+  for (int64_t r = block_begin(part, b.real, parts); r < block_begin(part + 1, b.real, parts); ++r) {
+    const char* line = reinterpret_cast<const char*>(out + r * p.out_channel + run.out);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 1);
+  }
+}
+
 constexpr int kStripBlocks = 8;  // blocks of outputs that are stored together
 
 // Lanes along the rows: a block of outputs by a block of rows.
@@ -260,15 +273,17 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
       for (int64_t first = 0; first < outputs; first += strip) {
         const int64_t size = least(strip, outputs - first), parts = block_count(size, at_once);
         Sum* sums = block_sums + (p.channel_block < p.channels ? first * r.width : 0);
+        T* rows_out = out + g * p.out_group + r.first * p.out_channel;
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t q = block_begin(part, size, parts), some = block_begin(part + 1, size, parts) - q;
           const Sum* from[kMostOuterRows];
           for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
+          if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
           outer_for<Sum>(some, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width, c0 > 0);
         }
         // While the sums are in the first cache.
         if (last) {
-          store_outer(p, runs, first, first + size, r, sums, out + g * p.out_group + r.first * p.out_channel);
+          store_outer(p, runs, first, first + size, r, sums, rows_out);
         }
       }
     }

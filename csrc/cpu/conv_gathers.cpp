@@ -6,7 +6,7 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr int64_t kTileBytes = int64_t{1} << 20;
+constexpr int64_t kMostTileBytes = int64_t{16} << 20;
 constexpr int64_t kMostPhases = 1024;
 
 void set_sides(GatherPlan& g, const Strides& in, const Strides& out) {
@@ -217,7 +217,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
   const int64_t taps = std::max<int64_t>(1, g.taps);
   int64_t block = g.channels * taps <= 2 * blocking.depth ? g.channels : std::max<int64_t>(1, blocking.depth / taps);
-  if (!g.raw) block = std::min(block, std::max<int64_t>(1, kTileBytes / (cells * k.sum_item)));
+  if (!g.raw) block = std::min(block, std::max<int64_t>(1, blocking.tile / (cells * k.sum_item)));
   g.channel_block = even_part(g.channels, block);
   // In the input's order: the channels are innermost in both, or the last axis is.
   const bool channels_inner = g.outer && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
@@ -228,7 +228,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   g.tile_residue = g.tile_image * g.box[0];
   g.tile_channel = channels_inner ? 1 : spread(std::max<int64_t>(1, g.tile_residue * g.residues), k);
   g.tile_size = channels_inner ? g.tile_residue * g.residues : g.tile_channel * g.channel_block;
-  if (!g.raw && g.tile_size * k.sum_item > 16 * kTileBytes) return false;
+  if (!g.raw && g.tile_size * k.sum_item > kMostTileBytes) return false;
 
   gather.offset.resize(g.channel_block * g.taps);
   for (int64_t t = 0; t < g.taps; ++t) {
@@ -303,16 +303,40 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const auto channels = static_cast<double>(g.channels), taps = static_cast<double>(gather.shifts.size());
   const auto vectors = static_cast<double>(parts(g.rows, k.lanes));
   const double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
-  const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.3 : 1) + 0.3 * rows;
-  const double offset = channels * (taps * rows / lanes / 2 * waste * 1.1 + copied) + 0.2 * rows;
+  // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
+  const double store = g.out_channel * k.item % 4096 == 0 ? 1.6 : 0.6;
+  const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.3 : 1) + store * rows;
+  const double offset = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
   b.outer = outer < offset;
   if (wanted == Algorithm::kOuter) b.outer = true;
   if (wanted == Algorithm::kOffset) b.outer = false;
   if (b.outer) {
+    // Sums and tile stay in the second cache, beside the weights that pass through.
+    b.depth = 576;
+    b.tile = 1 << 18;
+    const int64_t channels_at_once = std::max<int64_t>(1, b.depth / static_cast<int64_t>(gather.shifts.size() + 1));
+    b.pixels =
+        std::min(b.pixels, std::max<int64_t>(196, (int64_t{3} << 17) / k.sum_item / (g.rows + channels_at_once)));
     b.panel = true;
     b.may_be_raw = gather.shifts.size() == 1 || g.in_channel == 1;
   }
   return b;
+}
+
+// Into how many shares of its row blocks a task is split, so that all threads end together; a share costs a tile.
+int64_t even_split(int64_t tasks, int64_t blocks, int64_t threads) {
+  int64_t best = 1;
+  double best_cost = 0;
+  for (int64_t split = 1; split <= std::min(blocks, 4 * threads); ++split) {
+    const auto rounds = static_cast<double>(parts(tasks * split, threads) * parts(blocks, split));
+    const double cost = rounds * (1 + 0.03 * static_cast<double>(split));
+    if (split == 1 || cost < best_cost) {
+      best = split;
+      best_cost = cost;
+    }
+    if (threads == 1) break;
+  }
+  return best;
 }
 
 }  // namespace
@@ -339,9 +363,7 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
     if (!lay_out(gather, gather_blocking(gather, k, threads, wanted_algorithm()), k)) return {};
-    const int64_t tasks = box_count(g) * g.groups * static_cast<int64_t>(gathers.size());
-    g.row_split = std::clamp<int64_t>(parts(3 * threads, tasks), 1, row_blocks(g, k));
-    if (threads == 1) g.row_split = 1;
+    g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     lay_out_sums(g, k);
     g.packed = packed;
     packed += packed_size(g, k);

@@ -132,9 +132,10 @@ Gather forward_gather(const Problem& p, bool all_taps);
 struct Blocking {
   bool panel;
   bool outer;
-  int64_t pixels;   // of a box, about
-  int64_t depth;    // channels * taps of a tile, about
-  bool may_be_raw;  // the input may be read where it stands
+  int64_t pixels;                   // of a box, about
+  int64_t depth;                    // channels * taps of a tile, about
+  int64_t tile = int64_t{1} << 20;  // bytes, at most, where there are channels to leave for another
+  bool may_be_raw;                  // the input may be read where it stands
 };
 
 // Boxes, tile, offsets. False where the tile would be too large.

@@ -54,8 +54,8 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
     for (int i = 0; i < 3; ++i) inside(first[i], step[i], residue[i], p.source[i], cells[i], &begin[i], &end[i]);
     const int64_t x_in = (first[2] + begin[2]) * step[2] + residue[2], length = end[2] - begin[2];
     const T* corner = in + (g * p.channels + c0) * p.in_channel + x_in * p.in_axis[2];
-    for (int64_t c = 0; c < (kInner ? 1 : channels); ++c) {
-      for (int64_t n = 0; n < b.size[0]; ++n) {
+    for (int64_t n = 0; n < b.size[0]; ++n) {
+      for (int64_t c = 0; c < (kInner ? 1 : channels); ++c) {
         Sum* image = tile + c * p.tile_channel + r * p.tile_residue + n * p.tile_image;
         const T* from = corner + c * p.in_channel + (b.first[0] + n) * p.in_batch;
         for (int64_t z = 0; z < cells[0]; ++z) {
@@ -75,9 +75,7 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
               }
               fill_zero(row + end[2] * p.tile_cell, (cells[2] - end[2]) * p.tile_cell);
             } else {
-              fill_zero(row, begin[2]);
-              copy_run(source, step[2] * p.in_axis[2], length, row + begin[2]);
-              fill_zero(row + end[2], cells[2] - end[2]);
+              copy_padded(source, step[2] * p.in_axis[2], begin[2], end[2], cells[2], row);
             }
           }
         }

@@ -88,6 +88,7 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   blocking.may_be_raw = !plan.dot;
   blocking.pixels = plan.dot ? 1024 : 256;
   blocking.depth = 1 << 30;
+  blocking.tile = 1 << 18;
   if (!lay_out(result.gather, blocking, k)) return nullptr;
   result.gather.point();
   plan.gather = result.gather.plan;

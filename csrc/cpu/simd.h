@@ -179,8 +179,32 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_wide(const T* p) {
   }
 }
 
+#if CONVARITH_BYTES == 64
+// Lanes [begin, end) of the vector at p, zeros elsewhere: where nothing else is read, p may be off the tensor's ends.
+template <typename T>
+inline typename Simd<typename SumOf<T>::type>::Vec load_between(uintptr_t p, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = Simd<typename SumOf<T>::type>::kLanes;
+  begin = most<int64_t>(0, least(begin, kLanes));
+  end = most(begin, least(end, kLanes));
+  const uint32_t mask = (uint32_t{1} << end) - (uint32_t{1} << begin);
+  if constexpr (sizeof(T) == 2) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
+    return widen_bits<Floats>(__builtin_convertvector(reinterpret_cast<Halves>(bits), Words), T{});
+  } else if constexpr (sizeof(T) == 4) {
+    const __m512 v = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
+    return reinterpret_cast<typename Simd<T>::Vec>(v);
+  } else {
+    const __m512d v = _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), reinterpret_cast<const void*>(p));
+    return reinterpret_cast<typename Simd<T>::Vec>(v);
+  }
+}
+#endif
+
 template <typename T>
 inline typename Simd<typename SumOf<T>::type>::Vec load_wide_some(const T* p, int64_t count) {
+#if CONVARITH_BYTES == 64
+  return load_between<T>(reinterpret_cast<uintptr_t>(p), 0, count);
+#else
   if constexpr (sizeof(T) == 2) {
     Halves bits = {};
     for (int64_t i = 0; i < count; ++i) bits[i] = p[i].bits;
@@ -188,6 +212,7 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_wide_some(const T* p, in
   } else {
     return load_some(p, count);
   }
+#endif
 }
 
 template <typename T>
@@ -384,6 +409,29 @@ inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
   } else {
     for (; i < count; ++i) narrow(from[i], to[i]);
   }
+}
+
+// A row of `size` cells, zeros but for [begin, end), which hold the entries from `from` on.
+template <typename T, typename Sum>
+inline void copy_padded(const T* from, int64_t step, int64_t begin, int64_t end, int64_t size, Sum* to) {
+#if CONVARITH_BYTES == 64
+  if (step == 1) {
+    constexpr int64_t kLanes = Simd<Sum>::kLanes;
+    const uintptr_t row = reinterpret_cast<uintptr_t>(from) - static_cast<uintptr_t>(begin) * sizeof(T);
+    for (int64_t x = 0; x < size; x += kLanes) {
+      const auto v = load_between<T>(row + static_cast<uintptr_t>(x) * sizeof(T), begin - x, end - x);
+      if (x + kLanes <= size) {
+        store(to + x, v);
+      } else {
+        store_some(to + x, v, size - x);
+      }
+    }
+    return;
+  }
+#endif
+  fill_zero(to, begin);
+  copy_run(from, step, end - begin, to + begin);
+  fill_zero(to + end, size - end);
 }
 
 template <typename T>
