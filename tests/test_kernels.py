@@ -16,7 +16,7 @@ import torch_convarith as tc
 from torch_convarith import _ops, backends
 
 OPS = torch.ops.torch_convarith
-GATHERS = ("panel", "offset", "depthwise", "auto")
+GATHERS = ("outer", "offset", "depthwise", "auto")
 GRADIENTS = ("outer", "dot", "depthwise", "auto")
 
 
@@ -131,9 +131,9 @@ def test_half_precisions_are_rounded_as_torch_rounds(dtype):
     x = values.to(dtype)[None, None]
     w = torch.full((1, 1, 1), 1 / 3).to(dtype)
     expected = (x.float() * w.float()).to(dtype)
-    assert torch.equal(by("panel", "conv", x, w, [1], [0, 0], [1], 1), expected)
+    assert torch.equal(by("outer", "conv", x, w, [1], [0, 0], [1], 1), expected)
     nan = torch.full((1, 1, 64), float("nan"), dtype=dtype)
-    assert by("panel", "conv", nan, w, [1], [0, 0], [1], 1).isnan().all()
+    assert by("outer", "conv", nan, w, [1], [0, 0], [1], 1).isnan().all()
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -173,7 +173,7 @@ def test_more_weights_than_are_packed_at_once():
     dx = torch.nn.functional.conv_transpose2d(y.sign(), w, padding=1)
     dw = torch.nn.grad.conv2d_weight(x, w.shape, y.sign(), padding=1)
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
-    for algorithm in ("panel", "offset"):
+    for algorithm in ("outer", "offset"):
         assert torch.equal(by(algorithm, "conv", x, w, *geometry), y)
         assert torch.equal(by(algorithm, "conv_transpose", y.sign(), w, (4, 3), *geometry), dx)
     assert torch.equal(by("outer", "conv_weight", x, y.sign(), (3, 3), *geometry), dw)
@@ -232,18 +232,18 @@ def test_winograd_is_a_switch():
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
     with backends.flags(winograd=False):
         assert not backends.winograd
-        assert tc.explain_kernel(*layer, padding=1).algorithm == "panel"
-        assert torch.equal(OPS.conv(x, w, *geometry), by("panel", "conv", x, w, *geometry))
+        assert tc.explain_kernel(*layer, padding=1).algorithm == "outer"
+        assert torch.equal(OPS.conv(x, w, *geometry), by("outer", "conv", x, w, *geometry))
     assert torch.equal(OPS.conv(x, w, *geometry), by("winograd", "conv", x, w, *geometry))
     try:
         backends.winograd = False
-        assert tc.explain_kernel(*layer, padding=1).algorithm == "panel"
+        assert tc.explain_kernel(*layer, padding=1).algorithm == "outer"
     finally:
         backends.winograd = True
     with pytest.raises(TypeError, match="must be a bool"):
         backends.winograd = 1
     # Where the sums must not change, it is never chosen.
-    assert tc.explain_kernel(*layer, padding=1, dtype=torch.float64).algorithm == "panel"
+    assert tc.explain_kernel(*layer, padding=1, dtype=torch.float64).algorithm == "outer"
 
 
 def test_winograd_spreads_an_infinity_over_its_tile_only():
@@ -262,7 +262,7 @@ def test_winograd_spreads_an_infinity_over_its_tile_only():
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
-@pytest.mark.parametrize("algorithm", ["panel", "offset"])
+@pytest.mark.parametrize("algorithm", ["outer", "offset"])
 def test_direct_kernels_confine_what_is_not_finite(algorithm, value):
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
     x, w = torch.rand(2, 3, 9, 21) + 1, torch.rand(20, 3, 3, 3) + 1
@@ -408,7 +408,7 @@ def test_explain_kernel():
     assert tc.explain_kernel((1, 32, 56, 56), (32, 32, 3, 3), dtype=torch.int32).algorithm == "reference"
     assert tc.explain_kernel((4, 64, 56, 56), (64, 1, 3, 3), groups=64, operator="conv_weight").algorithm == "dot"
     layer = tc.Conv2dExplicit(16, 32, 5, padding=2)
-    assert tc.explain_kernel((2, 16, 20, 20), layer).algorithm in ("panel", "offset")
+    assert tc.explain_kernel((2, 16, 20, 20), layer).algorithm in ("outer", "offset")
     with pytest.raises(ValueError, match="operator must be one of"):
         tc.explain_kernel((1, 1, 4, 4), (1, 1, 3, 3), operator="convolve")
     with pytest.raises(tc.GeometryError, match="does not fit"):

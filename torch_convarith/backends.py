@@ -12,7 +12,7 @@ to the plain kernels where there is padding. Switch it off for bitwise compariso
 True
 >>> with flags(winograd=False):
 ...     explain_kernel((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm
-'panel'
+'outer'
 >>> explain_kernel((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm
 'winograd'
 """
@@ -44,10 +44,10 @@ class Kernel:
     Attributes:
         operator: ``"conv"``, ``"conv_transpose"`` or ``"conv_weight"``.
         algorithm: ``"reference"`` is plain C++, or one CUDA thread per element, for every dtype, and for very small
-            sizes on the CPU. On the CPU, ``"panel"`` and ``"offset"`` multiply packed weights with tiles of the input,
-            copied or through a table of offsets; ``"winograd"``; ``"outer"`` and ``"dot"`` give the weight's gradient
-            with vectors along the out channels or along the outputs. On CUDA, ``"tensor_core"`` (of float32: in tf32)
-            and ``"multiply_add"`` are products of tiles, ``"direct"`` is for few channels per group.
+            sizes on the CPU. On the CPU, ``"outer"`` multiplies with vectors along the out channels (the in channels,
+            for C^T), ``"offset"`` with vectors along the outputs; ``"dot"`` is the latter for the weight's gradient;
+            ``"depthwise"`` is for few channels per group; ``"winograd"``. On CUDA, ``"tensor_core"`` (of float32: in
+            tf32) and ``"multiply_add"`` are products of tiles, ``"direct"`` is for few channels per group.
         isa: instruction set: ``"baseline"``, ``"avx2"`` or ``"avx512"``; ``"sm_80"`` on CUDA, for this and later ones.
         phases: separate convolutions: the phases of the stride of a transposed convolution, else 1; 0 for
             ``"reference"``.

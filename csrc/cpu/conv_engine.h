@@ -13,15 +13,14 @@ enum class Pass : int { kOutput, kInput, kWeight };  // conv, conv_transpose, co
 
 enum class Algorithm : int {
   kReference,  // conv_direct.h: every dtype, every stride of memory; no zero of the padding is multiplied
-  kPanel,      // gather: the tile is copied to panels, then multiplied
-  kOffset,     // gather: the tile is multiplied where it stands, through a table of offsets
-  kOuter,      // weight gradient, lanes along the out channels
+  kOffset,     // lanes along the outputs; the tile is multiplied where it stands, through a table of offsets
+  kOuter,      // lanes along the out channels, of all passes
   kDot,        // weight gradient, lanes along the outputs
   kWinograd,
   kDepthwise,  // few channels per group: outputs stay in registers until all taps are added
 };
 
-constexpr const char* kAlgorithmNames[] = {"reference", "panel", "offset", "outer", "dot", "winograd", "depthwise"};
+constexpr const char* kAlgorithmNames[] = {"reference", "offset", "outer", "dot", "winograd", "depthwise"};
 
 inline const char* algorithm_name(Algorithm algorithm) {
   return kAlgorithmNames[static_cast<int>(algorithm)];

@@ -2,6 +2,7 @@
 // Every sum is taken by one thread in one order, whatever the number of threads.
 #pragma once
 
+#include "conv_outer.h"
 #include "conv_plan.h"
 #include "conv_tile.h"
 
@@ -14,9 +15,62 @@ constexpr int kVectors = 3;      // of a panel
 constexpr int kWideVectors = 6;  // of a sweep with few rows
 constexpr int kWideRows = CONVARITH_REGISTERS >= 32 ? 4 : 2;
 
-// Weights as the microkernel reads them: [group][channel block][row block][channel, tap][row of the block].
+// Packing the weights
+// --------------------------------------------------------------------------------------------------
+
+// Rows of weights that are packed and multiplied together: kRowBlock at most, or kOuterVectors vectors whose last lanes
+// may be zeros.
+struct RowBlock {
+  int64_t first, real, width;  // width: with the zeros
+};
+
+template <typename Sum>
+inline int64_t padded_rows(const GatherPlan& p) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  return p.outer ? block_count(p.rows, kLanes) * kLanes : p.rows;
+}
+
+template <typename Sum>
+inline int64_t row_blocks(const GatherPlan& p) {
+  return block_count(padded_rows<Sum>(p), p.outer ? kOuterVectors * Simd<Sum>::kLanes : kRowBlock);
+}
+
+template <typename Sum>
+inline RowBlock row_block_at(const GatherPlan& p, int64_t index) {
+  const int64_t unit = p.outer ? Simd<Sum>::kLanes : 1;
+  const int64_t units = padded_rows<Sum>(p) / unit, blocks = row_blocks<Sum>(p);
+  const int64_t first = block_begin(index, units, blocks), last = block_begin(index + 1, units, blocks);
+  return {first * unit, least(last * unit, p.rows) - first * unit, (last - first) * unit};
+}
+
+// Packed weights: [group][channel block][row block][channel, tap][row of the block].
+template <typename T>
 int64_t pack_tasks(const GatherPlan& p) {
-  return p.groups * block_count(p.rows, kRowBlock);
+  return p.groups * row_blocks<typename SumOf<T>::type>(p);
+}
+
+// The weights of some rows and channels: to[channel, tap][row].
+template <typename T, typename Sum>
+void pack_block(const GatherPlan& p, const T* w, const RowBlock& b, int64_t channels, Sum* to) {
+  if (p.taps == 0) return;
+  bool consecutive = true;
+  for (int64_t t = 0; t < p.taps; ++t) consecutive = consecutive && p.tap_weight[t] == p.tap_weight[0] + t;
+  if (b.real < b.width) fill_zero(to, channels * p.taps * b.width);
+  if (p.w_channel == 1) {
+    for (int64_t t = 0; t < p.taps; ++t) {
+      transpose(w + p.tap_weight[t], p.w_row, b.real, channels, to + t * b.width, p.taps * b.width);
+    }
+  } else if (consecutive && p.w_channel == p.taps) {
+    transpose(w + p.tap_weight[0], p.w_row, b.real, channels * p.taps, to, b.width);
+  } else {
+    for (int64_t c = 0; c < channels; ++c, w += p.w_channel, to += p.taps * b.width) {
+      if (consecutive && p.w_row != 1) {
+        transpose(w + p.tap_weight[0], p.w_row, b.real, p.taps, to, b.width);
+        continue;
+      }
+      for (int64_t t = 0; t < p.taps; ++t) copy_run(w + p.tap_weight[t], p.w_row, b.real, to + t * b.width);
+    }
+  }
 }
 
 template <typename T>
@@ -24,69 +78,14 @@ void pack(const GatherPlan& p, const void* from, void* to, int64_t begin, int64_
   typedef typename SumOf<T>::type Sum;
   const T* w = static_cast<const T*>(from);
   Sum* packed = static_cast<Sum*>(to) + p.packed;
-  const int64_t blocks = block_count(p.rows, kRowBlock);
+  const int64_t blocks = row_blocks<Sum>(p), rows = padded_rows<Sum>(p);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / blocks, first = block_begin(task % blocks, p.rows, blocks);
-    const int64_t rows = block_begin(task % blocks + 1, p.rows, blocks) - first;
+    const int64_t g = task / blocks;
+    const RowBlock b = row_block_at<Sum>(p, task % blocks);
     for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
-      const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
-      Sum* out = packed + (g * p.channels + c0) * p.taps * p.rows + first * depth;
-      const T* in = w + g * p.w_group + first * p.w_row + c0 * p.w_channel;
-      bool dense = true;
-      for (int64_t t = 0; t < p.taps; ++t) dense = dense && p.tap_weight[t] == t;
-      if (dense) {
-        const bool whole = p.w_channel == p.taps;
-        for (int64_t c = 0; c < (whole ? 1 : channels); ++c) {
-          transpose(in + c * p.w_channel, p.w_row, rows, whole ? depth : p.taps, out + c * p.taps * rows, rows);
-        }
-        continue;
-      }
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t t = 0; t < p.taps; ++t, out += rows) {
-          const T* entry = in + c * p.w_channel + p.tap_weight[t];
-          for (int64_t r = 0; r < rows; ++r) out[r] = widen(entry[r * p.w_row]);
-        }
-      }
-    }
-  }
-}
-
-// Columns [column, column + width) of the box for all offsets: what the microkernel reads, without gaps.
-template <typename Sum>
-void pack_panel(const Run* run, int64_t column, int64_t width, const int32_t* offset, int64_t depth, const Sum* tile,
-                const Sum* tile_end, Sum* panel) {
-  constexpr int kLanes = Simd<Sum>::kLanes;
-  constexpr int kPitch = kVectors * kLanes;
-  while (run->column + run->length <= column) ++run;
-  struct Piece {
-    const Sum* from;
-    int64_t to, length;
-  } pieces[kPitch];
-  int64_t count = 0;
-  for (int64_t done = 0; done < width; ++run, ++count) {
-    const int64_t skip = column + done - run->column;
-    const int64_t length = least(run->length - skip, width - done);
-    pieces[count] = {tile + run->source + skip, done, length};
-    done += length;
-  }
-  if (count == 1 && pieces[0].length == kPitch) {
-    for (int64_t k = 0; k < depth; ++k, panel += kPitch) {
-      const Sum* from = pieces[0].from + offset[k];
-      CONVARITH_UNROLL for (int j = 0; j < kVectors; ++j) store(panel + j * kLanes, load(from + j * kLanes));
-    }
-    return;
-  }
-  for (int64_t k = 0; k < depth; ++k, panel += kPitch) {
-    for (int64_t i = 0; i < count; ++i) {
-      const Sum* from = pieces[i].from + offset[k];
-      Sum* to = panel + pieces[i].to;
-      const int64_t length = pieces[i].length;
-      // What a whole vector writes past a piece is written again by the next piece, row or panel.
-      if (from + (length + kLanes - 1) / kLanes * kLanes <= tile_end) {
-        for (int64_t x = 0; x < length; x += kLanes) store(to + x, load(from + x));
-      } else {
-        for (int64_t x = 0; x < length; ++x) to[x] = from[x];
-      }
+      const int64_t channels = least(p.channel_block, p.channels - c0);
+      pack_block(p, w + g * p.w_group + b.first * p.w_row + c0 * p.w_channel, b, channels,
+                 packed + ((g * p.channels + c0) * rows + b.first * channels) * p.taps);
     }
   }
 }
@@ -179,72 +178,147 @@ Multiply<T> multiply_for(int64_t rows, int64_t vectors) {
 
 template <typename T, typename Sum>
 void store_runs(const Run* runs, int64_t count, const Sum* sums, int64_t step, T* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    const Sum* from = sums + runs[i].column;
-    T* to = out + runs[i].out;
-    if (step == 1) {
-      for (int64_t x = 0; x < runs[i].length; ++x) narrow(from[x], to[x]);
+  for (int64_t i = 0; i < count; ++i) scatter_run(sums + runs[i].column, runs[i].length, out + runs[i].out, step);
+}
+
+// Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out's
+// rows.
+template <typename T, typename Sum>
+void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, const Sum* sums,
+                 T* out) {
+  constexpr int kStrip = 16;
+  const int64_t step = p.out_axis[2];
+  while (begin < end) {
+    const Run run = merged_run(runs, begin, end, step);
+    T* to = out + run.out;
+    begin += run.length;
+    if (p.out_channel == 1) {
+      for (int64_t x = 0; x < run.length; ++x) scatter_run(sums + x * b.width, b.real, to + x * step, 1);
+    } else if (sizeof(T) == sizeof(Sum) && step == 1) {
+      transpose(sums, b.width, run.length, b.real, reinterpret_cast<Sum*>(to), p.out_channel);
     } else {
-      for (int64_t x = 0; x < runs[i].length; ++x) narrow(from[x], to[x * step]);
+      Sum strip[kOuterVectors * Simd<Sum>::kLanes * kStrip];
+      for (int64_t x = 0; x < run.length; x += kStrip) {
+        const int64_t wide = least<int64_t>(kStrip, run.length - x);
+        transpose(sums + x * b.width, b.width, wide, b.real, strip, kStrip);
+        for (int64_t r = 0; r < b.real; ++r) {
+          scatter_run(strip + r * kStrip, wide, to + r * p.out_channel + x * step, step);
+        }
+      }
+    }
+    sums += run.length * b.width;
+  }
+}
+
+// A gather's task: one box, one group, one share of the row blocks.
+struct GatherTask {
+  Box box;
+  int64_t group, block_begin, block_end;
+};
+
+template <typename Sum>
+inline GatherTask gather_task(const GatherPlan& p, int64_t index) {
+  const int64_t share = index % p.row_split, blocks = row_blocks<Sum>(p);
+  return {box_at(p, index / p.row_split / p.groups), index / p.row_split % p.groups,
+          block_begin(share, blocks, p.row_split), block_begin(share + 1, blocks, p.row_split)};
+}
+
+// Where the offsets count from, for channels from c0 on.
+template <typename T, typename Sum>
+const Sum* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
+                   char* scratch) {
+  if (p.raw) return reinterpret_cast<const Sum*>(in) + (g * p.channels + c0) * p.in_channel;
+  Sum* tile = reinterpret_cast<Sum*>(scratch + p.at_tile);
+  pad_tile(p, b, in, g, c0, channels, tile);
+  return tile;
+}
+
+// One of `parts` shares of the lines that store_outer will write: asked for while there is something to multiply.
+template <typename T>
+void prefetch_rows(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, int64_t part,
+                   int64_t parts, T* out) {
+  if (p.out_channel == 1) return;
+  const Run run = merged_run(runs, begin, end, p.out_axis[2]);
+  const int64_t bytes = run.length * p.out_axis[2] * static_cast<int64_t>(sizeof(T));
+  for (int64_t r = block_begin(part, b.real, parts); r < block_begin(part + 1, b.real, parts); ++r) {
+    const char* line = reinterpret_cast<const char*>(out + r * p.out_channel + run.out);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 1);
+  }
+}
+
+constexpr int kStripBlocks = 8;  // blocks of outputs that are stored together
+
+// Lanes along the rows: a block of outputs by a block of rows.
+template <typename T>
+void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename SumOf<T>::type* packed,
+                  T* out, char* scratch) {
+  typedef typename SumOf<T>::type Sum;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
+  const Box& b = task.box;
+  const int64_t g = task.group, outputs = box_pixels(b), rows = padded_rows<Sum>(p);
+  const int64_t count = list_runs(p, b, runs), first_row = row_block_at<Sum>(p, task.block_begin).first;
+  list_pixels(p, runs, count, pixels);
+
+  for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
+    const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
+    const Sum* tile = tile_at<T, Sum>(p, b, in, g, c0, channels, scratch) + runs[0].source;
+    const Sum* weights = packed + p.packed + (g * p.channels + c0) * p.taps * rows;
+    const bool last = c0 + channels == p.channels;
+    for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+      const RowBlock r = row_block_at<Sum>(p, block);
+      const int64_t vectors = r.width / kLanes, at_once = outer_rows(vectors), strip = kStripBlocks * at_once;
+      Sum* block_sums = reinterpret_cast<Sum*>(scratch + p.at_sums) + (r.first - first_row) * outputs;
+      for (int64_t first = 0; first < outputs; first += strip) {
+        const int64_t size = least(strip, outputs - first), parts = block_count(size, at_once);
+        Sum* sums = block_sums + (p.channel_block < p.channels ? first * r.width : 0);
+        T* rows_out = out + g * p.out_group + r.first * p.out_channel;
+        for (int64_t part = 0; part < parts; ++part) {
+          const int64_t q = block_begin(part, size, parts), some = block_begin(part + 1, size, parts) - q;
+          const Sum* from[kMostOuterRows];
+          for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
+          if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
+          outer_for<Sum>(some, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width, c0 > 0);
+        }
+        // While the sums are in the first cache.
+        if (last) {
+          store_outer(p, runs, first, first + size, r, sums, rows_out);
+        }
+      }
     }
   }
 }
 
-// A gather's task: one box, one group, one share of the rows.
+// Lanes along the outputs, which are read from the tile through the offsets.
 template <typename T>
-void gather_box(const GatherPlan& p, int64_t task, const T* in, int64_t in_count, const typename SumOf<T>::type* packed,
-                T* out, char* scratch) {
+void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, const typename SumOf<T>::type* packed,
+                   T* out, char* scratch) {
   typedef typename SumOf<T>::type Sum;
   constexpr int kLanes = Simd<Sum>::kLanes;
-  Sum* panel = reinterpret_cast<Sum*>(scratch + p.at_panel);
   Sum* sums = reinterpret_cast<Sum*>(scratch + p.at_sums);
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
-
-  const int64_t share = task % p.row_split, g = task / p.row_split % p.groups;
-  const Box b = box_at(p, task / p.row_split / p.groups);
-  const int64_t blocks = block_count(p.rows, kRowBlock);
-  const int64_t block_first = block_begin(share, blocks, p.row_split);
-  const int64_t block_last = block_begin(share + 1, blocks, p.row_split);
-  const int64_t first_row = block_begin(block_first, p.rows, blocks);
-  const int64_t last_row = block_begin(block_last, p.rows, blocks);
-
-  const int64_t count = list_runs(p, b, runs);
-  const int64_t columns = runs[count - 1].column + runs[count - 1].length;
-  const int64_t widest = p.panel || (p.rows + blocks - 1) / blocks > kWideRows ? kVectors : kWideVectors;
+  const Box& b = task.box;
+  const int64_t g = task.group, first_row = row_block_at<Sum>(p, task.block_begin).first;
+  const int64_t count = list_runs(p, b, runs), columns = runs[count - 1].column + runs[count - 1].length;
+  const int64_t widest = row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width > kWideRows ? kVectors : kWideVectors;
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
-    const Sum* tile;
-    const Sum* tile_end;
-    if (p.raw) {
-      tile = reinterpret_cast<const Sum*>(in) + (g * p.channels + c0) * p.in_channel;
-      tile_end = reinterpret_cast<const Sum*>(in) + in_count;
-    } else {
-      Sum* cells = reinterpret_cast<Sum*>(scratch + p.at_tile);
-      pad_tile(p, b, in, g, c0, channels, cells);
-      tile = cells;
-      tile_end = cells + p.channel_block * p.tile_channel + kWideVectors * kLanes;
-    }
+    const Sum* tile = tile_at<T, Sum>(p, b, in, g, c0, channels, scratch);
     const Sum* weights = packed + p.packed + (g * p.channels + c0) * p.taps * p.rows;
     for (int64_t column = 0; column < columns;) {
       int64_t vectors = block_count(columns - column, kLanes);
       vectors = vectors >= widest ? widest : least<int64_t>(vectors, kVectors);
-      if (p.panel) {
-        pack_panel(runs, column, least(columns - column, vectors * kLanes), p.offset, depth, tile, tile_end, panel);
-      }
-      for (int64_t block = block_first; block < block_last; ++block) {
-        const int64_t row = block_begin(block, p.rows, blocks), rows = block_begin(block + 1, p.rows, blocks) - row;
-        Sum* to = sums + (row - first_row) * p.columns + column;
-        if (p.panel) {
-          multiply_for<Sum, true>(rows, vectors)(depth, weights + row * depth, panel, nullptr, to, p.columns, c0 > 0);
-        } else {
-          multiply_for<Sum, false>(rows, vectors)(depth, weights + row * depth, tile + column, p.offset, to, p.columns,
-                                                  c0 > 0);
-        }
+      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+        const RowBlock r = row_block_at<Sum>(p, block);
+        multiply_for<Sum, false>(r.real, vectors)(depth, weights + r.first * depth, tile + column, p.offset,
+                                                  sums + (r.first - first_row) * p.columns + column, p.columns, c0 > 0);
       }
       column += vectors * kLanes;
     }
   }
+  const int64_t last_row = task.block_end < row_blocks<Sum>(p) ? row_block_at<Sum>(p, task.block_end).first : p.rows;
   for (int64_t row = first_row; row < last_row; ++row) {
     store_runs(runs, count, sums + (row - first_row) * p.columns, p.out_axis[2],
                out + g * p.out_group + row * p.out_channel);
@@ -257,14 +331,21 @@ inline int64_t gather_tasks(const GatherPlan& p) {
 
 // Tasks of several plans, one of each in turn: the phases of a transposed convolution write neighbouring elements.
 template <typename T>
-void gather(const GatherPlan* plans, int64_t count, const void* in, int64_t in_count, const void* packed, void* out,
+void gather(const GatherPlan* plans, int64_t count, const void* in, const void* packed_data, void* out_data,
             char* scratch, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
-  for (int64_t task = begin; task < end; ++task) {
-    const GatherPlan& p = plans[task % count];
-    if (task / count >= gather_tasks(p)) continue;
-    gather_box<T>(p, task / count, static_cast<const T*>(in), in_count, static_cast<const Sum*>(packed),
-                  static_cast<T*>(out), scratch);
+  const T* from = static_cast<const T*>(in);
+  const Sum* packed = static_cast<const Sum*>(packed_data);
+  T* out = static_cast<T*>(out_data);
+  for (int64_t index = begin; index < end; ++index) {
+    const GatherPlan& p = plans[index % count];
+    if (index / count >= gather_tasks(p)) continue;
+    const GatherTask task = gather_task<Sum>(p, index / count);
+    if (p.outer) {
+      gather_outer<T>(p, task, from, packed, out, scratch);
+    } else {
+      gather_offset<T>(p, task, from, packed, out, scratch);
+    }
   }
 }
 

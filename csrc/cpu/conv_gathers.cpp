@@ -6,7 +6,7 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr int64_t kTileBytes = int64_t{1} << 20;
+constexpr int64_t kMostTileBytes = int64_t{16} << 20;
 constexpr int64_t kMostPhases = 1024;
 
 void set_sides(GatherPlan& g, const Strides& in, const Strides& out) {
@@ -155,6 +155,17 @@ int64_t whole_vectors(int64_t size, int64_t part, int64_t inner, int64_t lanes) 
   return best;
 }
 
+// The residues of the taps' inputs modulo the step, each once.
+std::vector<std::array<int64_t, 3>> residues_of(const Gather& gather, const int64_t* step) {
+  std::vector<std::array<int64_t, 3>> residues;
+  for (const auto& shift : gather.shifts) {
+    std::array<int64_t, 3> r;
+    for (int i = 0; i < 3; ++i) r[i] = shift[i] - floor_div(shift[i], step[i]) * step[i];
+    if (std::find(residues.begin(), residues.end(), r) == residues.end()) residues.push_back(r);
+  }
+  return residues;
+}
+
 }  // namespace
 
 // Boxes, tile, offsets. False where the tile would be too large.
@@ -162,76 +173,87 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   GatherPlan& g = gather.plan;
   g.taps = static_cast<int64_t>(gather.shifts.size());
   g.panel = blocking.panel;
+  g.outer = blocking.outer;
 
   int64_t left = std::max<int64_t>(blocking.pixels, 1), inner = 1;
   const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
+  const int64_t unit = g.outer ? 1 : k.lanes;
   for (int i = 3; i >= 0; --i) {
-    g.box[i] = whole_vectors(extent[i], left, inner, k.lanes);
+    g.box[i] = whole_vectors(extent[i], left, inner, unit);
     g.boxes[i] = parts(extent[i], g.box[i]);
     left = g.boxes[i] > 1 ? 1 : left / g.box[i];
     inner *= g.box[i];
   }
 
-  int64_t high[3] = {0, 0, 0};
-  bool inside = true;
-  std::vector<std::array<int64_t, 3>> residues;
-  std::vector<int64_t> residue_of;
-  for (size_t t = 0; t < gather.shifts.size(); ++t) {
-    std::array<int64_t, 3> r;
-    for (int i = 0; i < 3; ++i) {
-      const int64_t shift = gather.shifts[t][i], cell = floor_div(shift, g.stride[i]);
-      r[i] = shift - cell * g.stride[i];
-      g.low[i] = t == 0 ? cell : std::min(g.low[i], cell);
-      high[i] = t == 0 ? cell : std::max(high[i], cell);
-      inside = inside && shift >= 0 && (g.grid[i] - 1) * g.stride[i] + shift < g.source[i];
-    }
-    const auto found = std::find(residues.begin(), residues.end(), r);
-    residue_of.push_back(found - residues.begin());
-    if (found == residues.end()) residues.push_back(r);
-  }
+  // Where every residue modulo the stride is read, the outer product needs no split: it reads cells wherever they are.
+  const int64_t all_residues = g.stride[0] * g.stride[1] * g.stride[2];
+  const bool split = !g.outer || residues_of(gather, g.stride).size() < static_cast<size_t>(all_residues);
+  const int64_t whole[3] = {1, 1, 1};
+  const int64_t* step = split ? g.stride : whole;  // inputs between neighbouring cells
+  const auto residues = residues_of(gather, step);
   g.residues = static_cast<int64_t>(residues.size());
   for (const auto& r : residues) gather.residue.insert(gather.residue.end(), r.begin(), r.end());
 
-  for (int i = 0; i < 3; ++i) g.cells[i] = g.box[i + 1] + high[i] - g.low[i];
-  g.tile_row = g.cells[2];
+  bool inside = true;
+  for (int i = 0; i < 3; ++i) {
+    int64_t low = 0, high = 0;
+    for (size_t t = 0; t < gather.shifts.size(); ++t) {
+      const int64_t shift = gather.shifts[t][i], cell = floor_div(shift, step[i]);
+      low = t == 0 ? cell : std::min(low, cell);
+      high = t == 0 ? cell : std::max(high, cell);
+      inside = inside && shift >= 0 && (g.grid[i] - 1) * g.stride[i] + shift < g.source[i];
+    }
+    g.move[i] = g.stride[i] / step[i];
+    g.low[i] = low;
+    g.cells[i] = (g.box[i + 1] - 1) * g.move[i] + 1 + high - low;
+  }
+
+  // Read in place: the outer product reads nothing but what it multiplies, in any order of memory.
+  const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
+                        (g.source[1] - 1) * g.in_axis[1] + (g.source[2] - 1) * g.in_axis[2];
+  g.raw = blocking.may_be_raw && inside && g.taps > 0 && k.item == k.sum_item &&
+          g.channels * g.in_channel + reach < (int64_t{1} << 31);
+
+  const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
+  const int64_t taps = std::max<int64_t>(1, g.taps);
+  int64_t block = g.channels * taps <= 2 * blocking.depth ? g.channels : std::max<int64_t>(1, blocking.depth / taps);
+  if (!g.raw) block = std::min(block, std::max<int64_t>(1, blocking.tile / (cells * k.sum_item)));
+  g.channel_block = even_part(g.channels, block);
+  // In the input's order: the channels are innermost in both, or the last axis is.
+  const bool channels_inner = g.outer && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
+  g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
+  g.tile_row = g.tile_cell * g.cells[2];
   g.tile_plane = g.tile_row * g.cells[1];
   g.tile_image = g.tile_plane * g.cells[0];
   g.tile_residue = g.tile_image * g.box[0];
-  g.tile_channel = spread(std::max<int64_t>(1, g.tile_residue * g.residues), k);
+  g.tile_channel = channels_inner ? 1 : spread(std::max<int64_t>(1, g.tile_residue * g.residues), k);
+  g.tile_size = channels_inner ? g.tile_residue * g.residues : g.tile_channel * g.channel_block;
+  if (!g.raw && g.tile_size * k.sum_item > kMostTileBytes) return false;
 
-  const int64_t taps = std::max<int64_t>(1, g.taps);
-  int64_t block = g.channels * taps <= 2 * blocking.depth ? g.channels : std::max<int64_t>(1, blocking.depth / taps);
-  block = std::min(block, std::max<int64_t>(1, kTileBytes / (g.tile_channel * k.sum_item)));
-  g.channel_block = even_part(g.channels, block);
-  if (g.tile_channel * g.channel_block * k.sum_item > 16 * kTileBytes) return false;
-
-  // Read in place: whole vectors may be read from a panel's source only where the tensor goes on.
-  g.raw =
-      blocking.may_be_raw && inside && g.taps > 0 && g.in_axis[2] == 1 && g.stride[2] == 1 && k.item == k.sum_item &&
-      g.channel_block * g.in_channel + (g.source[0] * g.in_axis[0] + g.source[1] * g.in_axis[1]) < (int64_t{1} << 31);
   gather.offset.resize(g.channel_block * g.taps);
-  for (int64_t c = 0; c < g.channel_block; ++c) {
-    for (int64_t t = 0; t < g.taps; ++t) {
-      const auto& shift = gather.shifts[t];
-      int64_t offset = 0;
-      if (g.raw) {
-        offset = c * g.in_channel + shift[0] * g.in_axis[0] + shift[1] * g.in_axis[1] + shift[2];
-      } else {
-        const int64_t pitch[3] = {g.tile_plane, g.tile_row, 1};
-        offset = c * g.tile_channel + residue_of[t] * g.tile_residue;
-        for (int i = 0; i < 3; ++i) offset += (floor_div(shift[i], g.stride[i]) - g.low[i]) * pitch[i];
-      }
-      gather.offset[c * g.taps + t] = static_cast<int32_t>(offset);
+  for (int64_t t = 0; t < g.taps; ++t) {
+    const auto& shift = gather.shifts[t];
+    const int64_t pitch[3] = {g.tile_plane, g.tile_row, g.tile_cell};
+    std::array<int64_t, 3> residue;
+    int64_t offset = 0;
+    for (int i = 0; i < 3; ++i) {
+      const int64_t cell = floor_div(shift[i], step[i]);
+      residue[i] = shift[i] - cell * step[i];
+      offset += g.raw ? shift[i] * g.in_axis[i] : (cell - g.low[i]) * pitch[i];
+    }
+    if (!g.raw) offset += (std::find(residues.begin(), residues.end(), residue) - residues.begin()) * g.tile_residue;
+    for (int64_t c = 0; c < g.channel_block; ++c) {
+      gather.offset[c * g.taps + t] = static_cast<int32_t>(offset + c * (g.raw ? g.in_channel : g.tile_channel));
     }
   }
 
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   const int64_t columns = g.panel ? runs * g.box[3] : g.tile_image * g.box[0];
   const int64_t widest = 8 * k.lanes;  // a sweep may go past the last column by less than this
-  g.columns = spread(columns + widest, k);
+  g.columns = g.outer ? runs * g.box[3] : spread(columns + widest, k);
   g.at_tile = 0;
-  g.at_panel = aligned(g.raw ? 0 : (g.channel_block * g.tile_channel + 2 * widest) * k.sum_item);
-  g.at_sums = g.at_panel + aligned((g.channel_block * g.taps * k.vectors * k.lanes + widest) * k.sum_item);
+  g.at_panel = aligned(g.raw ? 0 : (g.tile_size + 2 * widest) * k.sum_item);
+  g.at_sums = g.at_panel;
   return true;
 }
 
@@ -239,19 +261,20 @@ namespace {
 
 // Room for sums and runs, once the rows are known.
 void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
-  const int64_t blocks = parts(g.rows, k.row_block);
-  const int64_t rows = std::min(g.rows, parts(blocks, g.row_split) * k.row_block);
+  const int64_t blocks = row_blocks(g, k), block = g.outer ? k.outer_vectors * k.lanes : k.row_block;
+  const int64_t rows = std::min(padded_rows(g, k), parts(blocks, g.row_split) * block);
+  const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   g.at_runs = g.at_sums + aligned(rows * g.columns * k.sum_item);
-  g.scratch = g.at_runs + aligned(g.box[0] * g.box[1] * g.box[2] * static_cast<int64_t>(sizeof(Run)));
+  g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
+  g.scratch = g.at_pixels + aligned(g.outer ? runs * g.box[3] * static_cast<int64_t>(sizeof(int32_t)) : 0);
 }
 
 // The cost model ------------------------------------------------------------------------------------------------------
 
-// A gather in units of one vector's multiply-add, for one row of weights.
+// How to block a gather, and along what to have the lanes.
 Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t threads, std::optional<Algorithm> wanted) {
   const GatherPlan& g = gather.plan;
   Blocking b = {};
-  b.may_be_raw = true;
   b.depth = 288;
   // Sums of a box stay in the second cache; a thirteenth vector makes 14 x 14 or 4 times 7 x 7 outputs a box.
   b.pixels = std::clamp<int64_t>((int64_t{1} << 19) / (g.rows * k.sum_item), 13 * k.lanes, 1024);
@@ -260,8 +283,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   if (g.rows < 4 * threads * k.row_block) {
     b.pixels = std::clamp<int64_t>(outputs / (4 * threads), std::min(b.pixels, k.vectors * k.lanes), b.pixels);
   }
-  // Cycles of one (channel, tap) for a panel of outputs: multiplying; and either copying its pieces, or the share of
-  // the tile's margins, which are multiplied too.
+  // Lanes along the outputs multiply the margins of the tile too; lanes along the rows fill them up with zeros.
   int64_t span[3] = {0, 0, 0};
   for (int i = 0; i < 3; ++i) {
     for (const auto& a : gather.shifts) {
@@ -271,16 +293,50 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
     }
   }
   const auto margin = [&](int i) { return 1 + static_cast<double>(span[i]) / static_cast<double>(g.grid[i]); };
-  const double multiply = static_cast<double>(g.rows * k.vectors);
-  const double pieces = 1 + static_cast<double>(k.vectors * k.lanes) / static_cast<double>(g.grid[2]);
+  const auto stride = static_cast<double>(g.stride[0] * g.stride[1] * g.stride[2]);
   double waste = margin(2);
   if (g.grid[1] * g.grid[2] * 2 <= b.pixels && g.batch > 1) waste *= margin(1);
   if (g.grid[0] > 1) waste *= margin(1) * (g.grid[1] * g.grid[2] <= b.pixels ? margin(0) : 1);
-  b.panel = multiply + 4 * pieces + 2 <= 1.05 * multiply * waste || g.rows > 64;
-  if (wanted == Algorithm::kPanel) b.panel = true;
-  if (wanted == Algorithm::kOffset) b.panel = false;
-  if (!b.panel) b.may_be_raw = false;
+  // Cycles of an output: multiplications, two vectors at a time, and storing; and copying its share of a tile whose
+  // neighbours are not neighbours in memory.
+  const auto rows = static_cast<double>(g.rows), lanes = static_cast<double>(k.lanes);
+  const auto channels = static_cast<double>(g.channels), taps = static_cast<double>(gather.shifts.size());
+  const auto vectors = static_cast<double>(parts(g.rows, k.lanes));
+  const double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
+  // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
+  const double store = g.out_channel * k.item % 4096 == 0 ? 1.6 : 0.6;
+  const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.3 : 1) + store * rows;
+  const double offset = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
+  b.outer = outer < offset;
+  if (wanted == Algorithm::kOuter) b.outer = true;
+  if (wanted == Algorithm::kOffset) b.outer = false;
+  if (b.outer) {
+    // Sums and tile stay in the second cache, beside the weights that pass through.
+    b.depth = 576;
+    b.tile = 1 << 18;
+    const int64_t channels_at_once = std::max<int64_t>(1, b.depth / static_cast<int64_t>(gather.shifts.size() + 1));
+    b.pixels =
+        std::min(b.pixels, std::max<int64_t>(196, (int64_t{3} << 17) / k.sum_item / (g.rows + channels_at_once)));
+    b.panel = true;
+    b.may_be_raw = gather.shifts.size() == 1 || g.in_channel == 1;
+  }
   return b;
+}
+
+// Into how many shares of its row blocks a task is split, so that all threads end together; a share costs a tile.
+int64_t even_split(int64_t tasks, int64_t blocks, int64_t threads) {
+  int64_t best = 1;
+  double best_cost = 0;
+  for (int64_t split = 1; split <= std::min(blocks, 4 * threads); ++split) {
+    const auto rounds = static_cast<double>(parts(tasks * split, threads) * parts(blocks, split));
+    const double cost = rounds * (1 + 0.03 * static_cast<double>(split));
+    if (split == 1 || cost < best_cost) {
+      best = split;
+      best_cost = cost;
+    }
+    if (threads == 1) break;
+  }
+  return best;
 }
 
 }  // namespace
@@ -307,12 +363,10 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
     if (!lay_out(gather, gather_blocking(gather, k, threads, wanted_algorithm()), k)) return {};
-    const int64_t tasks = box_count(g) * g.groups * static_cast<int64_t>(gathers.size());
-    g.row_split = std::clamp<int64_t>(parts(3 * threads, tasks), 1, parts(g.rows, k.row_block));
-    if (threads == 1) g.row_split = 1;
+    g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     lay_out_sums(g, k);
     g.packed = packed;
-    packed += g.groups * g.rows * g.channels * g.taps;
+    packed += packed_size(g, k);
   }
   return gathers;
 }
@@ -321,7 +375,7 @@ namespace {
 
 int64_t packed_bytes(const std::vector<Gather>& gathers, const ConvKernels& k) {
   int64_t total = 0;
-  for (const Gather& g : gathers) total += g.plan.groups * g.plan.rows * g.plan.channels * g.plan.taps;
+  for (const Gather& g : gathers) total += packed_size(g.plan, k);
   return total * k.sum_item;
 }
 
@@ -338,16 +392,15 @@ void take_rows(std::vector<Gather>& gathers, int64_t rows, const ConvKernels& k)
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
     g.rows = rows;
-    g.row_split = std::min(g.row_split, parts(rows, k.row_block));
+    g.row_split = std::min(g.row_split, row_blocks(g, k));
     lay_out_sums(g, k);
     g.packed = packed;
-    packed += g.groups * g.rows * g.channels * g.taps;
+    packed += packed_size(g, k);
   }
 }
 
 // Several tasks in a row are a thread's; more of them than threads even out what boxes at the edge save.
-void run_rows(std::vector<Gather>& gathers, const ConvKernels& k, const void* in, int64_t in_count, const void* w,
-              void* out) {
+void run_rows(std::vector<Gather>& gathers, const ConvKernels& k, const void* in, const void* w, void* out) {
   std::vector<GatherPlan> plans;
   int64_t most_tasks = 0, macs = 0, scratch = 0, packed = 0;
   for (const Gather& gather : gathers) {
@@ -356,7 +409,7 @@ void run_rows(std::vector<Gather>& gathers, const ConvKernels& k, const void* in
     most_tasks = std::max(most_tasks, box_count(g) * g.groups * g.row_split);
     macs += gather_macs(g);
     scratch = std::max(scratch, g.scratch);
-    packed = std::max(packed, g.packed + g.groups * g.rows * g.channels * g.taps);
+    packed = std::max(packed, g.packed + packed_size(g, k));
   }
   const Buffer weights((packed + 2 * k.lanes) * k.sum_item);
   if (plans.size() == 1 || packed < (1 << 16)) {
@@ -372,7 +425,7 @@ void run_rows(std::vector<Gather>& gathers, const ConvKernels& k, const void* in
   const auto count = static_cast<int64_t>(plans.size());
   parallel(most_tasks * count, macs, [&](int64_t begin, int64_t end) {
     const Buffer mine(scratch);
-    k.gather(plans.data(), count, in, in_count, weights.get(), out, mine.get(), begin, end);
+    k.gather(plans.data(), count, in, weights.get(), out, mine.get(), begin, end);
   });
 }
 
@@ -385,7 +438,7 @@ struct Gathers : Plan {
     std::vector<Gather> part = gathers;
     take_rows(part, rows_at_once(gathers, k), k);
     Explanation e = {};
-    e.algorithm = gathers[0].plan.panel ? Algorithm::kPanel : Algorithm::kOffset;
+    e.algorithm = gathers[0].plan.outer ? Algorithm::kOuter : Algorithm::kOffset;
     e.phases = static_cast<int64_t>(gathers.size());
     int64_t scratch = 0;
     for (const Gather& g : part) scratch = std::max(scratch, g.plan.scratch);
@@ -394,15 +447,15 @@ struct Gathers : Plan {
     return e;
   }
 
-  void run(const void* in, int64_t in_count, const void* w, int64_t w_count, void* out) override {
-    if (gathers[0].swapped) std::swap(in, w), std::swap(in_count, w_count);
+  void run(const void* in, int64_t, const void* w, int64_t, void* out) override {
+    if (gathers[0].swapped) std::swap(in, w);
     const int64_t rows = gathers[0].plan.rows, at_once = rows_at_once(gathers, k);
-    if (at_once == rows) return run_rows(gathers, k, in, in_count, w, out);
+    if (at_once == rows) return run_rows(gathers, k, in, w, out);
     // Too many weights to pack at once: some rows at a time.
     for (int64_t row = 0; row < rows; row += at_once) {
       take_rows(gathers, std::min(at_once, rows - row), k);
       const GatherPlan& g = gathers[0].plan;
-      run_rows(gathers, k, in, in_count, static_cast<const char*>(w) + row * g.w_row * k.item,
+      run_rows(gathers, k, in, static_cast<const char*>(w) + row * g.w_row * k.item,
                static_cast<char*>(out) + row * g.out_channel * k.item);
     }
   }

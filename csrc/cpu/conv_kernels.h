@@ -11,10 +11,32 @@ namespace {
 template <typename T>
 ConvKernels kernels() {
   typedef typename SumOf<T>::type Sum;
-  return {Simd<Sum>::kLanes, kRowBlock,      kVectors,         sizeof(T),          sizeof(Sum),     kSweepRows,
-          kSweepVectors,     kSweepHeight,   kWeighHeight,     finite<T>,          pack_tasks,      pack<T>,
-          gather<T>,         weight_pack<T>, weight_sum<T>,    weight_store_tasks, weight_store<T>, winograd_pack<T>,
-          winograd<T>,       depthwise<T>,   depthwise_sum<T>, depthwise_store<T>};
+  ConvKernels k = {};
+  k.lanes = Simd<Sum>::kLanes;
+  k.row_block = kRowBlock;
+  k.vectors = kVectors;
+  k.outer_vectors = kOuterVectors;
+  k.item = sizeof(T);
+  k.sum_item = sizeof(Sum);
+  k.sweep_rows = kSweepRows;
+  k.sweep_vectors = kSweepVectors;
+  k.sweep_height = kSweepHeight;
+  k.weigh_height = kWeighHeight;
+  k.finite = finite<T>;
+  k.pack_tasks = pack_tasks<T>;
+  k.pack = pack<T>;
+  k.gather = gather<T>;
+  k.weight_pack_tasks = weight_pack_tasks<T>;
+  k.weight_pack = weight_pack<T>;
+  k.weight_sum = weight_sum<T>;
+  k.weight_store_tasks = weight_store_tasks<T>;
+  k.weight_store = weight_store<T>;
+  k.winograd_pack = winograd_pack<T>;
+  k.winograd = winograd<T>;
+  k.depthwise = depthwise<T>;
+  k.depthwise_sum = depthwise_sum<T>;
+  k.depthwise_store = depthwise_store<T>;
+  return k;
 }
 
 }  // namespace

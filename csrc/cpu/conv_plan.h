@@ -19,8 +19,9 @@ struct Brain16 {
 //   out[n, g, m, o] = sum over c, t of w[g, m, c, t] * in[n, g, c, o * stride + shift(t)]   (0 outside the input)
 //
 // Outputs are worked on in boxes. A box's source is a tile: the inputs that the box sees for a block of channels,
-// padded, and split by their residue modulo the stride, so that neighbouring outputs always read neighbouring cells and
-// tap t of channel c is one offset for the whole box. Strides and offsets are in elements.
+// padded. Tap t of channel c is one offset for the whole box. Where the lanes are along the outputs, or where not every
+// input is seen, the tile is split by the inputs' residues modulo the stride, so that neighbouring outputs read
+// neighbouring cells. Strides and offsets are in elements.
 struct GatherPlan {
   int64_t batch, groups, rows, channels, taps;  // rows and channels of one group
   int64_t grid[3];                              // outputs
@@ -36,19 +37,21 @@ struct GatherPlan {
   int64_t box[4];         // batch, z, y, x
   int64_t boxes[4];
   bool raw;    // the tile is the input itself: nothing to pad, split or convert
-  bool panel;  // the tile is copied to panels before it is multiplied; otherwise it is read through the offsets
+  bool panel;  // runs count outputs; otherwise the tile's cells
+  bool outer;  // lanes along the rows; otherwise along the outputs
 
-  int64_t low[3];  // first cell of a box's tile, relative to the box, in steps of the stride
+  int64_t move[3];  // cells between neighbouring outputs: the stride, or 1 where the tile is split
+  int64_t low[3];   // first cell of a box's tile, relative to the box's first output's
   int64_t cells[3];
   int64_t residues;
   const int64_t* residue;  // [residues][3]
-  int64_t tile_row, tile_plane, tile_image, tile_residue, tile_channel;
+  int64_t tile_cell, tile_row, tile_plane, tile_image, tile_residue, tile_channel, tile_size;
   const int32_t* offset;  // [channel_block * taps], c-major
 
   int64_t packed;  // where the plan's weights begin in the packed ones
 
   // Scratch of a thread, in bytes from its start.
-  int64_t at_tile, at_panel, at_sums, at_runs, scratch;
+  int64_t at_tile, at_panel, at_sums, at_runs, at_pixels, scratch;
   int64_t columns;  // sums per row: the box's outputs, rounded up to whole panels
 };
 
@@ -57,16 +60,17 @@ struct Run {
   int64_t source, column, length, out;
 };
 
-// The gradient of a gather in its weights: rows are (channel, tap), columns are the gather's rows.
+// The gradient of a gather in its weights: rows are (channel, tap), columns are the gather's rows. Where both are few,
+// shares of the boxes have sums of their own, whose number does not depend on the threads, and which are added in
+// order.
 struct WeightPlan {
-  GatherPlan gather;     // tile, boxes and offsets; `rows` are the columns here
-  int64_t column_block;  // columns of a block: vectors * lanes
-  int64_t column_blocks;
-  int64_t columns;               // rounded up to whole blocks
+  GatherPlan gather;             // tile, boxes and offsets; `rows` are the columns here
+  int64_t columns;               // with the zeros of the last vector
   int64_t first_row, row_count;  // (channel, tap) rows of this pass, of each group
   int64_t box_begin, box_end;    // boxes of this pass
   int64_t box_pixels;            // room for a box's outputs
   int64_t row_tasks;             // tasks that share a group's rows
+  int64_t box_tasks;             // and tasks that share the boxes, which pack y for themselves
   bool dot;                      // few columns: lanes along the outputs instead of the columns
 };
 
@@ -149,6 +153,7 @@ struct ConvKernels {
   int64_t lanes;  // of the sums' type
   int64_t row_block;
   int64_t vectors;                     // of a panel
+  int64_t outer_vectors;               // of a block of columns of the outer product
   int64_t item, sum_item;              // bytes
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs
   int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
@@ -156,14 +161,15 @@ struct ConvKernels {
   bool (*finite)(const void* data, int64_t count);
   int64_t (*pack_tasks)(const GatherPlan& plan);
   void (*pack)(const GatherPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
-  void (*gather)(const GatherPlan* plans, int64_t count, const void* in, int64_t in_count, const void* packed,
-                 void* out, char* scratch, int64_t begin, int64_t end);
+  void (*gather)(const GatherPlan* plans, int64_t count, const void* in, const void* packed, void* out, char* scratch,
+                 int64_t begin, int64_t end);
   // Weight gradient: columns of y to panels, sums of rows, sums to w.
-  void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, int64_t begin, int64_t end);
+  int64_t (*weight_pack_tasks)(const WeightPlan& plan);
+  void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, char* scratch, int64_t begin, int64_t end);
   void (*weight_sum)(const WeightPlan& plan, const void* x, const void* y, const void* panels, void* sums,
                      char* scratch, int64_t begin, int64_t end);
   int64_t (*weight_store_tasks)(const WeightPlan& plan);
-  void (*weight_store)(const WeightPlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
+  void (*weight_store)(const WeightPlan& plan, void* sums, void* w, int64_t begin, int64_t end);
   void (*winograd_pack)(const WinogradPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
   void (*winograd)(const WinogradPlan& plan, const void* in, const void* packed, void* out, char* scratch,
                    int64_t begin, int64_t end);

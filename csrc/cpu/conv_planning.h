@@ -68,6 +68,19 @@ inline int64_t even_part(int64_t size, int64_t part) {
   return parts(size, parts(size, std::max<int64_t>(1, std::min(size, part))));
 }
 
+// Rows of packed weights, as the kernels round them up.
+inline int64_t padded_rows(const GatherPlan& g, const ConvKernels& k) {
+  return g.outer ? parts(g.rows, k.lanes) * k.lanes : g.rows;
+}
+
+inline int64_t packed_size(const GatherPlan& g, const ConvKernels& k) {
+  return g.groups * padded_rows(g, k) * g.channels * g.taps;
+}
+
+inline int64_t row_blocks(const GatherPlan& g, const ConvKernels& k) {
+  return parts(padded_rows(g, k), g.outer ? k.outer_vectors * k.lanes : k.row_block);
+}
+
 inline int64_t box_count(const GatherPlan& g) {
   return g.boxes[0] * g.boxes[1] * g.boxes[2] * g.boxes[3];
 }
@@ -118,9 +131,11 @@ Gather forward_gather(const Problem& p, bool all_taps);
 
 struct Blocking {
   bool panel;
-  int64_t pixels;   // of a box, about
-  int64_t depth;    // channels * taps of a tile, about
-  bool may_be_raw;  // the input may be read where it stands
+  bool outer;
+  int64_t pixels;                   // of a box, about
+  int64_t depth;                    // channels * taps of a tile, about
+  int64_t tile = int64_t{1} << 20;  // bytes, at most, where there are channels to leave for another
+  bool may_be_raw;                  // the input may be read where it stands
 };
 
 // Boxes, tile, offsets. False where the tile would be too large.

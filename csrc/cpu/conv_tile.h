@@ -27,49 +27,69 @@ inline int64_t box_pixels(const Box& b) {
   return b.size[0] * b.size[1] * b.size[2] * b.size[3];
 }
 
-// Cells [begin, end) along one axis that hold an input; cell j stands at (first + j) * stride + residue.
-inline void inside(int64_t first, int64_t stride, int64_t residue, int64_t source, int64_t cells, int64_t* begin,
+// Cells [begin, end) along one axis that hold an input; cell j stands at (first + j) * step + residue.
+inline void inside(int64_t first, int64_t step, int64_t residue, int64_t source, int64_t cells, int64_t* begin,
                    int64_t* end) {
-  const int64_t at = first * stride + residue;  // of cell 0
-  *begin = at >= 0 ? 0 : least((-at + stride - 1) / stride, cells);
-  *end = at >= source ? *begin : least((source - 1 - at) / stride + 1, cells);
+  const int64_t at = first * step + residue;  // of cell 0
+  *begin = at >= 0 ? 0 : least((-at + step - 1) / step, cells);
+  *end = at >= source ? *begin : least((source - 1 - at) / step + 1, cells);
   if (*end < *begin) *end = *begin;
 }
 
-// The tile of channels [c0, c0 + channels) under a box.
-template <typename T, typename Sum>
-void pad_tile(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels, Sum* tile) {
-  const int64_t cells[3] = {b.size[1] + p.cells[0] - p.box[1], b.size[2] + p.cells[1] - p.box[2],
-                            b.size[3] + p.cells[2] - p.box[3]};
-  const int64_t first[3] = {b.first[1] + p.low[0], b.first[2] + p.low[1], b.first[3] + p.low[2]};
+// The tile of channels [c0, c0 + channels) under a box: zeros, and the rows that meet the input. With kInner the
+// channels are the innermost axis of both the input and the tile.
+template <bool kInner, typename T, typename Sum>
+void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
+                    Sum* tile) {
+  int64_t cells[3], first[3], step[3];
+  for (int i = 0; i < 3; ++i) {
+    cells[i] = p.cells[i] - (p.box[i + 1] - b.size[i + 1]) * p.move[i];
+    first[i] = b.first[i + 1] * p.move[i] + p.low[i];
+    step[i] = p.stride[i] / p.move[i];
+  }
+  const int64_t row_size = kInner ? cells[2] * p.tile_cell : cells[2];
   for (int64_t r = 0; r < p.residues; ++r) {
     const int64_t* residue = p.residue + 3 * r;
     int64_t begin[3], end[3];
-    for (int i = 0; i < 3; ++i) inside(first[i], p.stride[i], residue[i], p.source[i], cells[i], &begin[i], &end[i]);
-    const int64_t step = p.stride[2] * p.in_axis[2];
-    for (int64_t c = 0; c < channels; ++c) {
-      const T* plane = in + (g * p.channels + c0 + c) * p.in_channel;
-      for (int64_t n = 0; n < b.size[0]; ++n) {
+    for (int i = 0; i < 3; ++i) inside(first[i], step[i], residue[i], p.source[i], cells[i], &begin[i], &end[i]);
+    const int64_t x_in = (first[2] + begin[2]) * step[2] + residue[2], length = end[2] - begin[2];
+    const T* corner = in + (g * p.channels + c0) * p.in_channel + x_in * p.in_axis[2];
+    for (int64_t n = 0; n < b.size[0]; ++n) {
+      for (int64_t c = 0; c < (kInner ? 1 : channels); ++c) {
         Sum* image = tile + c * p.tile_channel + r * p.tile_residue + n * p.tile_image;
-        const T* from = plane + (b.first[0] + n) * p.in_batch;
+        const T* from = corner + c * p.in_channel + (b.first[0] + n) * p.in_batch;
         for (int64_t z = 0; z < cells[0]; ++z) {
           for (int64_t y = 0; y < cells[1]; ++y) {
             Sum* row = image + z * p.tile_plane + y * p.tile_row;
-            if (z < begin[0] || z >= end[0] || y < begin[1] || y >= end[1] || begin[2] >= end[2]) {
-              for (int64_t x = 0; x < cells[2]; ++x) row[x] = 0;
+            if (z < begin[0] || z >= end[0] || y < begin[1] || y >= end[1] || length == 0) {
+              fill_zero(row, row_size);
               continue;
             }
-            const int64_t z_in = (first[0] + z) * p.stride[0] + residue[0];
-            const int64_t y_in = (first[1] + y) * p.stride[1] + residue[1];
-            const int64_t x_in = (first[2] + begin[2]) * p.stride[2] + residue[2];
-            for (int64_t x = 0; x < begin[2]; ++x) row[x] = 0;
-            copy_run(from + z_in * p.in_axis[0] + y_in * p.in_axis[1] + x_in * p.in_axis[2], step, end[2] - begin[2],
-                     row + begin[2]);
-            for (int64_t x = end[2]; x < cells[2]; ++x) row[x] = 0;
+            const int64_t z_in = (first[0] + z) * step[0] + residue[0];
+            const int64_t y_in = (first[1] + y) * step[1] + residue[1];
+            const T* source = from + z_in * p.in_axis[0] + y_in * p.in_axis[1];
+            if constexpr (kInner) {
+              fill_zero(row, begin[2] * p.tile_cell);
+              for (int64_t x = 0; x < length; ++x) {
+                copy_run(source + x * step[2] * p.in_axis[2], 1, channels, row + (begin[2] + x) * p.tile_cell);
+              }
+              fill_zero(row + end[2] * p.tile_cell, (cells[2] - end[2]) * p.tile_cell);
+            } else {
+              copy_padded(source, step[2] * p.in_axis[2], begin[2], end[2], cells[2], row);
+            }
           }
         }
       }
     }
+  }
+}
+
+template <typename T, typename Sum>
+void pad_tile(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels, Sum* tile) {
+  if (p.tile_cell > 1) {
+    pad_tile_along<true>(p, b, in, g, c0, channels, tile);
+  } else {
+    pad_tile_along<false>(p, b, in, g, c0, channels, tile);
   }
 }
 
@@ -82,8 +102,8 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
       for (int64_t y = 0; y < b.size[2]; ++y, ++run) {
         const int64_t nb = b.first[0] + n, zb = b.first[1] + z, yb = b.first[2] + y;
         run->source = p.raw ? nb * p.in_batch + zb * p.stride[0] * p.in_axis[0] + yb * p.stride[1] * p.in_axis[1] +
-                                  b.first[3] * p.in_axis[2]
-                            : n * p.tile_image + z * p.tile_plane + y * p.tile_row;
+                                  b.first[3] * p.stride[2] * p.in_axis[2]
+                            : n * p.tile_image + z * p.move[0] * p.tile_plane + y * p.move[1] * p.tile_row;
         run->length = b.size[3];
         run->column = p.panel ? column : run->source;
         run->out =
@@ -93,6 +113,29 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
     }
   }
   return run - runs;
+}
+
+// Outputs [begin, end) of a box, as far as they follow each other in memory too. Runs of a box are equally long.
+inline Run merged_run(const Run* runs, int64_t begin, int64_t end, int64_t step) {
+  const int64_t size = runs[0].length, first = begin / size, skip = begin % size;
+  Run run = runs[first];
+  run.column = begin;
+  run.out += skip * step;
+  run.length = size - skip;
+  for (int64_t i = first + 1; run.length < end - begin && runs[i].out == run.out + run.length * step; ++i) {
+    run.length += size;
+  }
+  run.length = least(run.length, end - begin);
+  return run;
+}
+
+// The sources of a box's outputs, counted from the first one's.
+inline void list_pixels(const GatherPlan& p, const Run* runs, int64_t count, int32_t* pixels) {
+  const int64_t step = p.raw ? p.stride[2] * p.in_axis[2] : p.move[2] * p.tile_cell;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t source = runs[i].source - runs[0].source;
+    for (int64_t x = 0; x < runs[i].length; ++x) *pixels++ = static_cast<int32_t>(source + x * step);
+  }
 }
 
 }  // namespace

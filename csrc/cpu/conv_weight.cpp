@@ -4,8 +4,11 @@
 #include "conv_planning.h"
 
 namespace convarith::cpu {
-
 namespace {
+
+// Where few sums are taken over many boxes, this many shares of the boxes have sums of their own.
+constexpr int64_t kShares = 8;
+constexpr int64_t kSharedSums = int64_t{4} << 20;  // bytes, of all shares
 
 struct WeightGradient : Plan {
   explicit WeightGradient(const ConvKernels& kernels) : k(kernels) {}
@@ -19,31 +22,41 @@ struct WeightGradient : Plan {
   int64_t boxes_at_once = 0;
 };
 
+// Elements of packed y: of the boxes of a pass, unless every task packs its own.
+int64_t panel_size(const WeightPlan& plan, int64_t boxes_at_once) {
+  const bool own = plan.dot || plan.box_tasks > 1;
+  return own ? 0 : boxes_at_once * plan.gather.groups * plan.box_pixels * plan.columns;
+}
+
+int64_t sum_size(const WeightPlan& plan, int64_t rows) {
+  return plan.box_tasks * plan.gather.groups * rows * plan.columns;
+}
+
 Explanation WeightGradient::explain() const {
   const GatherPlan& g = plan.gather;
-  const int64_t panels = plan.dot ? 0 : boxes_at_once * g.groups * plan.box_pixels * plan.columns;
   return {plan.dot ? Algorithm::kDot : Algorithm::kOuter,
-          (panels + g.groups * rows_at_once * plan.columns) * k.sum_item + thread_count() * g.scratch, 1,
+          (panel_size(plan, boxes_at_once) + sum_size(plan, rows_at_once)) * k.sum_item + thread_count() * g.scratch, 1,
           gather_macs(g)};
 }
 
 void WeightGradient::run(const void* x, int64_t, const void* y, int64_t, void* w) {
   const GatherPlan& g = plan.gather;
   const int64_t rows = g.channels * g.taps, boxes = box_count(g);
-  const int64_t panel_elements = plan.dot ? 0 : boxes_at_once * g.groups * plan.box_pixels * plan.columns;
-  const Buffer panels(panel_elements * k.sum_item);
-  const Buffer sums(g.groups * rows_at_once * plan.columns * k.sum_item);
+  const Buffer panels(panel_size(plan, boxes_at_once) * k.sum_item);
+  const Buffer sums(sum_size(plan, rows_at_once) * k.sum_item);
   for (plan.first_row = 0; plan.first_row < rows; plan.first_row += rows_at_once) {
     plan.row_count = std::min(rows_at_once, rows - plan.first_row);
-    std::memset(sums.get(), 0, g.groups * plan.row_count * plan.columns * k.sum_item);
+    if (plan.dot) std::memset(sums.get(), 0, sum_size(plan, plan.row_count) * k.sum_item);
     for (plan.box_begin = 0; plan.box_begin < boxes; plan.box_begin += boxes_at_once) {
       plan.box_end = std::min(boxes, plan.box_begin + boxes_at_once);
       const int64_t pixels = (plan.box_end - plan.box_begin) * plan.box_pixels;
-      if (!plan.dot) {
-        parallel((plan.box_end - plan.box_begin) * g.groups, 4 * g.groups * pixels * plan.columns,
-                 [&](int64_t begin, int64_t end) { k.weight_pack(plan, y, panels.get(), begin, end); });
+      if (panel_size(plan, 1) > 0) {
+        parallel(k.weight_pack_tasks(plan), 4 * g.groups * pixels * plan.columns, [&](int64_t begin, int64_t end) {
+          const Buffer mine(g.scratch);
+          k.weight_pack(plan, y, panels.get(), mine.get(), begin, end);
+        });
       }
-      parallel(g.groups * plan.row_tasks, g.groups * plan.row_count * pixels * plan.columns,
+      parallel(g.groups * plan.row_tasks * plan.box_tasks, g.groups * plan.row_count * pixels * plan.columns,
                [&](int64_t begin, int64_t end) {
                  const Buffer mine(g.scratch);
                  k.weight_sum(plan, x, y, panels.get(), sums.get(), mine.get(), begin, end);
@@ -61,41 +74,48 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   WeightGradient& result = *made;
   result.gather = forward_gather(p, true);
   WeightPlan& plan = result.plan;
-  GatherPlan& g = result.gather.plan;
+  const int64_t columns = result.gather.plan.rows;
   const int64_t threads = thread_count();
   const auto wanted = wanted_algorithm();
   // Fewer columns than a quarter of a vector: most of what the lanes along columns multiply would be thrown away.
-  plan.dot = g.rows * 4 <= k.lanes;
-  if (wanted == Algorithm::kDot) plan.dot = g.rows <= 4 * k.lanes;
+  plan.dot = columns * 4 <= k.lanes;
+  if (wanted == Algorithm::kDot) plan.dot = columns <= 4 * k.lanes;
   if (wanted == Algorithm::kOuter) plan.dot = false;
 
   Blocking blocking = {};
   blocking.panel = true;  // runs count outputs
+  blocking.outer = !plan.dot;
   blocking.may_be_raw = !plan.dot;
   blocking.pixels = plan.dot ? 1024 : 256;
   blocking.depth = 1 << 30;
+  blocking.tile = 1 << 18;
   if (!lay_out(result.gather, blocking, k)) return nullptr;
-  const int64_t pixels = g.box[0] * g.box[1] * g.box[2] * g.box[3];
+  result.gather.point();
+  plan.gather = result.gather.plan;
+  GatherPlan& g = plan.gather;
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
-  plan.box_pixels = pixels;
-  const int64_t vectors = parts(g.rows, k.lanes);
-  plan.column_block = plan.dot ? g.rows : parts(vectors, parts(vectors, k.vectors)) * k.lanes;
-  plan.column_blocks = parts(g.rows, plan.column_block);
-  plan.columns = plan.column_block * plan.column_blocks;
+  plan.box_pixels = runs * g.box[3];
+  plan.columns = padded_rows(g, k);
 
-  const int64_t rows = g.channels * g.taps;
+  const int64_t rows = g.channels * g.taps, boxes = box_count(g);
+  plan.box_tasks = plan.dot ? 1 : std::clamp<int64_t>(kShares / g.groups, 1, boxes);
+  if (plan.box_tasks * g.groups * rows * plan.columns * k.sum_item > kSharedSums) plan.box_tasks = 1;
+  const bool own = plan.dot || plan.box_tasks > 1;
   result.rows_at_once =
       even_part(rows, std::max<int64_t>(k.row_block, kPackedBytes / (g.groups * plan.columns * k.sum_item)));
-  const int64_t box_bytes = plan.dot ? 0 : g.groups * pixels * plan.columns * k.sum_item;
-  result.boxes_at_once =
-      box_bytes == 0 ? box_count(g) : std::clamp<int64_t>(kPackedBytes / 3 / box_bytes, 1, box_count(g));
+  const int64_t box_bytes = panel_size(plan, 1) * k.sum_item;
+  result.boxes_at_once = own ? boxes : std::clamp<int64_t>(kPackedBytes / 3 / box_bytes, 1, boxes);
   // Shares of the rows: enough for the threads, whole channels where there are enough of them.
-  plan.row_tasks = threads == 1 ? 1 : std::clamp<int64_t>(parts(4 * threads, g.groups), 1, parts(rows, k.row_block));
-  const int64_t lines = plan.dot ? g.rows * runs * ((g.box[3] + k.lanes - 1) / k.lanes * k.lanes) : 0;
+  const int64_t tasks = g.groups * plan.box_tasks;
+  plan.row_tasks = threads == 1 || plan.box_tasks > 1
+                       ? 1
+                       : std::clamp<int64_t>(parts(4 * threads, tasks), 1, parts(rows, k.row_block));
+  const int64_t lines = plan.dot ? g.rows * runs * ((g.box[3] + k.lanes - 1) / k.lanes * k.lanes)
+                        : own    ? plan.box_pixels * plan.columns
+                                 : 0;
   g.at_runs = g.at_panel + aligned(lines * k.sum_item);
-  g.scratch = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
-  result.gather.point();
-  plan.gather = g;
+  g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
+  g.scratch = g.at_pixels + aligned(plan.box_pixels * static_cast<int64_t>(sizeof(int32_t)));
   return made;
 }
 

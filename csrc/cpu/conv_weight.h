@@ -2,129 +2,53 @@
 #pragma once
 
 #include "conv_gather.h"
-#include "conv_plan.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
 constexpr int kDotRows = CONVARITH_REGISTERS >= 32 ? 14 : 9;
 
-// y of one box and group, transposed: [column block][output][column of the block].
+// y of one box, group and block of columns, transposed: [output][column of the block].
+template <typename T, typename Sum>
+void pack_columns(const GatherPlan& p, const Run* runs, int64_t outputs, const RowBlock& columns, const T* y,
+                  Sum* panel) {
+  const int64_t step = p.out_axis[2], width = columns.width;
+  if (columns.real < width) fill_zero(panel, outputs * width);
+  for (int64_t begin = 0; begin < outputs;) {
+    const Run run = merged_run(runs, begin, outputs, step);
+    const T* from = y + run.out;
+    Sum* to = panel + begin * width;
+    begin += run.length;
+    if (p.out_channel == 1) {
+      for (int64_t x = 0; x < run.length; ++x) copy_run(from + x * step, 1, columns.real, to + x * width);
+    } else if (step == 1) {
+      transpose(from, p.out_channel, columns.real, run.length, to, width);
+    } else {
+      for (int64_t x = 0; x < run.length; ++x) copy_run(from + x * step, p.out_channel, columns.real, to + x * width);
+    }
+  }
+}
+
+// The panels of a pass: [box, group][block of columns][output][column of the block].
 template <typename T>
-void weight_pack(const WeightPlan& plan, const void* from, void* to, int64_t begin, int64_t end) {
+int64_t weight_pack_tasks(const WeightPlan& plan) {
+  return (plan.box_end - plan.box_begin) * plan.gather.groups * row_blocks<typename SumOf<T>::type>(plan.gather);
+}
+
+template <typename T>
+void weight_pack(const WeightPlan& plan, const void* y, void* panels, char* scratch, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const GatherPlan& p = plan.gather;
-  const T* y = static_cast<const T*>(from);
-  const int64_t columns = plan.columns, block = plan.column_block;
-  constexpr int kAtOnce = Simd<Sum>::kLanes;  // divides a column block
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  const int64_t blocks = row_blocks<Sum>(p);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task % p.groups;
-    const Box b = box_at(p, plan.box_begin + task / p.groups);
-    const int64_t pixels = box_pixels(b);
-    Sum* panels = static_cast<Sum*>(to) + task * plan.box_pixels * columns;
-    for (int64_t column0 = 0; column0 < columns; column0 += kAtOnce) {
-      int64_t pixel = 0;
-      const int64_t wide = least<int64_t>(kAtOnce, columns - column0);
-      for (int64_t n = 0; n < b.size[0]; ++n) {
-        for (int64_t z = 0; z < b.size[1]; ++z) {
-          for (int64_t row = 0; row < b.size[2]; ++row) {
-            const T* run = y + p.out_offset + (b.first[0] + n) * p.out_batch + (b.first[1] + z) * p.out_axis[0] +
-                           (b.first[2] + row) * p.out_axis[1] + b.first[3] * p.out_axis[2] + g * p.out_group;
-            for (int64_t x0 = 0; x0 < b.size[3]; x0 += kAtOnce) {
-              const int64_t length = least<int64_t>(kAtOnce, b.size[3] - x0);
-              Sum* panel = panels + column0 / block * block * pixels + pixel * block + column0 % block;
-              const int64_t real = most<int64_t>(0, least(wide, p.rows - column0));
-              const T* in = run + column0 * p.out_channel + x0 * p.out_axis[2];
-              if (p.out_axis[2] == 1) {
-                transpose(in, p.out_channel, real, length, panel, block);
-              } else {
-                for (int64_t i = 0; i < real; ++i) {
-                  for (int64_t x = 0; x < length; ++x) {
-                    panel[x * block + i] = widen(in[i * p.out_channel + x * p.out_axis[2]]);
-                  }
-                }
-              }
-              for (int64_t i = real; i < wide; ++i) {
-                for (int64_t x = 0; x < length; ++x) panel[x * block + i] = 0;
-              }
-              pixel += length;
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-// sums[r][k] += sum over the runs' outputs q of tile[offset[r] + q] * panel[q][k].
-template <typename T, int kRows, int kVecs>
-void multiply_outer(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* panel, T* sums,
-                    int64_t pitch) {
-  typedef typename Simd<T>::Vec V;
-  constexpr int kLanes = Simd<T>::kLanes;
-  V acc[kRows][kVecs];
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = V{};
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const T* x[kRows];
-    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) x[r] = tile + runs[i].source + offset[r];
-    const int64_t length = runs[i].length;
-    for (int64_t q = 0; q < length; ++q, panel += kVecs * kLanes) {
-      V y[kVecs];
-      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) y[j] = load(panel + j * kLanes);
-      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-        const V v = x[r][q] - V{};
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] += v * y[j];
-      }
-    }
-  }
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      T* out = sums + r * pitch + j * kLanes;
-      store(out, load(out) + acc[r][j]);
-    }
-  }
-}
-
-template <typename T>
-using MultiplyOuter = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, T*, int64_t);
-
-template <typename T, int kRows>
-MultiplyOuter<T> outer_vectors(int64_t vectors) {
-  switch (vectors) {
-    case 1:
-      return multiply_outer<T, kRows, 1>;
-    case 2:
-      return multiply_outer<T, kRows, 2>;
-    default:
-      return multiply_outer<T, kRows, 3>;
-  }
-}
-
-template <typename T>
-MultiplyOuter<T> outer_for(int64_t rows, int64_t vectors) {
-  switch (rows) {
-    case 1:
-      return outer_vectors<T, 1>(vectors);
-    case 2:
-      return outer_vectors<T, 2>(vectors);
-    case 3:
-      return outer_vectors<T, 3>(vectors);
-    case 4:
-      return outer_vectors<T, 4>(vectors);
-#if CONVARITH_REGISTERS >= 32
-    case 5:
-      return outer_vectors<T, 5>(vectors);
-    case 6:
-      return outer_vectors<T, 6>(vectors);
-    case 7:
-      return outer_vectors<T, 7>(vectors);
-    case 8:
-      return outer_vectors<T, 8>(vectors);
-#endif
-    default:
-      __builtin_unreachable();
+    const int64_t at = task / blocks, g = at % p.groups;
+    const RowBlock columns = row_block_at<Sum>(p, task % blocks);
+    const Box b = box_at(p, plan.box_begin + at / p.groups);
+    list_runs(p, b, runs);
+    pack_columns(p, runs, box_pixels(b), columns,
+                 static_cast<const T*>(y) + g * p.out_group + columns.first * p.out_channel,
+                 static_cast<Sum*>(panels) + at * plan.box_pixels * plan.columns + columns.first * box_pixels(b));
   }
 }
 
@@ -173,103 +97,156 @@ MultiplyDot<T> dot_for(int64_t rows) {
   return multiply_dot<T, kRows>;
 }
 
-// A task: one group, one share of its rows, all boxes of the pass in turn.
+// What a task works on: a group, a share of its rows, and a share of the pass's boxes.
+struct WeightTask {
+  int64_t group, row_begin, row_end, box_begin, box_end;
+};
+
+// A group's sums in one share of the boxes: [block of columns][row][column of the block]; for dots, [row][column].
+template <typename Sum>
+Sum* weight_sums(const WeightPlan& plan, void* sums, int64_t group, int64_t share) {
+  return static_cast<Sum*>(sums) + (share * plan.gather.groups + group) * plan.row_count * plan.columns;
+}
+
+// The rows of the task in a block of channels; tile holds those channels of the box.
+template <typename Sum>
+void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Sum* tile,
+               const int32_t* pixels, int64_t outputs, const Sum* panels, bool add, Sum* all_sums) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const GatherPlan& p = plan.gather;
+  const int64_t row_begin = most(task.row_begin, c0 * p.taps);
+  const int64_t row_end = least(task.row_end, (c0 + channels) * p.taps);
+  for (int64_t block = 0; block < row_blocks<Sum>(p); ++block) {
+    const RowBlock columns = row_block_at<Sum>(p, block);
+    const int64_t vectors = columns.width / kLanes;
+    const int64_t parts = block_count(row_end - row_begin, outer_rows(vectors));
+    Sum* sums = all_sums + columns.first * plan.row_count + (row_begin - plan.first_row) * columns.width;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t row = block_begin(part, row_end - row_begin, parts);
+      const int64_t rows = block_begin(part + 1, row_end - row_begin, parts) - row;
+      const Sum* from[kMostOuterRows];
+      for (int64_t r = 0; r < rows; ++r) from[r] = tile + p.offset[row_begin - c0 * p.taps + row + r];
+      outer_for<Sum>(rows, vectors)(outputs, from, pixels, panels + columns.first * outputs, sums + row * columns.width,
+                                    add);
+    }
+  }
+}
+
+template <typename Sum>
+void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Sum* tile,
+             const Run* runs, int64_t count, const Sum* lines, Sum* all_sums) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const GatherPlan& p = plan.gather;
+  const int64_t row_begin = most(task.row_begin, c0 * p.taps);
+  const int64_t row_end = least(task.row_end, (c0 + channels) * p.taps);
+  const int64_t line = count * block_count(runs[0].length, kLanes) * kLanes;
+  const int64_t blocks = block_count(row_end - row_begin, kDotRows);
+  Sum* sums = all_sums + (row_begin - plan.first_row) * plan.columns;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t row = block_begin(block, row_end - row_begin, blocks);
+    const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
+    for (int64_t m = 0; m < p.rows; ++m) {
+      dot_for<Sum>(rows)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, lines + m * line,
+                         sums + row * plan.columns + m, plan.columns);
+    }
+  }
+}
+
+// y of a box for dots: every run padded with zeros to whole vectors.
+template <typename T, typename Sum>
+void pack_lines(const GatherPlan& p, const Run* runs, int64_t count, const T* y, Sum* lines) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const int64_t length = runs[0].length, line = block_count(length, kLanes) * kLanes;
+  for (int64_t m = 0; m < p.rows; ++m) {
+    for (int64_t i = 0; i < count; ++i, lines += line) {
+      copy_run(y + m * p.out_channel + runs[i].out, p.out_axis[2], length, lines);
+      fill_zero(lines + length, line - length);
+    }
+  }
+}
+
 template <typename T>
 void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, const void* panels_data,
                 void* sums_data, char* scratch, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
-  constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
-  Sum* lines = reinterpret_cast<Sum*>(scratch + p.at_panel);  // y of a box, for dots
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / plan.row_tasks, share = task % plan.row_tasks;
-    const int64_t first = plan.first_row + block_begin(share, plan.row_count, plan.row_tasks);
-    const int64_t last = plan.first_row + block_begin(share + 1, plan.row_count, plan.row_tasks);
-    for (int64_t box = plan.box_begin; box < plan.box_end; ++box) {
+  int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
+  Sum* own = reinterpret_cast<Sum*>(scratch + p.at_panel);  // y of a box, unless all tasks share it
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t share = index % plan.box_tasks, at = index / plan.box_tasks;
+    const int64_t g = at / plan.row_tasks, boxes = plan.box_end - plan.box_begin;
+    const WeightTask task = {g, plan.first_row + block_begin(at % plan.row_tasks, plan.row_count, plan.row_tasks),
+                             plan.first_row + block_begin(at % plan.row_tasks + 1, plan.row_count, plan.row_tasks),
+                             plan.box_begin + block_begin(share, boxes, plan.box_tasks),
+                             plan.box_begin + block_begin(share + 1, boxes, plan.box_tasks)};
+    Sum* sums = weight_sums<Sum>(plan, sums_data, g, share);
+    for (int64_t box = task.box_begin; box < task.box_end; ++box) {
       const Box b = box_at(p, box);
-      const int64_t count = list_runs(p, b, runs), pixels = box_pixels(b);
-      const Sum* panels = static_cast<const Sum*>(panels_data) +
-                          ((box - plan.box_begin) * p.groups + g) * plan.box_pixels * plan.columns;
-      const int64_t line = block_count(b.size[3], kLanes) * kLanes;
+      const int64_t count = list_runs(p, b, runs), outputs = box_pixels(b);
+      const T* y_group = y + g * p.out_group;
+      const Sum* panels = own;
       if (plan.dot) {
-        for (int64_t m = 0; m < p.rows; ++m) {
-          for (int64_t i = 0; i < count; ++i) {
-            Sum* to = lines + (m * count + i) * line;
-            copy_run(y + g * p.out_group + m * p.out_channel + runs[i].out, p.out_axis[2], b.size[3], to);
-            for (int64_t q = b.size[3]; q < line; ++q) to[q] = 0;
-          }
+        pack_lines(p, runs, count, y_group, own);
+      } else if (plan.box_tasks > 1) {
+        for (int64_t block = 0; block < row_blocks<Sum>(p); ++block) {
+          const RowBlock columns = row_block_at<Sum>(p, block);
+          pack_columns(p, runs, outputs, columns, y_group + columns.first * p.out_channel,
+                       own + columns.first * outputs);
         }
+      } else {
+        panels = static_cast<const Sum*>(panels_data) +
+                 ((box - plan.box_begin) * p.groups + g) * plan.box_pixels * plan.columns;
       }
-      for (int64_t c0 = first / p.taps; c0 * p.taps < last; c0 += p.channel_block) {
-        const int64_t channels = least(p.channel_block, (last + p.taps - 1) / p.taps - c0);
-        const Sum* tile;
-        if (p.raw) {
-          tile = reinterpret_cast<const Sum*>(x) + (g * p.channels + c0) * p.in_channel;
-        } else {
-          Sum* cells = reinterpret_cast<Sum*>(scratch + p.at_tile);
-          pad_tile(p, b, x, g, c0, channels, cells);
-          tile = cells;
-        }
-        const int64_t row_begin = most(first, c0 * p.taps), row_end = least(last, (c0 + channels) * p.taps);
-        const int32_t* offset = p.offset + (row_begin - c0 * p.taps);
-        Sum* sums = static_cast<Sum*>(sums_data) + (g * plan.row_count + row_begin - plan.first_row) * plan.columns;
+      if (!plan.dot) list_pixels(p, runs, count, pixels);
+      for (int64_t c0 = task.row_begin / p.taps; c0 * p.taps < task.row_end; c0 += p.channel_block) {
+        const int64_t channels = least(p.channel_block, (task.row_end + p.taps - 1) / p.taps - c0);
+        const Sum* tile = tile_at<T, Sum>(p, b, x, g, c0, channels, scratch);
         if (plan.dot) {
-          const int64_t blocks = block_count(row_end - row_begin, kDotRows);
-          for (int64_t block = 0; block < blocks; ++block) {
-            const int64_t row = block_begin(block, row_end - row_begin, blocks);
-            const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
-            for (int64_t m = 0; m < p.rows; ++m) {
-              dot_for<Sum>(rows)(runs, count, tile, offset + row, lines + m * count * line,
-                                 sums + row * plan.columns + m, plan.columns);
-            }
-          }
-          continue;
-        }
-        const int64_t blocks = block_count(row_end - row_begin, kRowBlock);
-        for (int64_t column = 0; column < plan.columns; column += plan.column_block) {
-          for (int64_t block = 0; block < blocks; ++block) {
-            const int64_t row = block_begin(block, row_end - row_begin, blocks);
-            const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
-            outer_for<Sum>(rows, plan.column_block / kLanes)(runs, count, tile, offset + row, panels + column * pixels,
-                                                             sums + row * plan.columns + column, plan.columns);
-          }
+          sum_dot(plan, task, c0, channels, tile, runs, count, panels, sums);
+        } else {
+          const bool first = plan.box_tasks > 1 ? box == task.box_begin : box == 0;
+          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, panels, !first, sums);
         }
       }
     }
   }
 }
 
-// The sums of a pass to where w has them; a task is some rows of w, (group, out channels).
-constexpr int kStoreRows = 16;
-
+// The sums of a pass to where w has them; a task is a group's block of columns.
+template <typename T>
 int64_t weight_store_tasks(const WeightPlan& plan) {
-  return plan.gather.groups * block_count(plan.gather.rows, kStoreRows);
+  return plan.gather.groups * row_blocks<typename SumOf<T>::type>(plan.gather);
 }
 
 template <typename T>
-void weight_store(const WeightPlan& plan, const void* sums_data, void* w_data, int64_t begin, int64_t end) {
+void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const GatherPlan& p = plan.gather;
-  const int64_t blocks = block_count(p.rows, kStoreRows);
+  const int64_t blocks = row_blocks<Sum>(p), rows = plan.row_count;
   bool dense = p.w_channel == p.taps && sizeof(T) == sizeof(Sum);
   for (int64_t t = 0; t < p.taps; ++t) dense = dense && p.tap_weight[t] == t;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / blocks, first = task % blocks * kStoreRows,
-                  rows = least<int64_t>(kStoreRows, p.rows - first);
-    const Sum* sums = static_cast<const Sum*>(sums_data) + g * plan.row_count * plan.columns + first;
-    T* w = static_cast<T*>(w_data) + g * p.w_group + first * p.w_row;
+    const int64_t g = task / blocks;
+    const RowBlock columns = row_block_at<Sum>(p, task % blocks);
+    const int64_t pitch = plan.dot ? plan.columns : columns.width;
+    const int64_t first = plan.dot ? columns.first : columns.first * rows;
+    Sum* sums = weight_sums<Sum>(plan, sums_data, g, 0) + first;
+    for (int64_t share = 1; share < plan.box_tasks; ++share) {
+      add_run(weight_sums<Sum>(plan, sums_data, g, share) + first, rows * pitch, sums);
+    }
+    T* w = static_cast<T*>(w_data) + g * p.w_group + columns.first * p.w_row;
     if constexpr (sizeof(T) == sizeof(Sum)) {
       if (dense) {
-        transpose(sums, plan.columns, plan.row_count, rows, w + plan.first_row, p.w_row);
+        transpose(sums, pitch, rows, columns.real, w + plan.first_row, p.w_row);
         continue;
       }
     }
-    for (int64_t r = 0; r < plan.row_count; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = plan.first_row + r, at = row / p.taps * p.w_channel + p.tap_weight[row % p.taps];
-      for (int64_t m = 0; m < rows; ++m) narrow(sums[r * plan.columns + m], w[m * p.w_row + at]);
+      for (int64_t m = 0; m < columns.real; ++m) narrow(sums[r * pitch + m], w[m * p.w_row + at]);
     }
   }
 }

@@ -8,6 +8,10 @@
 
 #include "conv_plan.h"
 
+#if CONVARITH_BYTES == 64
+#include <immintrin.h>  // for masked loads and stores, which the compiler's vectors have not
+#endif
+
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
@@ -41,6 +45,47 @@ inline T most(T a, T b) {
   return a < b ? b : a;
 }
 
+// The first `count` lanes, fewer than a vector has: nothing past them is touched, and a load gives zeros there.
+template <typename T>
+inline typename Simd<T>::Vec load_some(const T* p, int64_t count) {
+#if CONVARITH_BYTES == 64
+  const uint32_t mask = (uint32_t{1} << count) - 1;
+  if constexpr (sizeof(T) == 4) {
+    return reinterpret_cast<typename Simd<T>::Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p));
+  } else {
+    return reinterpret_cast<typename Simd<T>::Vec>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p));
+  }
+#else
+  typename Simd<T>::Vec v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+template <typename T>
+inline void store_some(T* p, typename Simd<T>::Vec v, int64_t count) {
+#if CONVARITH_BYTES == 64
+  const uint32_t mask = (uint32_t{1} << count) - 1;
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), reinterpret_cast<__m512>(v));
+  } else {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512d>(v));
+  }
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+template <typename T>
+inline void fill_zero(T* to, int64_t count) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, typename Simd<T>::Vec{});
+  store_some(to + i, typename Simd<T>::Vec{}, count - i);
+}
+
+// Half precisions -----------------------------------------------------------------------------------------------------
+
 // Sums of floats for the half precisions.
 template <typename T>
 struct SumOf {
@@ -55,16 +100,50 @@ struct SumOf<Brain16> {
   typedef float type;
 };
 
-inline float as_float(uint32_t bits) {
-  float f;
-  __builtin_memcpy(&f, &bits, sizeof(f));
-  return f;
+typedef Simd<float>::Vec Floats;
+typedef uint32_t Words __attribute__((vector_size(CONVARITH_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(CONVARITH_BYTES / 2)));
+typedef uint16_t LooseHalves __attribute__((vector_size(CONVARITH_BYTES / 2), aligned(2), may_alias));
+
+template <typename To, typename From>
+inline To as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
 }
 
-inline uint32_t as_bits(float f) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &f, sizeof(bits));
-  return bits;
+// One conversion each way, for a number (Word is uint32_t) and for a vector (Words); tags choose the format.
+template <typename Float, typename Word>
+inline Float widen_bits(Word bits, Brain16) {
+  return as<Float>(bits << 16);
+}
+template <typename Float, typename Word>
+inline Float widen_bits(Word bits, Half16) {
+  const Word magnitude = bits & 0x7fffu;
+  // The exponent is rebased by a multiplication, which also makes subnormals right; infinities and NaNs separately.
+  const Float scaled = as<Float>(magnitude << 13) * as<float>(0x77800000u);  // 2^112
+  const Word special = (magnitude << 13) | 0x7f800000u;
+  const Word finite = as<Word>(scaled);
+  return as<Float>((magnitude >= 0x7c00u ? special : finite) | (bits & 0x8000u) << 16);
+}
+
+template <typename Word, typename Float>
+inline Word narrow_bits(Float v, Brain16) {  // to nearest, ties to even
+  const Word bits = as<Word>(v);
+  const Word rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? Word{} + 0x7fc0u : rounded;
+}
+template <typename Word, typename Float>
+inline Word narrow_bits(Float v, Half16) {  // to nearest, ties to even
+  const Word bits = as<Word>(v), sign = bits & 0x80000000u, magnitude = bits ^ sign;
+  // Normal: rebase the exponent and round in integers. Subnormal: an addition aligns and rounds. Overflow and Inf.
+  const Word normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const Word small = as<Word>(as<Float>(magnitude) + 0.5f) - 0x3f000000u;
+  Word half = magnitude < 0x38800000u ? small : normal;
+  half = magnitude >= 0x477ff000u ? Word{} + 0x7c00u : half;
+  half = magnitude > 0x7f800000u ? Word{} + 0x7e00u : half;
+  return half | sign >> 16;
 }
 
 inline float widen(float v) {
@@ -73,15 +152,9 @@ inline float widen(float v) {
 inline double widen(double v) {
   return v;
 }
-inline float widen(Brain16 v) {
-  return as_float(static_cast<uint32_t>(v.bits) << 16);
-}
-inline float widen(Half16 v) {
-  const uint32_t magnitude = v.bits & 0x7fffu;
-  // The exponent is rebased by a multiplication, which also makes subnormals right; infinities and NaNs separately.
-  const float scaled = as_float(magnitude << 13) * as_float(0x77800000u);  // 2^112
-  const uint32_t bits = magnitude >= 0x7c00u ? (magnitude << 13) | 0x7f800000u : as_bits(scaled);
-  return as_float(bits | static_cast<uint32_t>(v.bits & 0x8000u) << 16);
+template <typename T>
+inline float widen(T v) {
+  return widen_bits<float>(uint32_t{v.bits}, v);
 }
 
 inline void narrow(float v, float& out) {
@@ -90,20 +163,66 @@ inline void narrow(float v, float& out) {
 inline void narrow(double v, double& out) {
   out = v;
 }
-inline void narrow(float v, Brain16& out) {  // to nearest, ties to even
-  const uint32_t bits = as_bits(v);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+template <typename T>
+inline void narrow(float v, T& out) {
+  out.bits = static_cast<uint16_t>(narrow_bits<uint32_t>(v, out));
 }
-inline void narrow(float v, Half16& out) {  // to nearest, ties to even
-  const uint32_t bits = as_bits(v), sign = bits & 0x80000000u, magnitude = bits ^ sign;
-  // Normal: rebase the exponent and round in integers. Subnormal: an addition aligns and rounds. Overflow and Inf.
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t small = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u;
-  uint32_t half = magnitude < 0x38800000u ? small : normal;
-  half = magnitude >= 0x477ff000u ? 0x7c00u : half;
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;
-  out.bits = static_cast<uint16_t>(half | sign >> 16);
+
+// Vectors of sums from memory and to memory, converted.
+template <typename T>
+inline typename Simd<typename SumOf<T>::type>::Vec load_wide(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    const Halves bits = *reinterpret_cast<const LooseHalves*>(p);
+    return widen_bits<Floats>(__builtin_convertvector(bits, Words), T{});
+  } else {
+    return load(p);
+  }
+}
+
+#if CONVARITH_BYTES == 64
+// Lanes [begin, end) of the vector at p, zeros elsewhere: where nothing else is read, p may be off the tensor's ends.
+template <typename T>
+inline typename Simd<typename SumOf<T>::type>::Vec load_between(uintptr_t p, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = Simd<typename SumOf<T>::type>::kLanes;
+  begin = most<int64_t>(0, least(begin, kLanes));
+  end = most(begin, least(end, kLanes));
+  const uint32_t mask = (uint32_t{1} << end) - (uint32_t{1} << begin);
+  if constexpr (sizeof(T) == 2) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
+    return widen_bits<Floats>(__builtin_convertvector(reinterpret_cast<Halves>(bits), Words), T{});
+  } else if constexpr (sizeof(T) == 4) {
+    const __m512 v = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
+    return reinterpret_cast<typename Simd<T>::Vec>(v);
+  } else {
+    const __m512d v = _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), reinterpret_cast<const void*>(p));
+    return reinterpret_cast<typename Simd<T>::Vec>(v);
+  }
+}
+#endif
+
+template <typename T>
+inline typename Simd<typename SumOf<T>::type>::Vec load_wide_some(const T* p, int64_t count) {
+#if CONVARITH_BYTES == 64
+  return load_between<T>(reinterpret_cast<uintptr_t>(p), 0, count);
+#else
+  if constexpr (sizeof(T) == 2) {
+    Halves bits = {};
+    for (int64_t i = 0; i < count; ++i) bits[i] = p[i].bits;
+    return widen_bits<Floats>(__builtin_convertvector(bits, Words), T{});
+  } else {
+    return load_some(p, count);
+  }
+#endif
+}
+
+template <typename T>
+inline void store_narrow(T* p, typename Simd<typename SumOf<T>::type>::Vec v) {
+  if constexpr (sizeof(T) == 2) {
+    const Halves bits = __builtin_convertvector(narrow_bits<Words>(v, T{}), Halves);
+    *reinterpret_cast<LooseHalves*>(p) = bits;
+  } else {
+    store(p, v);
+  }
 }
 
 template <typename T>
@@ -138,7 +257,63 @@ inline int64_t block_begin(int64_t index, int64_t size, int64_t blocks) {
   return index * size / blocks;
 }
 
+// Copies ------------------------------------------------------------------------------------------------------------
+
+// Vectors as the rows of a matrix, transposed: log2 of the lanes perfect shuffles.
+template <typename T>
+inline __attribute__((always_inline)) void transpose_vectors(typename Simd<T>::Vec (&v)[Simd<T>::kLanes]) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  typedef typename Simd<T>::Vec V;
+  typedef decltype(V{} < V{}) Index;
+  Index low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+  CONVARITH_UNROLL for (int stage = 1; stage < kLanes; stage *= 2) {
+    V next[kLanes];
+    CONVARITH_UNROLL for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(v[i], v[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(v[i], v[i + kLanes / 2], high);
+    }
+    CONVARITH_UNROLL for (int i = 0; i < kLanes; ++i) v[i] = next[i];
+  }
+}
+
 // Transposing: to[i * to_pitch + r] = from[r * from_pitch + i].
+#if CONVARITH_BYTES == 64
+template <typename T, typename Sum>
+inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  typename Simd<Sum>::Vec v[kLanes];
+  for (int64_t row = 0; row < rows; row += kLanes) {
+    const int64_t high = least<int64_t>(kLanes, rows - row);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const int64_t wide = least<int64_t>(kLanes, count - i);
+      const T* in = from + row * from_pitch + i;
+      Sum* out = to + i * to_pitch + row;
+      if (high == kLanes && wide == kLanes) {
+        CONVARITH_UNROLL for (int r = 0; r < kLanes; ++r) v[r] = load_wide(in + r * from_pitch);
+      } else {
+        CONVARITH_UNROLL for (int r = 0; r < kLanes; ++r) {
+          v[r] = r >= high        ? typename Simd<Sum>::Vec{}
+                 : wide == kLanes ? load_wide(in + r * from_pitch)
+                                  : load_wide_some(in + r * from_pitch, wide);
+        }
+      }
+      transpose_vectors<Sum>(v);
+      if (high == kLanes && wide == kLanes) {
+        CONVARITH_UNROLL for (int c = 0; c < kLanes; ++c) store(out + c * to_pitch, v[c]);
+      } else {
+        CONVARITH_UNROLL for (int c = 0; c < kLanes; ++c) {
+          if (c >= wide) break;
+          high == kLanes ? store(out + c * to_pitch, v[c]) : store_some(out + c * to_pitch, v[c], high);
+        }
+      }
+    }
+  }
+}
+#else
 template <typename T, typename Sum>
 inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
   int64_t row = 0;
@@ -171,6 +346,7 @@ inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t c
     for (int64_t i = 0; i < count; ++i) to[i * to_pitch + row] = widen(from[row * from_pitch + i]);
   }
 }
+#endif
 
 // Every second entry of two vectors.
 template <typename T>
@@ -184,9 +360,14 @@ inline typename Simd<T>::Vec evens(typename Simd<T>::Vec a, typename Simd<T>::Ve
 // `count` entries, `step` apart, converted.
 template <typename T, typename Sum>
 inline void copy_run(const T* from, int64_t step, int64_t count, Sum* to) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
   int64_t i = 0;
+  if (step == 1) {
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load_wide(from + i));
+    store_some(to + i, load_wide_some(from + i, count - i), count - i);
+    return;
+  }
   if constexpr (sizeof(T) == sizeof(Sum)) {
-    constexpr int kLanes = Simd<Sum>::kLanes;
     // The entry after the last vector is read too, so that nothing past the last entry is.
     if (step == 2) {
       for (; i + kLanes < count; i += kLanes) {
@@ -206,13 +387,56 @@ inline void copy_run(const T* from, int64_t step, int64_t count, Sum* to) {
       }
     }
   }
-  if (step == 1) {
-    for (; i < count; ++i) to[i] = widen(from[i]);
-  } else if (step == 2) {
+  if (step == 2) {
     for (; i < count; ++i) to[i] = widen(from[2 * i]);
   } else {
     for (; i < count; ++i) to[i] = widen(from[i * step]);
   }
+}
+
+// And back: `count` sums to entries `step` apart.
+template <typename Sum, typename T>
+inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  int64_t i = 0;
+  if (step != 1) {
+    for (; i < count; ++i) narrow(from[i], to[i * step]);
+    return;
+  }
+  for (; i + kLanes <= count; i += kLanes) store_narrow(to + i, load(from + i));
+  if constexpr (sizeof(T) == sizeof(Sum)) {
+    store_some(to + i, load_some(from + i, count - i), count - i);
+  } else {
+    for (; i < count; ++i) narrow(from[i], to[i]);
+  }
+}
+
+// A row of `size` cells, zeros but for [begin, end), which hold the entries from `from` on.
+template <typename T, typename Sum>
+inline void copy_padded(const T* from, int64_t step, int64_t begin, int64_t end, int64_t size, Sum* to) {
+#if CONVARITH_BYTES == 64
+  if (step == 1) {
+    constexpr int64_t kLanes = Simd<Sum>::kLanes;
+    const uintptr_t row = reinterpret_cast<uintptr_t>(from) - static_cast<uintptr_t>(begin) * sizeof(T);
+    for (int64_t x = 0; x < size; x += kLanes) {
+      const auto v = load_between<T>(row + static_cast<uintptr_t>(x) * sizeof(T), begin - x, end - x);
+      if (x + kLanes <= size) {
+        store(to + x, v);
+      } else {
+        store_some(to + x, v, size - x);
+      }
+    }
+    return;
+  }
+#endif
+  fill_zero(to, begin);
+  copy_run(from, step, end - begin, to + begin);
+  fill_zero(to + end, size - end);
+}
+
+template <typename T>
+inline void add_run(const T* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += from[i];
 }
 
 }  // namespace

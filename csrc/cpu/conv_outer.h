@@ -1,0 +1,69 @@
+// The outer product, lanes along the columns: each step multiplies a number of every row with vectors of columns. Rows
+// are read wherever they stand, so neither padding, stride nor the order of memory costs anything here.
+#pragma once
+
+#include "simd.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+// Vectors of a block of columns, and the rows beside them that fill the registers: rows * vectors sums, the vectors,
+// and one number. Rows are bounded by their pointers, which fill the other registers.
+constexpr int kOuterVectors = CONVARITH_REGISTERS >= 32 ? 4 : 2;
+constexpr int outer_rows(int64_t vectors) {
+  if (CONVARITH_REGISTERS >= 32) return vectors == 4 ? 6 : 9;
+  return vectors == 2 ? 6 : 8;
+}
+
+constexpr int kMostOuterRows = 9;
+
+// sums[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
+template <typename T, int kRows, int kVecs>
+void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, T* sums, bool add) {
+  typedef typename Simd<T>::Vec V;
+  constexpr int kLanes = Simd<T>::kLanes;
+  V acc[kRows][kVecs];
+  const T* row[kRows];
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    row[r] = from[r];
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = V{};
+  }
+  for (int64_t k = 0; k < depth; ++k, columns += kVecs * kLanes) {
+    const int64_t at = offset[k];
+    V x[kVecs];
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(columns + j * kLanes);
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      const V v = row[r][at] - V{};
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] += v * x[j];
+    }
+  }
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+      T* out = sums + (r * kVecs + j) * kLanes;
+      store(out, add ? load(out) + acc[r][j] : acc[r][j]);
+    }
+  }
+}
+
+template <typename T>
+using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, T*, bool);
+
+template <typename T, int kVecs, int kRows = outer_rows(kVecs)>
+MultiplyOuter<T> outer_rows_for(int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return outer_rows_for<T, kVecs, kRows - 1>(rows);
+  }
+  return multiply_outer<T, kRows, kVecs>;
+}
+
+// The microkernel for a block of rows, of outer_rows(vectors) at most.
+template <typename T, int kVecs = kOuterVectors>
+MultiplyOuter<T> outer_for(int64_t rows, int64_t vectors) {
+  if constexpr (kVecs > 1) {
+    if (vectors < kVecs) return outer_for<T, kVecs - 1>(rows, vectors);
+  }
+  return outer_rows_for<T, kVecs>(rows);
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA
