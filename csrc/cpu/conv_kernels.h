@@ -10,9 +10,26 @@ namespace {
 template <typename T>
 ConvKernels kernels() {
   typedef typename SumOf<T>::type Sum;
-  return {Simd<Sum>::kLanes, kRowBlock,          kVectors,        sizeof(T),        sizeof(Sum),
-          finite<T>,         pack_tasks,         pack<T>,         gather<T>,        weight_pack<T>,
-          weight_sum<T>,     weight_store_tasks, weight_store<T>, winograd_pack<T>, winograd<T>};
+  ConvKernels k = {};
+  k.lanes = Simd<Sum>::kLanes;
+  k.row_block = kRowBlock;
+  k.vectors = kVectors;
+  k.item = sizeof(T);
+  k.sum_item = sizeof(Sum);
+  k.finite = finite<T>;
+  k.pack_tasks = pack_tasks;
+  k.pack = pack<T>;
+  k.gather = gather<T>;
+  k.weight_pack = weight_pack<T>;
+  k.weight_sum = weight_sum<T>;
+  k.weight_store_tasks = weight_store_tasks;
+  k.weight_store = weight_store<T>;
+  if constexpr (sizeof(Sum) == sizeof(float)) {
+    k.winograd_weights = winograd_weights<T>;
+    k.winograd_inputs = winograd_inputs<T>;
+    k.winograd = winograd<T>;
+  }
+  return k;
 }
 
 }  // namespace
