@@ -27,7 +27,9 @@ ConvKernels kernels() {
   if constexpr (sizeof(Sum) == sizeof(float)) {
     k.winograd_weights = winograd_weights<T>;
     k.winograd_inputs = winograd_inputs<T>;
+    k.winograd_outputs = winograd_outputs<T>;
     k.winograd = winograd<T>;
+    k.winograd_gradient = winograd_gradient<T>;
   }
   return k;
 }

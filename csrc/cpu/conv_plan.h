@@ -98,6 +98,7 @@ struct WinogradPlan {
   int64_t box[3];     // tiles of a box: images, rows, columns
   int64_t boxes[3];
   int64_t box_tiles;  // room for a box's tiles
+  int64_t box_begin, box_end;  // of this pass over the boxes
   int64_t w_group, w_out, w_in;
   const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, or -1
   int64_t kernel;         // the weight's taps, all residues together
@@ -126,15 +127,21 @@ struct ConvKernels {
                      char* scratch, int64_t begin, int64_t end);
   int64_t (*weight_store_tasks)(const WeightPlan& plan);
   void (*weight_store)(const WeightPlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
-  // Winograd: transformed weights, a task is a (group, panel, chunk); transformed inputs, a task is a (box, group,
-  // chunk); products and outputs, a task is a (box, group, share of the panels). Where `weights` or `inputs` are null,
-  // the last transforms its own just before it uses them.
+  // Winograd: transformed weights, a task is a (group, panel, chunk); transformed inputs, or outputs for the weight's
+  // gradient, a task is a (box, group, chunk); products and outputs, a task is a (box, group, share of the panels).
+  // Where `weights` or `inputs` are null, the last transforms its own just before it uses them.
   void (*winograd_weights)(const WinogradPlan& plan, const void* w, void* weights, char* scratch, int64_t begin,
                            int64_t end);
   void (*winograd_inputs)(const WinogradPlan& plan, const void* in, void* inputs, char* scratch, int64_t begin,
                           int64_t end);
+  void (*winograd_outputs)(const WinogradPlan& plan, const void* out, void* outputs, char* scratch, int64_t begin,
+                           int64_t end);
   void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, const void* weights, const void* inputs,
                    void* out, char* scratch, int64_t begin, int64_t end);
+  // The weight's gradient: adds the boxes of a pass to `sums` and stores them after the last; a task is a (group, chunk,
+  // panel).
+  void (*winograd_gradient)(const WinogradPlan& plan, const void* inputs, const void* outputs, void* sums, void* w,
+                            char* scratch, int64_t begin, int64_t end);
 };
 
 }  // namespace convarith::cpu

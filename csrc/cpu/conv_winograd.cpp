@@ -24,6 +24,10 @@ int64_t panels(const WinogradPlan& p) {
   return parts(p.out.lanes, kWinogradPanel);
 }
 
+int64_t out_chunks(const WinogradPlan& p) {
+  return parts(p.out.lanes, kWinogradChunk);
+}
+
 int64_t box_count(const WinogradPlan& p) {
   return p.boxes[0] * p.boxes[1] * p.boxes[2];
 }
@@ -64,6 +68,50 @@ void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
     k.winograd(plan, in, w, weight_bytes > 0 ? weights.get() : nullptr, input_bytes > 0 ? inputs.get() : nullptr, out,
                mine.get(), begin, end);
   });
+}
+
+// The weight's gradient, some boxes at a time.
+struct WinogradGradient : Plan {
+  explicit WinogradGradient(const ConvKernels& kernels) : k(kernels) {}
+  Explanation explain() const override;
+  void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override;
+
+  const ConvKernels& k;
+  WinogradPlan plan = {};
+  std::vector<int32_t> tap_of;
+  int64_t boxes_at_once = 0;
+  int64_t x_bytes = 0, y_bytes = 0, sum_bytes = 0;
+};
+
+Explanation WinogradGradient::explain() const {
+  return {Algorithm::kWinograd, x_bytes + y_bytes + sum_bytes + thread_count() * plan.scratch, 1,
+          multiplications(plan)};
+}
+
+void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void* w) {
+  const Buffer inputs(x_bytes), outputs(y_bytes), sums(sum_bytes);
+  const int64_t boxes = box_count(plan);
+  const auto run = [&](int64_t tasks, int64_t macs, const auto& kernel) {
+    parallel(tasks, macs, [&](int64_t begin, int64_t end) {
+      const Buffer mine(plan.scratch);
+      kernel(mine.get(), begin, end);
+    });
+  };
+  for (int64_t box = 0; box < boxes; box += boxes_at_once) {
+    plan.box_begin = box;
+    plan.box_end = std::min(boxes, box + boxes_at_once);
+    const int64_t count = (plan.box_end - box) * plan.groups, tiles = count * plan.box_tiles;
+    run(count * chunks(plan), tiles * plan.in.lanes * 100, [&](char* scratch, int64_t begin, int64_t end) {
+      k.winograd_inputs(plan, x, inputs.get(), scratch, begin, end);
+    });
+    run(count * out_chunks(plan), tiles * plan.out.lanes * 100, [&](char* scratch, int64_t begin, int64_t end) {
+      k.winograd_outputs(plan, y, outputs.get(), scratch, begin, end);
+    });
+    run(plan.groups * chunks(plan) * panels(plan), tiles * kWinogradProducts * plan.in.lanes * plan.out.lanes,
+        [&](char* scratch, int64_t begin, int64_t end) {
+          k.winograd_gradient(plan, inputs.get(), outputs.get(), sums.get(), w, scratch, begin, end);
+        });
+  }
 }
 
 WinogradSide side(const Strides& s, int64_t channels) {
@@ -159,7 +207,7 @@ void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKerne
     width = p.box[i + 1] * (kWinogradTile + 1 - p.taps) + kWinogradTile;
     cells *= width;
   }
-  cells = std::max(cells, 16 * p.kernel);
+  cells = std::max(cells, kWinogradChunk * p.kernel);
   p.at_cells = 0;
   p.at_line = p.at_cells + aligned(cells * k.lanes * 4);
   p.at_products = p.at_line + aligned(width * k.lanes * 4);
@@ -175,7 +223,25 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
   if (k.sum_item != 4 || (wanted && *wanted != Algorithm::kWinograd) || (!wanted && !winograd_enabled())) {
     return nullptr;
   }
-  if (pass == Pass::kWeight) return nullptr;
+  if (pass == Pass::kWeight) {
+    auto made = std::make_unique<WinogradGradient>(k);
+    WinogradPlan& plan = made->plan;
+    if (!describe(problem, pass, plan, made->tap_of)) return nullptr;
+    if (!wanted && (plan.in.lanes < 8 || plan.out.lanes < 8)) return nullptr;
+    static const int64_t kTiles = getenv("WT") ? atoi(getenv("WT")) : 96;
+    static const int64_t kPass = getenv("WB") ? atoi(getenv("WB")) : 8;
+    set_boxes(plan, kTiles);
+    const int64_t both = plan.groups * (chunks(plan) + out_chunks(plan)) * plan.chunk_size * 4;
+    made->boxes_at_once = std::clamp<int64_t>((kPass << 20) / both, 1, box_count(plan));
+    made->x_bytes = made->boxes_at_once * plan.groups * chunks(plan) * plan.chunk_size * 4;
+    made->y_bytes = made->boxes_at_once * plan.groups * out_chunks(plan) * plan.chunk_size * 4;
+    if (made->boxes_at_once < box_count(plan)) {
+      made->sum_bytes = plan.groups * chunks(plan) * panels(plan) * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4;
+    }
+    lay_out(plan, true, false, k);
+    plan.tap_of = made->tap_of.data();
+    return made;
+  }
   auto made = std::make_unique<Winograd>(k);
   WinogradPlan& plan = made->plan;
   if (!describe(problem, pass, plan, made->tap_of)) return nullptr;

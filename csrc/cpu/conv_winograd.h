@@ -324,6 +324,49 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   }
 }
 
+// And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Sums of the passes over
+// the boxes are kept in `sums`.
+template <typename T, int kTaps>
+void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, float* sums,
+                    char* scratch, T* w) {
+  constexpr int kSquare = kTaps * kTaps;
+  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel of the chunk][tap][row]
+  const int64_t residues = p.in.step[0] * p.in.step[1], first = chunk * kWinogradChunk;
+  const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
+  const int64_t last = least(p.in.lanes, first + kWinogradChunk);
+  const bool add = p.box_begin > 0, done = p.box_end == p.boxes[0] * p.boxes[1] * p.boxes[2];
+  // Whole kernels, which follow each other in memory, are stored together.
+  const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % residues == 0;
+  float taps[kSquare * kCellLanes];
+  for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
+    const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
+    for (int64_t lane = first; lane < last; ++lane) {
+      transform_2d(kOutput<kTaps>, products + (lane - first) * kWinogradPanel + row % kWinogradPanel,
+                   kTile * kWinogradWeights, kWinogradWeights, taps, kTaps * kCellLanes, kCellLanes);
+      const int32_t* tap_of = p.tap_of + lane % residues * kSquare;
+      for (int t = 0; t < kSquare; ++t) {
+        float* sum = sums + ((lane - first) * kSquare + t) * kWinogradPanel + row % kWinogradPanel;
+        float* tap = taps + t * kCellLanes;
+        if (add) store(tap, load(tap) + load(sum));
+        if (!done) {
+          store(sum, load(tap));
+        } else if (tap_of[t] >= 0 && whole) {
+          store(kernels + ((lane - first) / residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
+        } else if (tap_of[t] >= 0) {
+          T* to = w + row * p.w_out + lane / residues * p.w_in + tap_of[t];
+          for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
+        }
+      }
+    }
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (done && whole) {
+        transpose(kernels, kCellLanes, (last - first) / residues * p.kernel, rows,
+                  w + row * p.w_out + first / residues * p.w_in, p.w_out);
+      }
+    }
+  }
+}
+
 // Products ------------------------------------------------------------------------------------------------------------
 
 constexpr int kSweepRows = CONVARITH_REGISTERS >= 32 ? 13 : 6;
@@ -417,9 +460,24 @@ template <typename T>
 void winograd_inputs(const WinogradPlan& p, const void* in, void* inputs, char* scratch, int64_t begin, int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk);
   for (int64_t task = begin; task < end; ++task) {
-    transform_inputs(p, p.in, kInput, kTile + 1 - p.taps, tile_box(p, task / chunks / p.groups), task % chunks,
-                     static_cast<const T*>(in) + task / chunks % p.groups * p.in.group, scratch,
+    transform_inputs(p, p.in, kInput, kTile + 1 - p.taps, tile_box(p, p.box_begin + task / chunks / p.groups),
+                     task % chunks, static_cast<const T*>(in) + task / chunks % p.groups * p.in.group, scratch,
                      static_cast<float*>(inputs) + task * p.chunk_size);
+  }
+}
+
+// The outputs as the kernels that the weight's gradient has: tiles beside each other.
+template <typename T>
+void winograd_outputs(const WinogradPlan& p, const void* out, void* outputs, char* scratch, int64_t begin,
+                      int64_t end) {
+  const int64_t chunks = block_count(p.out.lanes, kWinogradChunk);
+  for (int64_t task = begin; task < end; ++task) {
+    with_taps(p, [&](auto taps) {
+      constexpr int kOutputs = kTile + 1 - decltype(taps)::value;
+      transform_inputs(p, p.out, kKernel<kOutputs>, kOutputs, tile_box(p, p.box_begin + task / chunks / p.groups),
+                       task % chunks, static_cast<const T*>(out) + task / chunks % p.groups * p.out.group, scratch,
+                       static_cast<float*>(outputs) + task * p.chunk_size);
+    });
   }
 }
 
@@ -432,8 +490,7 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
   float* products = reinterpret_cast<float*>(scratch + p.at_products);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t share = task % p.row_shares, g = task / p.row_shares % p.groups;
-    const int64_t box = task / p.row_shares / p.groups;
-    const TileBox b = tile_box(p, box);
+    const TileBox b = tile_box(p, task / p.row_shares / p.groups);
     const int64_t tiles = b.size[0] * b.size[1] * b.size[2];
     const float* a = static_cast<const float*>(inputs) + task / p.row_shares * chunks * p.chunk_size;
     if (!inputs) {
@@ -467,6 +524,37 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
         transform_outputs<T, kTaps>(p, b, panel, products, scratch, static_cast<T*>(out) + g * p.out.group);
       });
     }
+  }
+}
+
+template <typename T>
+void winograd_gradient(const WinogradPlan& p, const void* inputs, const void* outputs, void* sums, void* w,
+                       char* scratch, int64_t begin, int64_t end) {
+  const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
+  const int64_t out_chunks = block_count(p.out.lanes, kWinogradChunk);
+  const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
+  float* products = reinterpret_cast<float*>(scratch + p.at_weights);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t g = task / panels / chunks, chunk = task / panels % chunks, panel = task % panels;
+    const int64_t lanes = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk);
+    const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel), row = panel * kWinogradPanel;
+    for (int64_t i = 0; i < kProducts; ++i) {
+      for (int64_t box = p.box_begin; box < p.box_end; ++box) {
+        const TileBox b = tile_box(p, box);
+        const int64_t at = (box - p.box_begin) * p.groups + g;
+        multiply_panel<1, kWinogradChunk, kWinogradChunk>(
+            lanes, rows, b.size[0] * b.size[1] * b.size[2],
+            static_cast<const float*>(inputs) + (at * chunks + chunk) * p.chunk_size + i * apart,
+            static_cast<const float*>(outputs) + (at * out_chunks + row / kWinogradChunk) * p.chunk_size + i * apart +
+                row % kWinogradChunk,
+            products + i * kWinogradWeights, box > p.box_begin);
+      }
+    }
+    with_taps(p, [&](auto taps) {
+      constexpr int kTaps = decltype(taps)::value;
+      float* sum = static_cast<float*>(sums) + task * kWinogradChunk * kWinogradPanel * kTaps * kTaps;
+      store_gradient<T, kTaps>(p, panel, chunk, products, sum, scratch, static_cast<T*>(w) + g * p.w_group);
+    });
   }
 }
 
