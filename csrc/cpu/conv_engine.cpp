@@ -70,12 +70,8 @@ bool wants_reference(const Problem& p) {
 PlanPtr choose(const Problem& problem, Pass pass, const ConvKernels& k) {
   const Problem p = simplify(problem);
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
-  if (pass == Pass::kWeight) return plan_weight(p, k);
-  std::vector<Gather> gathers = gathers_of(p, pass, k);
-  if (gathers.size() == 1) {
-    if (PlanPtr plan = plan_winograd(gathers[0], k)) return plan;
-  }
-  return plan_gathers(std::move(gathers), k);
+  if (PlanPtr plan = plan_winograd(p, pass, k)) return plan;
+  return pass == Pass::kWeight ? plan_weight(p, k) : plan_gathers(gathers_of(p, pass, k), k);
 }
 
 }  // namespace

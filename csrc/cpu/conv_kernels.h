@@ -31,11 +31,16 @@ ConvKernels kernels() {
   k.weight_sum = weight_sum<T>;
   k.weight_store_tasks = weight_store_tasks<T>;
   k.weight_store = weight_store<T>;
-  k.winograd_pack = winograd_pack<T>;
-  k.winograd = winograd<T>;
   k.depthwise = depthwise<T>;
   k.depthwise_sum = depthwise_sum<T>;
   k.depthwise_store = depthwise_store<T>;
+  if constexpr (sizeof(Sum) == sizeof(float)) {
+    k.winograd_weights = winograd_weights<T>;
+    k.winograd_inputs = winograd_inputs<T>;
+    k.winograd_outputs = winograd_outputs<T>;
+    k.winograd = winograd<T>;
+    k.winograd_gradient = winograd_gradient<T>;
+  }
   return k;
 }
 

@@ -74,24 +74,43 @@ struct WeightPlan {
   bool dot;                      // few columns: lanes along the outputs instead of the columns
 };
 
-// Winograd's F(4 x 4, 3 x 3) for dense 3 x 3 kernels of stride 1. The gather's grid counts tiles of 4 x 4 outputs, its
-// taps are the 6 x 6 inputs of a tile.
-// Few tiles and many weights: the inputs of all tiles are transformed first (kInputs) and kept, then rows of weights
-// are transformed and used a few at a time (kProducts). Otherwise a task does both (kFused).
-enum Stage : int { kFused, kInputs, kProducts };
+// Winograd's F(m x m, r x r), m + r = 7: a tile of 6 x 6 inputs gives m x m outputs of an r x r kernel through 36
+// products instead of m * m * r * r. A stride s makes s * s kernels of r = ceil(kernel / s) taps, one for each residue
+// of the taps modulo s: a convolution sums over them, so residues are more channels; a transposed one makes a phase of
+// its result by each, so residues are more rows. The weight's gradient is F(r x r, m x m): tiles of y are its kernels.
+constexpr int64_t kWinogradTile = 6;
+constexpr int64_t kWinogradProducts = kWinogradTile * kWinogradTile;
+constexpr int64_t kWinogradChunk = 64;  // channels: transformed inputs are [chunk][product][tile][channel of the chunk]
+constexpr int64_t kWinogradPanel = 32;  // rows: products are [product][tile][row of the panel]
+// Between the 36 of a block: a multiple of 4 KB would put all of them into the same lines of the first cache.
+constexpr int64_t kWinogradApart = 16;
+constexpr int64_t kWinogradWeights = kWinogradChunk * kWinogradPanel + kWinogradApart;  // from product to product
+
+// x or y as cells: cell (j, i), residue (r, q) is element (j * step + r + first, i * step + q + first) of its plane, 0
+// outside. Residues and channels together are lanes: lane = (channel * step[0] + r) * step[1] + q.
+struct WinogradSide {
+  int64_t channels, lanes;  // of one group
+  int64_t step[2], first[2], extent[2];
+  int64_t batch, group, channel, axis[2];
+};
 
 struct WinogradPlan {
-  GatherPlan gather;
-  int64_t height, width;             // outputs
-  int64_t row_chunk;                 // rows whose products are held at a time
-  int64_t pitch;                     // of transformed inputs and of products: tiles of a box
-  int64_t input_step, product_step;  // between the 36 of each
-  int64_t tap_of[9];                 // where the weight of tap (i, j) of the 3 x 3 stands
-  const int32_t* channel_offset;     // [channels]: multiples of pitch
-  int64_t at_inputs, at_products, at_strip;
-  Stage stage;
-  void* shared;         // the transformed inputs of all tiles, unless fused
-  int64_t shared_size;  // of a box, in elements
+  WinogradSide in, out;  // what is transformed and what the products make; of the weight's gradient, x and y
+  int64_t batch, groups;
+  int64_t taps;      // r
+  int64_t cells[2];  // of `out`: its extent in steps
+  int64_t box[3];    // tiles of a box: images, rows, columns
+  int64_t boxes[3];
+  int64_t box_tiles;           // room for a box's tiles
+  int64_t box_begin, box_end;  // of this pass over the boxes
+  int64_t w_group, w_out, w_in;
+  const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, or -1
+  int64_t kernel;         // the weight's taps, all residues together
+  bool whole_kernel;      // they follow each other in memory
+  int64_t row_shares;     // tasks that share a box
+
+  int64_t chunk_size;  // elements of a chunk of a box's transformed inputs
+  int64_t at_cells, at_line, at_inputs, at_weights, at_products, scratch;  // of a thread, in bytes
 };
 
 // Depthwise convolutions and small groups. A strip, the padded inputs that a box of outputs sees, is swept by blocks of
@@ -170,9 +189,21 @@ struct ConvKernels {
                      char* scratch, int64_t begin, int64_t end);
   int64_t (*weight_store_tasks)(const WeightPlan& plan);
   void (*weight_store)(const WeightPlan& plan, void* sums, void* w, int64_t begin, int64_t end);
-  void (*winograd_pack)(const WinogradPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
-  void (*winograd)(const WinogradPlan& plan, const void* in, const void* packed, void* out, char* scratch,
-                   int64_t begin, int64_t end);
+  // Winograd: transformed weights, a task is a (group, panel, chunk); transformed inputs, or outputs for the weight's
+  // gradient, a task is a (box, group, chunk); products and outputs, a task is a (box, group, share of the panels).
+  // Where `weights` or `inputs` are null, the last transforms its own just before it uses them.
+  void (*winograd_weights)(const WinogradPlan& plan, const void* w, void* weights, char* scratch, int64_t begin,
+                           int64_t end);
+  void (*winograd_inputs)(const WinogradPlan& plan, const void* in, void* inputs, char* scratch, int64_t begin,
+                          int64_t end);
+  void (*winograd_outputs)(const WinogradPlan& plan, const void* out, void* outputs, char* scratch, int64_t begin,
+                           int64_t end);
+  void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, const void* weights, const void* inputs,
+                   void* out, char* scratch, int64_t begin, int64_t end);
+  // The weight's gradient: adds the boxes of a pass to `sums` and stores them after the last; a task is a (group,
+  // chunk, panel).
+  void (*winograd_gradient)(const WinogradPlan& plan, const void* inputs, const void* outputs, void* sums, void* w,
+                            char* scratch, int64_t begin, int64_t end);
   void (*depthwise)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
                     int64_t end);
   // Weight gradient: sums of each part, sums to w.

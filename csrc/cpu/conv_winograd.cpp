@@ -10,156 +10,254 @@ struct Winograd : Plan {
   void run(const void* in, int64_t in_count, const void* w, int64_t w_count, void* out) override;
 
   const ConvKernels& k;
-  Gather gather;
   WinogradPlan plan = {};
-  std::vector<int32_t> channel_offset;
+  std::vector<int32_t> tap_of;
+  int64_t weight_bytes = 0;  // of all transformed weights, or 0: tasks transform what they use
+  int64_t input_bytes = 0;   // likewise
 };
 
-// Where a 3 x 3 gather of stride 1 stands in its input: the tap of (i, j), i and j in steps from the lowest shift.
-std::optional<std::array<int64_t, 9>> dense_3x3(const Gather& gather) {
-  const GatherPlan& g = gather.plan;
-  if (gather.shifts.size() != 9 || g.grid[0] != 1 || g.source[0] != 1) return std::nullopt;
-  if (g.stride[1] != 1 || g.stride[2] != 1) return std::nullopt;
-  std::array<int64_t, 3> low = gather.shifts[0];
-  for (const auto& s : gather.shifts) {
-    for (int i = 0; i < 3; ++i) low[i] = std::min(low[i], s[i]);
-  }
-  std::array<int64_t, 9> taps;
-  taps.fill(-1);
-  for (size_t t = 0; t < 9; ++t) {
-    const int64_t y = gather.shifts[t][1] - low[1], x = gather.shifts[t][2] - low[2];
-    if (gather.shifts[t][0] != 0 || y > 2 || x > 2) return std::nullopt;
-    taps[3 * y + x] = gather.tap_weight[t];
-  }
-  if (std::find(taps.begin(), taps.end(), -1) != taps.end()) return std::nullopt;
-  return taps;
+int64_t chunks(const WinogradPlan& p) {
+  return parts(p.in.lanes, kWinogradChunk);
 }
 
-// Bytes of transformed weights.
-int64_t winograd_weights(const GatherPlan& g, int64_t rows, const ConvKernels& k) {
-  return g.groups * parts(rows, k.row_block) * 36 * (g.channels * k.row_block + 16) * 4;
+int64_t panels(const WinogradPlan& p) {
+  return parts(p.out.lanes, kWinogradPanel);
 }
 
-// Rows whose transformed weights are held at a time.
-int64_t winograd_rows(const GatherPlan& g, const ConvKernels& k) {
-  return even_part(g.rows, std::max<int64_t>(k.row_block, kPackedBytes / 2 / (g.groups * g.channels * 36 * 4)));
+int64_t out_chunks(const WinogradPlan& p) {
+  return parts(p.out.lanes, kWinogradChunk);
 }
 
-// Bytes of all transformed inputs where they are kept: several passes over the rows would transform them again.
-int64_t winograd_shared(const WinogradPlan& plan, const ConvKernels& k) {
-  const GatherPlan& g = plan.gather;
-  const int64_t bytes = box_count(g) * g.groups * plan.shared_size * 4;
-  return (winograd_rows(g, k) < g.rows || g.row_split > 1) && bytes <= kPackedBytes / 2 ? bytes : 0;
+int64_t box_count(const WinogradPlan& p) {
+  return p.boxes[0] * p.boxes[1] * p.boxes[2];
+}
+
+int64_t tile_count(const WinogradPlan& p) {
+  const int64_t m = kWinogradTile + 1 - p.taps;
+  return p.batch * parts(p.cells[0], m) * parts(p.cells[1], m);
+}
+
+int64_t multiplications(const WinogradPlan& p) {
+  return p.groups * tile_count(p) * kWinogradProducts * p.in.lanes * p.out.lanes;
 }
 
 Explanation Winograd::explain() const {
-  const GatherPlan& g = plan.gather;
-  const int64_t weights = winograd_weights(g, winograd_rows(g, k), k);
-  return {Algorithm::kWinograd, weights + winograd_shared(plan, k) + thread_count() * g.scratch, 1, gather_macs(g)};
+  return {Algorithm::kWinograd, weight_bytes + input_bytes + thread_count() * plan.scratch,
+          plan.out.step[0] * plan.out.step[1], multiplications(plan)};
 }
 
 void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
-  GatherPlan& g = plan.gather;
-  const int64_t rows = g.rows, at_once = winograd_rows(g, k);
-  const Buffer packed(winograd_weights(g, at_once, k));
-  const Buffer shared(winograd_shared(plan, k));
-  const int64_t split = g.row_split, boxes = box_count(g) * g.groups;
-  const auto run = [&](Stage stage, void* out_rows) {
-    plan.stage = stage;
-    parallel(boxes * g.row_split, gather_macs(g), [&](int64_t begin, int64_t end) {
-      const Buffer mine(g.scratch);
-      k.winograd(plan, in, packed.get(), out_rows, mine.get(), begin, end);
+  const int64_t tasks = box_count(plan) * plan.groups;
+  const Buffer weights(weight_bytes), inputs(input_bytes);
+  if (weight_bytes > 0) {
+    parallel(plan.groups * panels(plan) * chunks(plan), plan.groups * plan.out.lanes * plan.in.lanes * 100,
+             [&](int64_t begin, int64_t end) {
+               const Buffer mine(plan.scratch);
+               k.winograd_weights(plan, w, weights.get(), mine.get(), begin, end);
+             });
+  }
+  if (input_bytes > 0) {
+    parallel(tasks * chunks(plan), plan.groups * tile_count(plan) * plan.in.lanes * 100,
+             [&](int64_t begin, int64_t end) {
+               const Buffer mine(plan.scratch);
+               k.winograd_inputs(plan, in, inputs.get(), mine.get(), begin, end);
+             });
+  }
+  parallel(tasks * plan.row_shares, multiplications(plan), [&](int64_t begin, int64_t end) {
+    const Buffer mine(plan.scratch);
+    k.winograd(plan, in, w, weight_bytes > 0 ? weights.get() : nullptr, input_bytes > 0 ? inputs.get() : nullptr, out,
+               mine.get(), begin, end);
+  });
+}
+
+// The weight's gradient, some boxes at a time.
+struct WinogradGradient : Plan {
+  explicit WinogradGradient(const ConvKernels& kernels) : k(kernels) {}
+  Explanation explain() const override;
+  void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override;
+
+  const ConvKernels& k;
+  WinogradPlan plan = {};
+  std::vector<int32_t> tap_of;
+  int64_t boxes_at_once = 0;
+  int64_t x_bytes = 0, y_bytes = 0, sum_bytes = 0;
+};
+
+Explanation WinogradGradient::explain() const {
+  return {Algorithm::kWinograd, x_bytes + y_bytes + sum_bytes + thread_count() * plan.scratch, 1,
+          multiplications(plan)};
+}
+
+void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void* w) {
+  const Buffer inputs(x_bytes), outputs(y_bytes), sums(sum_bytes);
+  const int64_t boxes = box_count(plan);
+  const auto run = [&](int64_t tasks, int64_t macs, const auto& kernel) {
+    parallel(tasks, macs, [&](int64_t begin, int64_t end) {
+      const Buffer mine(plan.scratch);
+      kernel(mine.get(), begin, end);
     });
   };
-  const bool fused = winograd_shared(plan, k) == 0;
-  plan.shared = shared.get();
-  if (!fused) {
-    g.row_split = std::clamp<int64_t>(parts(2 * thread_count(), boxes), 1, parts(g.channels, g.channel_block));
-    run(kInputs, nullptr);
+  for (int64_t box = 0; box < boxes; box += boxes_at_once) {
+    plan.box_begin = box;
+    plan.box_end = std::min(boxes, box + boxes_at_once);
+    const int64_t count = (plan.box_end - box) * plan.groups, tiles = count * plan.box_tiles;
+    run(count * chunks(plan), tiles * plan.in.lanes * 100, [&](char* scratch, int64_t begin, int64_t end) {
+      k.winograd_inputs(plan, x, inputs.get(), scratch, begin, end);
+    });
+    run(count * out_chunks(plan), tiles * plan.out.lanes * 100, [&](char* scratch, int64_t begin, int64_t end) {
+      k.winograd_outputs(plan, y, outputs.get(), scratch, begin, end);
+    });
+    run(plan.groups * chunks(plan) * panels(plan), tiles * kWinogradProducts * plan.in.lanes * plan.out.lanes,
+        [&](char* scratch, int64_t begin, int64_t end) {
+          k.winograd_gradient(plan, inputs.get(), outputs.get(), sums.get(), w, scratch, begin, end);
+        });
   }
-  for (int64_t row = 0; row < rows; row += at_once) {
-    g.rows = std::min(at_once, rows - row);
-    g.row_split = std::min(split, parts(g.rows, k.row_block));
-    const char* w_rows = static_cast<const char*>(w) + row * g.w_row * k.item;
-    parallel(k.pack_tasks(g), 36 * 8 * g.groups * g.rows * g.channels,
-             [&](int64_t begin, int64_t end) { k.winograd_pack(plan, w_rows, packed.get(), begin, end); });
-    run(fused ? kFused : kProducts, static_cast<char*>(out) + row * g.out_channel * k.item);
+}
+
+WinogradSide side(const Strides& s, int64_t channels) {
+  WinogradSide r = {};
+  r.channels = r.lanes = channels;
+  r.batch = s.batch;
+  r.group = channels * s.channel;
+  r.channel = s.channel;
+  for (int i = 0; i < 2; ++i) {
+    r.step[i] = 1;
+    r.axis[i] = s.axis[i + 1];
   }
+  return r;
+}
+
+// The two sides, the taps and where their weights stand. False where there is no such algorithm.
+bool describe(const Problem& p, Pass pass, WinogradPlan& plan, std::vector<int32_t>& tap_of) {
+  const Axis& planes = p.axis[0];
+  if (planes.kernel != 1 || planes.stride != 1 || planes.lo != 0 || planes.hi != 0) return false;
+  if (planes.input != 1 && p.batch != 1) return false;
+  plan.taps = 0;
+  for (int i = 1; i < kAxes; ++i) {
+    const Axis& a = p.axis[i];
+    if (a.dilation != 1 || parts(a.kernel, a.stride) != parts(p.axis[1].kernel, p.axis[1].stride)) return false;
+    plan.taps = parts(a.kernel, a.stride);
+  }
+  if (plan.taps < 2 || plan.taps > 5 || p.axis[1].stride * p.axis[2].stride > 16) return false;
+
+  WinogradSide x = side(p.x, p.in_channels), y = side(p.y, p.out_channels);
+  if (p.batch == 1) {
+    x.batch = p.x.axis[0];
+    y.batch = p.y.axis[0];
+  }
+  plan.batch = p.batch * planes.input;
+  plan.groups = p.groups;
+  for (int i = 0; i < 2; ++i) {
+    const Axis& a = p.axis[i + 1];
+    x.step[i] = a.stride;
+    x.lanes *= a.stride;
+    x.first[i] = -a.lo;
+    x.extent[i] = a.input;
+    y.extent[i] = plan.cells[i] = p.output[i + 1];
+    if (pass == Pass::kInput) {  // cell j of x has taps * stride elements from j * stride on: y from j - taps + 1 to j
+      const int64_t first = floor_div(a.lo, a.stride);
+      plan.cells[i] = floor_div(a.input - 1 + a.lo, a.stride) + 1 - first;
+      x.first[i] += first * a.stride;
+      y.first[i] = first - plan.taps + 1;
+    }
+  }
+  const bool transposed = pass == Pass::kInput;
+  plan.in = transposed ? y : x;
+  plan.out = transposed ? x : y;
+  plan.w_group = p.out_channels * p.w.batch;
+  plan.w_out = transposed ? p.w.channel : p.w.batch;
+  plan.w_in = transposed ? p.w.batch : p.w.channel;
+  plan.kernel = p.axis[1].kernel * p.axis[2].kernel;
+  plan.whole_kernel = p.w.axis[2] == 1 && p.w.axis[1] == p.axis[2].kernel;
+  for (int64_t residue = 0; residue < x.step[0] * x.step[1]; ++residue) {
+    for (int64_t t = 0; t < plan.taps * plan.taps; ++t) {
+      int64_t tap[2] = {t / plan.taps, t % plan.taps};
+      const int64_t first[2] = {residue / x.step[1], residue % x.step[1]};
+      int64_t at = 0;
+      bool real = true;
+      for (int i = 0; i < 2; ++i) {
+        if (transposed) tap[i] = plan.taps - 1 - tap[i];
+        tap[i] = tap[i] * x.step[i] + first[i];
+        real = real && tap[i] < p.axis[i + 1].kernel;
+        at += tap[i] * p.w.axis[i + 1];
+      }
+      tap_of.push_back(real ? static_cast<int32_t>(at) : -1);
+    }
+  }
+  return true;
+}
+
+// Boxes of at most `most` tiles: whole images, or whole rows of tiles, or parts of a row.
+void set_boxes(WinogradPlan& p, int64_t most) {
+  const int64_t m = kWinogradTile + 1 - p.taps, rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
+  p.box[2] = even_part(columns, most);
+  p.box[1] = p.box[2] < columns ? 1 : even_part(rows, most / columns);
+  p.box[0] = p.box[1] < rows || p.box[2] < columns ? 1 : even_part(p.batch, most / (rows * columns));
+  p.boxes[0] = parts(p.batch, p.box[0]);
+  p.boxes[1] = parts(rows, p.box[1]);
+  p.boxes[2] = parts(columns, p.box[2]);
+  p.box_tiles = p.box[0] * p.box[1] * p.box[2];
+  p.chunk_size = kWinogradProducts * (p.box_tiles * kWinogradChunk + kWinogradApart);
+}
+
+// Scratch of a thread.
+void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKernels& k) {
+  int64_t cells = 1, width = 0;
+  for (int i = 0; i < 2; ++i) {
+    width = p.box[i + 1] * (kWinogradTile + 1 - p.taps) + kWinogradTile;
+    cells *= width;
+  }
+  cells = std::max(cells, kWinogradChunk * p.kernel);
+  p.at_cells = 0;
+  p.at_line = p.at_cells + aligned(cells * k.lanes * 4);
+  p.at_products = p.at_line + aligned(width * k.lanes * 4);
+  p.at_weights = p.at_products + aligned(kWinogradProducts * (p.box_tiles * kWinogradPanel + kWinogradApart) * 4);
+  p.at_inputs = p.at_weights + (own_weights ? aligned(kWinogradProducts * kWinogradWeights * 4) : 0);
+  p.scratch = p.at_inputs + (own_inputs ? aligned(chunks(p) * p.chunk_size * 4) : 0);
 }
 
 }  // namespace
 
-PlanPtr plan_winograd(const Gather& direct, const ConvKernels& k) {
+PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
   const auto wanted = wanted_algorithm();
   if (k.sum_item != 4 || (wanted && *wanted != Algorithm::kWinograd) || (!wanted && !winograd_enabled())) {
     return nullptr;
   }
-  const auto taps = dense_3x3(direct);
-  if (!taps) return nullptr;
-  const GatherPlan& d = direct.plan;
-  const int64_t tiles_y = parts(d.grid[1], 4), tiles_x = parts(d.grid[2], 4);
-  if (!wanted) {
-    // In multiply-adds of one vector, as measured: products, transformed weights, and a transform per run of tiles.
-    const auto lanes = static_cast<double>(k.lanes);
-    const double rows = static_cast<double>(d.rows), channels = static_cast<double>(d.channels);
-    const double batch = static_cast<double>(d.batch);
-    const double direct_cost = rows * channels * (9 * batch * static_cast<double>(d.grid[1] * d.grid[2]) / lanes + 5);
-    const double tiles = batch * static_cast<double>(tiles_y * tiles_x);
-    const double transforms = batch * static_cast<double>(tiles_y * parts(tiles_x, k.lanes));
-    const double cost =
-        rows * channels * (43 * tiles / lanes + 70 * 16 / lanes) + transforms * (600 * channels + 500 * rows);
-    if (channels < 8 || rows < 8 || cost > 0.8 * direct_cost) return nullptr;
-  }
-
-  auto made = std::make_unique<Winograd>(k);
-  Winograd& result = *made;
-  WinogradPlan& plan = result.plan;
-  result.gather.plan = d;
-  GatherPlan& g = result.gather.plan;
-  plan.height = d.grid[1];
-  plan.width = d.grid[2];
-  std::copy(taps->begin(), taps->end(), plan.tap_of);
-  g.grid[1] = tiles_y;
-  g.grid[2] = tiles_x;
-  g.stride[1] = g.stride[2] = 4;
-  std::array<int64_t, 3> low = direct.shifts[0];
-  for (const auto& s : direct.shifts) {
-    for (int i = 0; i < 3; ++i) low[i] = std::min(low[i], s[i]);
-  }
-  for (int64_t y = 0; y < 6; ++y) {
-    for (int64_t x = 0; x < 6; ++x) {
-      result.gather.shifts.push_back({0, low[1] + y, low[2] + x});
-      result.gather.tap_weight.push_back(0);
+  if (pass == Pass::kWeight) {
+    auto made = std::make_unique<WinogradGradient>(k);
+    WinogradPlan& plan = made->plan;
+    if (!describe(problem, pass, plan, made->tap_of)) return nullptr;
+    if (!wanted && (plan.in.lanes < 8 || plan.out.lanes < 8)) return nullptr;
+    static const int64_t kTiles = getenv("WT") ? atoi(getenv("WT")) : 96;
+    static const int64_t kPass = getenv("WB") ? atoi(getenv("WB")) : 8;
+    set_boxes(plan, kTiles);
+    const int64_t both = plan.groups * (chunks(plan) + out_chunks(plan)) * plan.chunk_size * 4;
+    made->boxes_at_once = std::clamp<int64_t>((kPass << 20) / both, 1, box_count(plan));
+    made->x_bytes = made->boxes_at_once * plan.groups * chunks(plan) * plan.chunk_size * 4;
+    made->y_bytes = made->boxes_at_once * plan.groups * out_chunks(plan) * plan.chunk_size * 4;
+    if (made->boxes_at_once < box_count(plan)) {
+      made->sum_bytes =
+          plan.groups * chunks(plan) * panels(plan) * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4;
     }
+    lay_out(plan, true, false, k);
+    plan.tap_of = made->tap_of.data();
+    return made;
   }
-  Blocking blocking = {};
-  blocking.panel = true;
-  blocking.depth = 8 * 36;
-  const int64_t threads = thread_count(), tiles = d.batch * tiles_y * tiles_x * d.groups;
-  // Whole sweeps of the microkernel; transformed inputs of a few megabytes at most.
-  const int64_t sweep = k.vectors * k.lanes;
-  blocking.pixels = std::clamp<int64_t>((int64_t{1} << 20) / (36 * 4 * g.channels), sweep, 7 * k.lanes);
-  blocking.pixels = std::clamp<int64_t>(parts(tiles, 2 * threads), std::min(k.lanes, blocking.pixels), blocking.pixels);
-  if (!lay_out(result.gather, blocking, k)) return nullptr;
-  const int64_t columns = g.box[0] * g.box[2] * g.box[3];
-  const int64_t row_blocks = parts(winograd_rows(g, k), k.row_block), boxes = box_count(g) * g.groups;
-  g.row_split = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, boxes), 1, row_blocks);
-  plan.pitch = spread(columns + 2 * k.lanes, k);
-  plan.row_chunk = std::min<int64_t>(64, parts(g.rows, k.row_block) * k.row_block);
-  result.channel_offset.resize(g.channels);
-  for (int64_t c = 0; c < g.channels; ++c) result.channel_offset[c] = static_cast<int32_t>(c * plan.pitch);
-  plan.input_step = spread(g.channels * plan.pitch, k);
-  plan.product_step = spread(plan.row_chunk * plan.pitch, k);
-  plan.shared_size = aligned((36 * plan.input_step + 4 * k.lanes) * 4) / 4;
-  plan.at_inputs = g.at_panel;
-  plan.at_products = plan.at_inputs + aligned((36 * plan.input_step + 4 * k.lanes) * 4);
-  plan.at_strip = plan.at_products + aligned((36 * plan.product_step + 4 * k.lanes) * 4);
-  g.at_runs = plan.at_strip + aligned(16 * (g.box[3] + 2 * k.lanes) * 4);
-  g.scratch = g.at_runs + aligned(g.box[0] * g.box[2] * static_cast<int64_t>(sizeof(Run)));
-  if (g.scratch > kPackedBytes / 2) return nullptr;
-  result.gather.point();
-  plan.channel_offset = result.channel_offset.data();
-  plan.gather = g;
+  auto made = std::make_unique<Winograd>(k);
+  WinogradPlan& plan = made->plan;
+  if (!describe(problem, pass, plan, made->tap_of)) return nullptr;
+  if (!wanted && (plan.in.lanes < 8 || plan.out.lanes < 8)) return nullptr;
+  const int64_t threads = thread_count();
+  static const int64_t kTiles = getenv("WT") ? atoi(getenv("WT")) : 96;
+  static const int64_t kPacked = getenv("WP") ? atoi(getenv("WP")) : 12;
+  set_boxes(plan, kTiles);
+  const int64_t boxes = box_count(plan) * plan.groups;
+  plan.row_shares = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, boxes), 1, panels(plan));
+  if (plan.row_shares > 1) made->input_bytes = boxes * chunks(plan) * plan.chunk_size * 4;
+  const int64_t weights = plan.groups * panels(plan) * chunks(plan) * kWinogradProducts * kWinogradWeights * 4;
+  if (boxes > 2 && weights <= (kPacked << 20)) made->weight_bytes = weights;
+  lay_out(plan, made->weight_bytes == 0, made->input_bytes == 0, k);
+  plan.tap_of = made->tap_of.data();
   return made;
 }
 

@@ -1,263 +1,562 @@
-// Winograd's minimal filtering: transform weights and inputs, multiply by elements, transform back.
+// Winograd's minimal filtering: transform weights and inputs, multiply by elements, transform back. Lanes are channels,
+// so that every tile costs the same wherever it stands.
 #pragma once
 
-#include "conv_gather.h"
 #include "conv_plan.h"
+#include "conv_tile.h"
+#include "simd.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-// F(4, 3) by Toom and Cook: polynomials are multiplied by their values at 0, 1, -1, 1/2, -2 and infinity, which keeps
-// the rounding error below that of the usual points 0, 1, -1, 2, -2.
-struct Points {
-  double input[6][6] = {};   // B^T
-  double weight[6][3] = {};  // G
-  double output[4][6] = {};  // A^T
+// The matrices --------------------------------------------------------------------------------------------------------
+
+constexpr int kTile = kWinogradTile;
+constexpr int kProducts = kWinogradProducts;
+
+template <int kRows, int kColumns>
+struct Matrix {
+  double at[kRows][kColumns] = {};
 };
 
-constexpr Points make_points() {
-  constexpr double at[5] = {0, 1, -1, 0.5, -2};
-  Points p;
-  for (int i = 0; i < 6; ++i) {
-    // Coefficients of the product of (x - at[j]) over the other points.
-    double poly[6] = {1};
-    int degree = 0;
-    double norm = 1;
-    for (int j = 0; j < 5; ++j) {
-      if (j == i) continue;
-      if (i < 5) norm *= at[i] - at[j];
-      ++degree;
-      for (int d = degree; d >= 0; --d) poly[d] = (d > 0 ? poly[d - 1] : 0) - at[j] * (d < degree ? poly[d] : 0);
-    }
-    for (int d = 0; d < 6; ++d) p.input[i][d] = poly[d];
+// F(m, r) by Toom and Cook: polynomials are multiplied by their values at 0, 1, -1, 1/2, -2 and infinity, which keeps
+// the rounding error below that of the usual points 0, 1, -1, 2, -2.
+constexpr double kPoints[kTile - 1] = {0, 1, -1, 0.5, -2};
+
+// A^T (m x 6): row d has the points' powers of d.
+template <int kOutputs>
+constexpr Matrix<kOutputs, kTile> output_matrix() {
+  Matrix<kOutputs, kTile> m;
+  for (int i = 0; i < kTile - 1; ++i) {
     double power = 1;
-    for (int d = 0; d < 4; ++d) {
-      if (d < 3) p.weight[i][d] = i < 5 ? power / norm : (d == 2 ? 1 : 0);
-      p.output[d][i] = i < 5 ? power : (d == 3 ? 1 : 0);
-      if (i < 5) power *= at[i];
-    }
+    for (int d = 0; d < kOutputs; ++d, power *= kPoints[i]) m.at[d][i] = power;
   }
-  return p;
+  m.at[kOutputs - 1][kTile - 1] = 1;
+  return m;
 }
 
-constexpr Points kPoints = make_points();
+// G (6 x r): the values at the points, over the product of their distances.
+template <int kTaps>
+constexpr Matrix<kTile, kTaps> kernel_matrix() {
+  Matrix<kTile, kTaps> m;
+  for (int i = 0; i < kTile - 1; ++i) {
+    double value = 1;
+    for (int j = 0; j < kTile - 1; ++j) value /= j == i ? 1 : kPoints[i] - kPoints[j];
+    for (int d = 0; d < kTaps; ++d, value *= kPoints[i]) m.at[i][d] = value;
+  }
+  m.at[kTile - 1][kTaps - 1] = 1;
+  return m;
+}
 
-// out[i] = sum over j of matrix[i][j] * in[j], zeros left out; all is constant but the vectors.
+// B^T (6 x 6): row i has the coefficients of the product of (x - point) over the other points.
+constexpr Matrix<kTile, kTile> input_matrix() {
+  Matrix<kTile, kTile> m;
+  for (int i = 0; i < kTile; ++i) {
+    double* poly = m.at[i];
+    poly[0] = 1;
+    int degree = 0;
+    for (int j = 0; j < kTile - 1; ++j) {
+      if (j == i) continue;
+      ++degree;
+      for (int d = degree; d >= 0; --d) poly[d] = (d > 0 ? poly[d - 1] : 0) - kPoints[j] * poly[d];
+    }
+  }
+  return m;
+}
+
+template <int kOutputs>
+constexpr Matrix<kOutputs, kTile> kOutput = output_matrix<kOutputs>();
+template <int kTaps>
+constexpr Matrix<kTile, kTaps> kKernel = kernel_matrix<kTaps>();
+constexpr Matrix<kTile, kTile> kInput = input_matrix();
+
+// out[i] = sum over j of m[i][j] * in[j], zeros left out; all is constant but the vectors.
 template <int kOut, int kIn, typename V>
-inline __attribute__((always_inline)) void transform(const double (&matrix)[kOut][kIn], const V* in, int in_step,
-                                                     V* out, int out_step) {
-  typedef decltype(V{}[0] + V{}[0]) Scalar;
+inline __attribute__((always_inline)) void transform_1d(const Matrix<kOut, kIn>& m, const V (&in)[kIn],
+                                                        V (&out)[kOut]) {
   CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
     V sum = V{};
     bool first = true;
     CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) {
-      const Scalar m = static_cast<Scalar>(matrix[i][j]);
-      if (m == 0) continue;
-      const V x = in[j * in_step];
-      const V term = m == 1 ? x : (m == -1 ? -x : x * m);
+      const float value = static_cast<float>(m.at[i][j]);
+      if (value == 0) continue;
+      const V term = value == 1 ? in[j] : (value == -1 ? -in[j] : in[j] * value);
       sum = first ? term : sum + term;
       first = false;
     }
-    out[i * out_step] = sum;
+    out[i] = sum;
   }
 }
 
-// Transformed weights: [group][row block][36][channel][row of the block], with room after each of the 36 so that they
-// do not meet in the cache; a task is a row block.
-inline int64_t winograd_unit(const GatherPlan& p) {
-  return p.channels * kRowBlock + 16;
+// M X M^T of kLanes squares X, element (i, j) of which stands at i * row + j * column.
+template <int kOut, int kIn>
+inline __attribute__((always_inline)) void transform_2d(const Matrix<kOut, kIn>& m, const float* from, int64_t row,
+                                                        int64_t column, float* to, int64_t to_row, int64_t to_column) {
+  typedef typename Simd<float>::Vec V;
+  V half[kIn][kOut];  // transposed
+  CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) {
+    V in[kIn];
+    CONVARITH_UNROLL for (int i = 0; i < kIn; ++i) in[i] = load(from + i * row + j * column);
+    transform_1d(m, in, half[j]);
+  }
+  CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
+    V in[kIn], out[kOut];
+    CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) in[j] = half[j][i];
+    transform_1d(m, in, out);
+    CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) store(to + i * to_row + j * to_column, out[j]);
+  }
 }
 
+// Cells ---------------------------------------------------------------------------------------------------------------
+
+constexpr int kCellLanes = Simd<float>::kLanes;
+
+// Some lanes of a rectangle of cells of one image and group.
+struct Cells {
+  int64_t lane, lanes;  // first, and how many of kCellLanes there are
+  int64_t first[2], size[2];
+};
+
+// Of a lane: its channel and its residues.
+struct Lane {
+  int64_t channel, residue[2];
+};
+
+inline Lane lane_at(const WinogradSide& s, int64_t lane) {
+  const int64_t residues = s.step[0] * s.step[1];
+  return {lane / residues, {lane % residues / s.step[1], lane % s.step[1]}};
+}
+
+// The lanes are channels, and cells are elements that follow each other.
 template <typename T>
-void winograd_pack(const WinogradPlan& plan, const void* from, void* to, int64_t begin, int64_t end) {
-  typedef typename SumOf<T>::type Sum;
-  typedef typename Simd<Sum>::Vec V;
-  const GatherPlan& p = plan.gather;
-  const int64_t blocks = block_count(p.rows, kRowBlock), unit = winograd_unit(p);
-  constexpr int kAtOnce = 16;                                // channels
-  constexpr int kPerVector = Simd<Sum>::kLanes / kRowBlock;  // channels
-  constexpr int kTap = kAtOnce * kRowBlock;
-  Sum taps_of[9 * kTap] = {};  // [tap][channel][row]
-  bool dense = true;
-  for (int t = 0; t < 9; ++t) dense = dense && plan.tap_of[t] >= 0 && plan.tap_of[t] < 9;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / blocks, row = block_begin(task % blocks, p.rows, blocks);
-    const int64_t rows = block_begin(task % blocks + 1, p.rows, blocks) - row;
-    const T* w = static_cast<const T*>(from) + g * p.w_group + row * p.w_row;
-    Sum* packed = static_cast<Sum*>(to) + task * 36 * unit;
-    for (int64_t c = 0; c < p.channels; c += kPerVector) {
-      if (c % kAtOnce == 0) {
-        for (int64_t i = 0; i < least<int64_t>(kAtOnce, p.channels - c); ++i) {
-          const T* next = w + (c + i) * p.w_channel;
-          if (dense) {  // in the order of memory
-            transpose(next, p.w_row, rows, 9, taps_of + i * kRowBlock, kTap);
-            continue;
-          }
-          for (int t = 0; t < 9; ++t) {
-            for (int64_t r = 0; r < rows; ++r) {
-              taps_of[t * kTap + i * kRowBlock + r] = widen(next[plan.tap_of[t] + r * p.w_row]);
-            }
-          }
-        }
-      }
-      V taps[9], half[18], full[36];
-      for (int t = 0; t < 9; ++t) {
-        taps[t] = load(taps_of + (dense ? plan.tap_of[t] : t) * kTap + c % kAtOnce * kRowBlock);
-      }
-      CONVARITH_UNROLL for (int j = 0; j < 3; ++j) transform(kPoints.weight, taps + j, 3, half + j, 3);
-      CONVARITH_UNROLL for (int i = 0; i < 6; ++i) transform(kPoints.weight, half + 3 * i, 1, full + 6 * i, 1);
-      if (rows == kRowBlock) {  // past the last channel, into the room after it
-        CONVARITH_UNROLL for (int i = 0; i < 36; ++i) store(packed + i * unit + c * kRowBlock, full[i]);
+inline bool plain_cells(const WinogradSide& s) {
+  return sizeof(T) == sizeof(float) && s.step[0] == 1 && s.step[1] == 1 && s.axis[1] == 1;
+}
+
+inline void clear(float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = 0;
+}
+
+// Cells as [y][x][lane]; `line` has room for a row of them, lane by lane.
+template <typename T>
+void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* line, float* cells) {
+  const int64_t width = c.size[1];
+  const bool plain = plain_cells<T>(s);
+  for (int64_t y = 0; y < c.size[0]; ++y) {
+    float* row = cells + y * width * kCellLanes;
+    if (plain || (s.channel == 1 && s.step[0] == 1 && s.step[1] == 1)) {
+      const int64_t y_in = c.first[0] + y + s.first[0];
+      int64_t begin = 0, end = 0;
+      if (y_in >= 0 && y_in < s.extent[0]) inside(c.first[1], 1, s.first[1], s.extent[1], width, &begin, &end);
+      clear(row, begin * kCellLanes);
+      clear(row + end * kCellLanes, (width - end) * kCellLanes);
+      if (begin == end) continue;
+      const T* from = image + c.lane * s.channel + y_in * s.axis[0] + (c.first[1] + begin + s.first[1]) * s.axis[1];
+      float* to = row + begin * kCellLanes;
+      if (plain) {
+        transpose(from, s.channel, c.lanes, end - begin, to, kCellLanes);
         continue;
       }
-      for (int64_t j = 0; j < least<int64_t>(kPerVector, p.channels - c); ++j) {
-        for (int i = 0; i < 36; ++i) {
-          for (int64_t r = 0; r < rows; ++r) packed[i * unit + (c + j) * rows + r] = full[i][j * kRowBlock + r];
+      for (int64_t x = begin; x < end; ++x, from += s.axis[1], to += kCellLanes) copy_run(from, 1, c.lanes, to);
+      continue;
+    }
+    for (int64_t l = 0; l < c.lanes; ++l) {
+      const Lane lane = lane_at(s, c.lane + l);
+      float* to = line + l * width;
+      const int64_t y_in = (c.first[0] + y) * s.step[0] + lane.residue[0] + s.first[0];
+      const int64_t shift = lane.residue[1] + s.first[1];
+      int64_t begin = 0, end = 0;
+      if (y_in >= 0 && y_in < s.extent[0]) {
+        inside(c.first[1], s.step[1], shift, s.extent[1], width, &begin, &end);
+      }
+      clear(to, begin);
+      clear(to + end, width - end);
+      copy_run(
+          image + lane.channel * s.channel + y_in * s.axis[0] + ((c.first[1] + begin) * s.step[1] + shift) * s.axis[1],
+          s.step[1] * s.axis[1], end - begin, to + begin);
+    }
+    transpose(line, width, c.lanes, width, row, kCellLanes);
+  }
+}
+
+// And back, those that have an element.
+template <typename T>
+void store_cells(const WinogradSide& s, const float* cells, const Cells& c, float* line, T* image) {
+  const int64_t width = c.size[1];
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (plain_cells<T>(s)) {
+      const bool one_run = width == s.axis[0];
+      const int64_t length = one_run ? c.size[0] * width : width;
+      for (int64_t y = 0; y < (one_run ? 1 : c.size[0]); ++y) {
+        transpose(cells + y * width * kCellLanes, kCellLanes, length, c.lanes,
+                  image + c.lane * s.channel + (c.first[0] + y) * s.axis[0] + c.first[1], s.channel);
+      }
+      return;
+    }
+  }
+  for (int64_t y = 0; y < c.size[0]; ++y) {
+    transpose(cells + y * width * kCellLanes, kCellLanes, width, c.lanes, line, width);
+    for (int64_t l = 0; l < c.lanes; ++l) {
+      const Lane lane = lane_at(s, c.lane + l);
+      const int64_t y_out = (c.first[0] + y) * s.step[0] + lane.residue[0] + s.first[0];
+      if (y_out < 0 || y_out >= s.extent[0]) continue;
+      const int64_t shift = lane.residue[1] + s.first[1], step = s.step[1] * s.axis[1];
+      int64_t begin, end;
+      inside(c.first[1], s.step[1], shift, s.extent[1], width, &begin, &end);
+      T* to = image + lane.channel * s.channel + y_out * s.axis[0] + (c.first[1] * s.step[1] + shift) * s.axis[1];
+      for (int64_t x = begin; x < end; ++x) narrow(line[l * width + x], to[x * step]);
+    }
+  }
+}
+
+// Tiles ---------------------------------------------------------------------------------------------------------------
+
+struct TileBox {
+  int64_t first[3], size[3];  // images, rows, columns
+};
+
+inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
+  const int64_t m = kTile + 1 - p.taps;
+  const int64_t extent[3] = {p.batch, block_count(p.cells[0], m), block_count(p.cells[1], m)};
+  TileBox b;
+  for (int i = 2; i >= 0; --i) {
+    b.first[i] = index % p.boxes[i] * p.box[i];
+    b.size[i] = least(p.box[i], extent[i] - b.first[i]);
+    index /= p.boxes[i];
+  }
+  return b;
+}
+
+// A chunk of lanes of a box's inputs, transformed: [product][tile][lane of the chunk]. Tiles of kWindow x kWindow cells
+// stand `step` apart.
+template <typename T, int kWindow>
+void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Matrix<kTile, kWindow>& m, int64_t step,
+                      const TileBox& b, int64_t chunk, const T* in, char* scratch, float* to) {
+  float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
+  float* line = reinterpret_cast<float*>(scratch + p.at_line);
+  const int64_t tiles = b.size[1] * b.size[2];
+  const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
+  const int64_t last = least(s.lanes, (chunk + 1) * kWinogradChunk);
+  for (int64_t image = 0; image < b.size[0]; ++image) {
+    for (int64_t lane = chunk * kWinogradChunk; lane < last; lane += kCellLanes) {
+      const Cells c = {lane,
+                       least<int64_t>(kCellLanes, last - lane),
+                       {b.first[1] * step, b.first[2] * step},
+                       {(b.size[1] - 1) * step + kWindow, (b.size[2] - 1) * step + kWindow}};
+      load_cells(s, in + (b.first[0] + image) * s.batch, c, line, cells);
+      float* column = to + image * tiles * kWinogradChunk + lane % kWinogradChunk;
+      for (int64_t y = 0; y < b.size[1]; ++y) {
+        for (int64_t x = 0; x < b.size[2]; ++x, column += kWinogradChunk) {
+          transform_2d(m, cells + (y * c.size[1] + x) * step * kCellLanes, c.size[1] * kCellLanes, kCellLanes, column,
+                       kTile * apart, apart);
         }
       }
     }
   }
 }
 
-// Four vectors, interleaved: to[4 * i + j] = v[j][i].
-template <typename T>
-inline void store_interleaved(const typename Simd<T>::Vec* v, T* to) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  if constexpr (sizeof(T) == 4) {
-    typedef typename Simd<T>::Vec V;
-    typedef int32_t I __attribute__((vector_size(CONVARITH_BYTES)));
-    I lo, hi;
-    for (int i = 0; i < kLanes; ++i) {
-      lo[i] = i / 2 + (i % 2) * kLanes;
-      hi[i] = lo[i] + kLanes / 2;
-    }
-    const V a = __builtin_shuffle(v[0], v[2], lo), b = __builtin_shuffle(v[0], v[2], hi);
-    const V c = __builtin_shuffle(v[1], v[3], lo), d = __builtin_shuffle(v[1], v[3], hi);
-    store(to, __builtin_shuffle(a, c, lo));
-    store(to + kLanes, __builtin_shuffle(a, c, hi));
-    store(to + 2 * kLanes, __builtin_shuffle(b, d, lo));
-    store(to + 3 * kLanes, __builtin_shuffle(b, d, hi));
-  } else {
-    for (int i = 0; i < kLanes; ++i) {
-      for (int j = 0; j < 4; ++j) to[4 * i + j] = v[j][i];
+// A panel of rows of a box's outputs, out of their products.
+template <typename T, int kTaps>
+void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, const float* products, char* scratch,
+                       T* out) {
+  constexpr int kOutputs = kTile + 1 - kTaps;
+  float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
+  float* line = reinterpret_cast<float*>(scratch + p.at_line);
+  const int64_t tiles = b.size[1] * b.size[2], apart = p.box_tiles * kWinogradPanel + kWinogradApart;
+  const int64_t last = least(p.out.lanes, (panel + 1) * kWinogradPanel);
+  for (int64_t lane = panel * kWinogradPanel; lane < last; lane += kCellLanes) {
+    Cells c = {lane, least<int64_t>(kCellLanes, last - lane), {b.first[1] * kOutputs, b.first[2] * kOutputs}, {}};
+    for (int i = 0; i < 2; ++i) c.size[i] = least(b.size[i + 1] * kOutputs, p.cells[i] - c.first[i]);
+    for (int64_t image = 0; image < b.size[0]; ++image) {
+      const float* first = products + image * tiles * kWinogradPanel + lane % kWinogradPanel;
+      // What a tile has past the last column stands where rows below begin: tiles from right to left write it before
+      // those rows' own.
+      for (int64_t y = 0; y < b.size[1]; ++y) {
+        for (int64_t x = b.size[2] - 1; x >= 0; --x) {
+          transform_2d(kOutput<kOutputs>, first + (y * b.size[2] + x) * kWinogradPanel, kTile * apart, apart,
+                       cells + (y * c.size[1] + x) * kOutputs * kCellLanes, c.size[1] * kCellLanes, kCellLanes);
+        }
+      }
+      store_cells(p.out, cells, c, line, out + (b.first[0] + image) * p.out.batch);
     }
   }
 }
 
-// A task: a box of tiles of one group.
-template <typename T>
-void winograd(const WinogradPlan& plan, const void* in_data, const void* packed, void* out_data, char* scratch,
-              int64_t begin, int64_t end) {
-  typedef typename SumOf<T>::type Sum;
-  typedef typename Simd<Sum>::Vec V;
-  constexpr int kLanes = Simd<Sum>::kLanes;
-  const GatherPlan& p = plan.gather;
-  Sum* tile = reinterpret_cast<Sum*>(scratch + p.at_tile);
-  Sum* inputs = reinterpret_cast<Sum*>(scratch + plan.at_inputs);      // [36][channel][tile]
-  Sum* products = reinterpret_cast<Sum*>(scratch + plan.at_products);  // [36][row of the chunk][tile]
-  Sum* strip = reinterpret_cast<Sum*>(scratch + plan.at_strip);
-  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
-  const int64_t pitch = plan.pitch, blocks = block_count(p.rows, kRowBlock), unit = winograd_unit(p);
+// Weights -------------------------------------------------------------------------------------------------------------
 
+// The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel].
+template <typename T, int kTaps>
+void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
+  constexpr int kSquare = kTaps * kTaps;
+  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
+  float taps[kSquare * kCellLanes] = {};
+  const int64_t in_residues = p.in.step[0] * p.in.step[1], out_residues = p.out.step[0] * p.out.step[1];
+  const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
+  const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
+  // Channels whose kernels follow each other in memory are read together.
+  const int64_t at_once = p.whole_kernel && p.w_in == p.kernel ? 16 : 1;
+  for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
+    const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
+    int64_t loaded = -1;
+    for (int64_t lane = chunk * kWinogradChunk; lane < last; ++lane) {
+      const int64_t channel = lane / in_residues;
+      const int32_t* tap_of = p.tap_of + lane % in_residues * out_residues * kSquare;
+      if (p.whole_kernel && out_residues == 1) {
+        if (loaded < 0 || channel >= loaded + at_once) {
+          loaded = channel;
+          const int64_t count = least(at_once, p.in.channels - channel) * p.kernel;
+          transpose(w + row * p.w_out + channel * p.w_in, p.w_out, rows, count, kernels, kCellLanes);
+        }
+        const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
+        for (int t = 0; t < kSquare; ++t) {
+          store(taps + t * kCellLanes, tap_of[t] < 0 ? Simd<float>::Vec{} : load(kernel + tap_of[t] * kCellLanes));
+        }
+      } else {
+        for (int64_t r = 0; r < rows; ++r) {
+          const T* kernel = w + (row + r) / out_residues * p.w_out + channel * p.w_in;
+          const int32_t* tap = tap_of + (row + r) % out_residues * kSquare;
+          for (int t = 0; t < kSquare; ++t) taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t]]);
+        }
+      }
+      transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes,
+                   to + lane % kWinogradChunk * kWinogradPanel + row % kWinogradPanel, kTile * kWinogradWeights,
+                   kWinogradWeights);
+    }
+  }
+}
+
+// And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Sums of the passes
+// over the boxes are kept in `sums`.
+template <typename T, int kTaps>
+void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, float* sums,
+                    char* scratch, T* w) {
+  constexpr int kSquare = kTaps * kTaps;
+  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel of the chunk][tap][row]
+  const int64_t residues = p.in.step[0] * p.in.step[1], first = chunk * kWinogradChunk;
+  const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
+  const int64_t last = least(p.in.lanes, first + kWinogradChunk);
+  const bool add = p.box_begin > 0, done = p.box_end == p.boxes[0] * p.boxes[1] * p.boxes[2];
+  // Whole kernels, which follow each other in memory, are stored together.
+  const bool whole =
+      sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % residues == 0;
+  float taps[kSquare * kCellLanes];
+  for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
+    const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
+    for (int64_t lane = first; lane < last; ++lane) {
+      transform_2d(kOutput<kTaps>, products + (lane - first) * kWinogradPanel + row % kWinogradPanel,
+                   kTile * kWinogradWeights, kWinogradWeights, taps, kTaps * kCellLanes, kCellLanes);
+      const int32_t* tap_of = p.tap_of + lane % residues * kSquare;
+      for (int t = 0; t < kSquare; ++t) {
+        float* sum = sums + ((lane - first) * kSquare + t) * kWinogradPanel + row % kWinogradPanel;
+        float* tap = taps + t * kCellLanes;
+        if (add) store(tap, load(tap) + load(sum));
+        if (!done) {
+          store(sum, load(tap));
+        } else if (tap_of[t] >= 0 && whole) {
+          store(kernels + ((lane - first) / residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
+        } else if (tap_of[t] >= 0) {
+          T* to = w + row * p.w_out + lane / residues * p.w_in + tap_of[t];
+          for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
+        }
+      }
+    }
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (done && whole) {
+        transpose(kernels, kCellLanes, (last - first) / residues * p.kernel, rows,
+                  w + row * p.w_out + first / residues * p.w_in, p.w_out);
+      }
+    }
+  }
+}
+
+// Products ------------------------------------------------------------------------------------------------------------
+
+constexpr int kProductRows = CONVARITH_REGISTERS >= 32 ? 13 : 6;
+constexpr int kProductVectors = 2;
+
+// sums[r][x] (+)= sum over k of a[r * kRowStep + k * kDepthStep] * b[k * kPitch + x], r < kRows, x < kVecs vectors.
+template <int kRows, int kVecs, int kRowStep, int kDepthStep, int kPitch>
+void multiply_sweep(int64_t depth, const float* a, const float* b, float* sums, bool add) {
+  typedef typename Simd<float>::Vec V;
+  V acc[kRows][kVecs];
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = V{};
+  }
+  for (int64_t k = 0; k < depth; ++k, a += kDepthStep, b += kPitch) {
+    V x[kVecs];
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(b + j * kCellLanes);
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      const V v = a[r * kRowStep] - V{};
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] += v * x[j];
+    }
+  }
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+      float* out = sums + r * kWinogradPanel + j * kCellLanes;
+      store(out, add ? load(out) + acc[r][j] : acc[r][j]);
+    }
+  }
+}
+
+using MultiplySweep = void (*)(int64_t, const float*, const float*, float*, bool);
+
+template <int kVecs, int kRowStep, int kDepthStep, int kPitch, int kRows = kProductRows>
+MultiplySweep sweep_for(int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return sweep_for<kVecs, kRowStep, kDepthStep, kPitch, kRows - 1>(rows);
+  }
+  return multiply_sweep<kRows, kVecs, kRowStep, kDepthStep, kPitch>;
+}
+
+// One product of a panel: sums (rows x columns, kWinogradPanel apart) (+)= a b.
+template <int kRowStep, int kDepthStep, int kPitch>
+void multiply_panel(int64_t rows, int64_t columns, int64_t depth, const float* a, const float* b, float* sums,
+                    bool add) {
+  const int64_t blocks = block_count(rows, kProductRows);
+  for (int64_t column = 0; column < columns; column += kProductVectors * kCellLanes) {
+    const bool wide = columns - column > kCellLanes;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t row = block_begin(block, rows, blocks), count = block_begin(block + 1, rows, blocks) - row;
+      const auto sweep = wide ? sweep_for<kProductVectors, kRowStep, kDepthStep, kPitch>(count)
+                              : sweep_for<1, kRowStep, kDepthStep, kPitch>(count);
+      sweep(depth, a + row * kRowStep, b + column, sums + row * kWinogradPanel + column, add);
+    }
+  }
+}
+
+// Tasks ---------------------------------------------------------------------------------------------------------------
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// Calls body with r as a constant.
+template <typename Body>
+inline void with_taps(const WinogradPlan& p, const Body& body) {
+  switch (p.taps) {
+    case 2:
+      return body(Constant<2>{});
+    case 3:
+      return body(Constant<3>{});
+    case 4:
+      return body(Constant<4>{});
+    default:
+      return body(Constant<5>{});
+  }
+}
+
+template <typename T>
+void winograd_weights(const WinogradPlan& p, const void* w, void* weights, char* scratch, int64_t begin, int64_t end) {
+  const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t share = task % p.row_split, g = task / p.row_split % p.groups;
-    const Box b = box_at(p, task / p.row_split / p.groups);
-    const int64_t count = list_runs(p, b, runs), columns = box_pixels(b);
-    if (plan.stage != kFused) {
-      inputs = static_cast<Sum*>(plan.shared) + task / p.row_split * plan.shared_size;
-    }
-    const int64_t block_end = block_begin(share + 1, blocks, p.row_split);
+    const T* from = static_cast<const T*>(w) + task / chunks / panels * p.w_group;
+    float* to = static_cast<float*>(weights) + task * kProducts * kWinogradWeights;
+    with_taps(p, [&](auto taps) {
+      transform_weights<T, decltype(taps)::value>(p, task / chunks % panels, task % chunks, from, scratch, to);
+    });
+  }
+}
 
-    // In the first stage, tasks that share a box share its channels; in the others, its rows.
-    const int64_t channel_blocks = plan.stage == kProducts ? 0 : block_count(p.channels, p.channel_block);
-    const int64_t shares = plan.stage == kInputs ? p.row_split : 1, mine = plan.stage == kInputs ? share : 0;
-    for (int64_t cb = block_begin(mine, channel_blocks, shares); cb < block_begin(mine + 1, channel_blocks, shares);
-         ++cb) {
-      const int64_t c0 = cb * p.channel_block, channels = least(p.channel_block, p.channels - c0);
-      pad_tile(p, b, static_cast<const T*>(in_data), g, c0, channels, tile);
-      for (int64_t c = 0; c < channels; ++c) {
-        const int32_t* offset = p.offset + c * 36;
-        Sum* to = inputs + (c0 + c) * pitch;
-        for (int64_t i = 0; i < count; ++i) {
-          // What a vector holds past its run is written again by the next run; past the last, the pitch has room.
-          for (int64_t x = 0; x < runs[i].length; x += kLanes) {
-            const Sum* from = tile + runs[i].source + x;
-            V half[36];
-            CONVARITH_UNROLL for (int j = 0; j < 6; ++j) {
-              V column[6];
-              CONVARITH_UNROLL for (int k = 0; k < 6; ++k) column[k] = load(from + offset[6 * k + j]);
-              transform(kPoints.input, column, 1, half + j, 6);
-            }
-            CONVARITH_UNROLL for (int k = 0; k < 6; ++k) {
-              V row[6];
-              transform(kPoints.input, half + 6 * k, 1, row, 1);
-              Sum* at = to + 6 * k * plan.input_step + runs[i].column + x;
-              CONVARITH_UNROLL for (int j = 0; j < 6; ++j) store(at + j * plan.input_step, row[j]);
-            }
-          }
-        }
-      }
-    }
+template <typename T>
+void winograd_inputs(const WinogradPlan& p, const void* in, void* inputs, char* scratch, int64_t begin, int64_t end) {
+  const int64_t chunks = block_count(p.in.lanes, kWinogradChunk);
+  for (int64_t task = begin; task < end; ++task) {
+    transform_inputs(p, p.in, kInput, kTile + 1 - p.taps, tile_box(p, p.box_begin + task / chunks / p.groups),
+                     task % chunks, static_cast<const T*>(in) + task / chunks % p.groups * p.in.group, scratch,
+                     static_cast<float*>(inputs) + task * p.chunk_size);
+  }
+}
 
-    if (plan.stage == kInputs) continue;
-    const Sum* weights = static_cast<const Sum*>(packed) + g * blocks * 36 * unit;
-    for (int64_t first = block_begin(share, blocks, p.row_split); first < block_end;
-         first += plan.row_chunk / kRowBlock) {
-      const int64_t last = least(block_end, first + plan.row_chunk / kRowBlock);
-      const int64_t row_begin = block_begin(first, p.rows, blocks), row_end = block_begin(last, p.rows, blocks);
-      for (int64_t i = 0; i < 36; ++i) {
-        const Sum* input = inputs + i * plan.input_step;
-        Sum* product = products + i * plan.product_step;
-        for (int64_t column = 0; column < columns;) {
-          const int64_t vectors = least<int64_t>(kVectors, block_count(columns - column, kLanes));
-          for (int64_t block = first; block < last; ++block) {
-            const int64_t row = block_begin(block, p.rows, blocks);
-            const int64_t rows = block_begin(block + 1, p.rows, blocks) - row;
-            multiply_for<Sum, false>(rows, vectors)(p.channels, weights + (block * 36 + i) * unit, input + column,
-                                                    plan.channel_offset, product + (row - row_begin) * pitch + column,
-                                                    pitch, false);
-          }
-          column += vectors * kLanes;
-        }
+// The outputs as the kernels that the weight's gradient has: tiles beside each other.
+template <typename T>
+void winograd_outputs(const WinogradPlan& p, const void* out, void* outputs, char* scratch, int64_t begin,
+                      int64_t end) {
+  const int64_t chunks = block_count(p.out.lanes, kWinogradChunk);
+  for (int64_t task = begin; task < end; ++task) {
+    with_taps(p, [&](auto taps) {
+      constexpr int kOutputs = kTile + 1 - decltype(taps)::value;
+      transform_inputs(p, p.out, kKernel<kOutputs>, kOutputs, tile_box(p, p.box_begin + task / chunks / p.groups),
+                       task % chunks, static_cast<const T*>(out) + task / chunks % p.groups * p.out.group, scratch,
+                       static_cast<float*>(outputs) + task * p.chunk_size);
+    });
+  }
+}
+
+template <typename T>
+void winograd(const WinogradPlan& p, const void* in, const void* w, const void* weights, const void* inputs, void* out,
+              char* scratch, int64_t begin, int64_t end) {
+  const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
+  const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
+  const int64_t products_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
+  float* products = reinterpret_cast<float*>(scratch + p.at_products);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t share = task % p.row_shares, g = task / p.row_shares % p.groups;
+    const TileBox b = tile_box(p, task / p.row_shares / p.groups);
+    const int64_t tiles = b.size[0] * b.size[1] * b.size[2];
+    const float* a = static_cast<const float*>(inputs) + task / p.row_shares * chunks * p.chunk_size;
+    if (!inputs) {
+      float* mine = reinterpret_cast<float*>(scratch + p.at_inputs);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        transform_inputs(p, p.in, kInput, kTile + 1 - p.taps, b, chunk, static_cast<const T*>(in) + g * p.in.group,
+                         scratch, mine + chunk * p.chunk_size);
       }
-      for (int64_t row = row_begin; row < row_end; ++row) {
-        T* out = static_cast<T*>(out_data) + g * p.out_group + row * p.out_channel;
-        const Sum* product = products + (row - row_begin) * pitch;
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t tile_y = b.first[2] + i % b.size[2], x_first = 4 * b.first[3];
-          const int64_t image = b.first[0] + i / b.size[2];
-          const int64_t height = least<int64_t>(4, plan.height - 4 * tile_y);
-          const int64_t width = least(4 * runs[i].length, plan.width - x_first);
-          const int64_t strip_pitch = 4 * (runs[i].length + kLanes);
-          for (int64_t x = 0; x < runs[i].length; x += kLanes) {
-            const Sum* from = product + runs[i].column + x;
-            V half[24];
-            CONVARITH_UNROLL for (int j = 0; j < 6; ++j) {
-              V column[6];
-              CONVARITH_UNROLL for (int k = 0; k < 6; ++k) {
-                column[k] = load(from + (6 * k + j) * plan.product_step);
-              }
-              transform(kPoints.output, column, 1, half + j, 6);
-            }
-            CONVARITH_UNROLL for (int k = 0; k < 4; ++k) {
-              V four[4];
-              transform(kPoints.output, half + 6 * k, 1, four, 1);
-              store_interleaved<Sum>(four, strip + k * strip_pitch + 4 * x);
-            }
+      a = mine;
+    }
+    const int64_t panel_end = block_begin(share + 1, panels, p.row_shares);
+    for (int64_t panel = block_begin(share, panels, p.row_shares); panel < panel_end; ++panel) {
+      const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel);
+      with_taps(p, [&](auto taps) {
+        constexpr int kTaps = decltype(taps)::value;
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          const float* b_chunk = static_cast<const float*>(weights) +
+                                 ((g * panels + panel) * chunks + chunk) * kProducts * kWinogradWeights;
+          if (!weights) {
+            float* mine = reinterpret_cast<float*>(scratch + p.at_weights);
+            transform_weights<T, kTaps>(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, mine);
+            b_chunk = mine;
           }
-          for (int64_t y = 0; y < height; ++y) {
-            T* to =
-                out + p.out_offset + image * p.out_batch + (4 * tile_y + y) * p.out_axis[1] + x_first * p.out_axis[2];
-            const Sum* from = strip + y * strip_pitch;
-            if (p.out_axis[2] == 1) {
-              for (int64_t x = 0; x < width; ++x) narrow(from[x], to[x]);
-            } else {
-              for (int64_t x = 0; x < width; ++x) narrow(from[x], to[x * p.out_axis[2]]);
-            }
+          const int64_t depth = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk);
+          for (int64_t i = 0; i < kProducts; ++i) {
+            multiply_panel<kWinogradChunk, 1, kWinogradPanel>(tiles, rows, depth, a + chunk * p.chunk_size + i * apart,
+                                                              b_chunk + i * kWinogradWeights,
+                                                              products + i * products_apart, chunk > 0);
           }
         }
+        transform_outputs<T, kTaps>(p, b, panel, products, scratch, static_cast<T*>(out) + g * p.out.group);
+      });
+    }
+  }
+}
+
+template <typename T>
+void winograd_gradient(const WinogradPlan& p, const void* inputs, const void* outputs, void* sums, void* w,
+                       char* scratch, int64_t begin, int64_t end) {
+  const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
+  const int64_t out_chunks = block_count(p.out.lanes, kWinogradChunk);
+  const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
+  float* products = reinterpret_cast<float*>(scratch + p.at_weights);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t g = task / panels / chunks, chunk = task / panels % chunks, panel = task % panels;
+    const int64_t lanes = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk);
+    const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel), row = panel * kWinogradPanel;
+    for (int64_t i = 0; i < kProducts; ++i) {
+      for (int64_t box = p.box_begin; box < p.box_end; ++box) {
+        const TileBox b = tile_box(p, box);
+        const int64_t at = (box - p.box_begin) * p.groups + g;
+        multiply_panel<1, kWinogradChunk, kWinogradChunk>(
+            lanes, rows, b.size[0] * b.size[1] * b.size[2],
+            static_cast<const float*>(inputs) + (at * chunks + chunk) * p.chunk_size + i * apart,
+            static_cast<const float*>(outputs) + (at * out_chunks + row / kWinogradChunk) * p.chunk_size + i * apart +
+                row % kWinogradChunk,
+            products + i * kWinogradWeights, box > p.box_begin);
       }
     }
+    with_taps(p, [&](auto taps) {
+      constexpr int kTaps = decltype(taps)::value;
+      float* sum = static_cast<float*>(sums) + task * kWinogradChunk * kWinogradPanel * kTaps * kTaps;
+      store_gradient<T, kTaps>(p, panel, chunk, products, sum, scratch, static_cast<T*>(w) + g * p.w_group);
+    });
   }
 }
 
