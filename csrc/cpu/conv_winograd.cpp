@@ -107,7 +107,7 @@ void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void*
     run(count * out_chunks(plan), tiles * plan.out.lanes * 100, [&](char* scratch, int64_t begin, int64_t end) {
       k.winograd_outputs(plan, y, outputs.get(), scratch, begin, end);
     });
-    run(plan.groups * chunks(plan) * panels(plan), tiles * kWinogradProducts * plan.in.lanes * plan.out.lanes,
+    run(plan.groups * chunks(plan) * plan.row_shares * panels(plan), tiles * kWinogradProducts * plan.in.lanes * plan.out.lanes,
         [&](char* scratch, int64_t begin, int64_t end) {
           k.winograd_gradient(plan, inputs.get(), outputs.get(), sums.get(), w, scratch, begin, end);
         });
@@ -235,8 +235,10 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
     made->boxes_at_once = std::clamp<int64_t>((kPass << 20) / both, 1, box_count(plan));
     made->x_bytes = made->boxes_at_once * plan.groups * chunks(plan) * plan.chunk_size * 4;
     made->y_bytes = made->boxes_at_once * plan.groups * out_chunks(plan) * plan.chunk_size * 4;
+    const int64_t tasks = plan.groups * chunks(plan) * panels(plan), threads = thread_count();
+    plan.row_shares = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, tasks), 1, 4);
     if (made->boxes_at_once < box_count(plan)) {
-      made->sum_bytes = plan.groups * chunks(plan) * panels(plan) * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4;
+      made->sum_bytes = tasks * plan.row_shares * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4;
     }
     lay_out(plan, true, false, k);
     plan.tap_of = made->tap_of.data();
@@ -249,7 +251,9 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
   const int64_t threads = thread_count();
   static const int64_t kTiles = getenv("WT") ? atoi(getenv("WT")) : 96;
   static const int64_t kPacked = getenv("WP") ? atoi(getenv("WP")) : 12;
-  set_boxes(plan, kTiles);
+  // Enough boxes for every thread, where panels are few.
+  const int64_t shares = parts(2 * threads, plan.groups * panels(plan));
+  set_boxes(plan, threads == 1 ? kTiles : std::clamp<int64_t>(parts(tile_count(plan), shares), 16, kTiles));
   const int64_t boxes = box_count(plan) * plan.groups;
   plan.row_shares = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, boxes), 1, panels(plan));
   if (plan.row_shares > 1) made->input_bytes = boxes * chunks(plan) * plan.chunk_size * 4;
