@@ -93,11 +93,11 @@ struct WinogradSide {
 struct WinogradPlan {
   WinogradSide in, out;  // what is transformed and what the products make; of the weight's gradient, x and y
   int64_t batch, groups;
-  int64_t taps;       // r
-  int64_t cells[2];   // of `out`: its extent in steps
-  int64_t box[3];     // tiles of a box: images, rows, columns
+  int64_t taps;      // r
+  int64_t cells[2];  // of `out`: its extent in steps
+  int64_t box[3];    // tiles of a box: images, rows, columns
   int64_t boxes[3];
-  int64_t box_tiles;  // room for a box's tiles
+  int64_t box_tiles;           // room for a box's tiles
   int64_t box_begin, box_end;  // of this pass over the boxes
   int64_t w_group, w_out, w_in;
   const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, or -1
@@ -138,8 +138,8 @@ struct ConvKernels {
                            int64_t end);
   void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, const void* weights, const void* inputs,
                    void* out, char* scratch, int64_t begin, int64_t end);
-  // The weight's gradient: adds the boxes of a pass to `sums` and stores them after the last; a task is a (group, chunk,
-  // share of the chunk, panel).
+  // The weight's gradient: adds the boxes of a pass to `sums` and stores them after the last; a task is a (group,
+  // chunk, share of the chunk, panel).
   void (*winograd_gradient)(const WinogradPlan& plan, const void* inputs, const void* outputs, void* sums, void* w,
                             char* scratch, int64_t begin, int64_t end);
 };

@@ -72,7 +72,8 @@ constexpr Matrix<kTile, kTile> kInput = input_matrix();
 
 // out[i] = sum over j of m[i][j] * in[j], zeros left out; all is constant but the vectors.
 template <int kOut, int kIn, typename V>
-inline __attribute__((always_inline)) void transform_1d(const Matrix<kOut, kIn>& m, const V (&in)[kIn], V (&out)[kOut]) {
+inline __attribute__((always_inline)) void transform_1d(const Matrix<kOut, kIn>& m, const V (&in)[kIn],
+                                                        V (&out)[kOut]) {
   CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
     V sum = V{};
     bool first = true;
@@ -170,9 +171,9 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
       }
       clear(to, begin);
       clear(to + end, width - end);
-      copy_run(image + lane.channel * s.channel + y_in * s.axis[0] +
-                   ((c.first[1] + begin) * s.step[1] + shift) * s.axis[1],
-               s.step[1] * s.axis[1], end - begin, to + begin);
+      copy_run(
+          image + lane.channel * s.channel + y_in * s.axis[0] + ((c.first[1] + begin) * s.step[1] + shift) * s.axis[1],
+          s.step[1] * s.axis[1], end - begin, to + begin);
     }
     transpose(line, width, c.lanes, width, row, kCellLanes);
   }
@@ -324,8 +325,8 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   }
 }
 
-// And back: `products` between lanes [first, last) and a panel, in the same order, to the weight's gradient. Sums of the
-// passes over the boxes are kept in `sums`.
+// And back: `products` between lanes [first, last) and a panel, in the same order, to the weight's gradient. Sums of
+// the passes over the boxes are kept in `sums`.
 template <typename T, int kTaps>
 void store_gradient(const WinogradPlan& p, int64_t panel, int64_t first, int64_t last, const float* products,
                     float* sums, char* scratch, T* w) {
@@ -335,7 +336,8 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t first, int64_t
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const bool add = p.box_begin > 0, done = p.box_end == p.boxes[0] * p.boxes[1] * p.boxes[2];
   // Whole kernels, which follow each other in memory, are stored together.
-  const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % residues == 0;
+  const bool whole =
+      sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % residues == 0;
   float taps[kSquare * kCellLanes];
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
@@ -506,8 +508,8 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
       with_taps(p, [&](auto taps) {
         constexpr int kTaps = decltype(taps)::value;
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const float* b_chunk =
-              static_cast<const float*>(weights) + ((g * panels + panel) * chunks + chunk) * kProducts * kWinogradWeights;
+          const float* b_chunk = static_cast<const float*>(weights) +
+                                 ((g * panels + panel) * chunks + chunk) * kProducts * kWinogradWeights;
           if (!weights) {
             float* mine = reinterpret_cast<float*>(scratch + p.at_weights);
             transform_weights<T, kTaps>(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, mine);
