@@ -193,35 +193,84 @@ def test_empty_batches_and_channels(shape):
 
 # Winograd ------------------------------------------------------------------------------------------------------------
 
-# N, C, K, height, width, padding, groups
+# N, C, K, height, width, kernel, stride, padding, groups
 WINOGRAD = [
-    (1, 64, 64, 28, 28, (1, 1, 1, 1), 1),
-    (3, 17, 33, 13, 7, (1, 1, 1, 1), 1),
-    (2, 8, 8, 1, 1, (1, 1, 1, 1), 1),
-    (2, 9, 70, 3, 50, (0, 0, 2, -1), 1),
-    (1, 256, 16, 14, 14, (1, 1, 1, 1), 1),
-    (2, 8, 12, 9, 9, (2, 0, 1, 1), 3),
-    (1, 1, 1, 6, 67, (1, 1, 1, 1), 1),
+    (1, 64, 64, 28, 28, (3, 3), (1, 1), (1, 1, 1, 1), 1),
+    (3, 17, 33, 13, 7, (3, 3), (1, 1), (1, 1, 1, 1), 1),
+    (2, 8, 8, 1, 1, (3, 3), (1, 1), (1, 1, 1, 1), 1),
+    (2, 9, 70, 3, 50, (3, 3), (1, 1), (0, 0, 2, -1), 1),
+    (1, 256, 16, 14, 14, (3, 3), (1, 1), (1, 1, 1, 1), 1),
+    (2, 8, 12, 9, 9, (3, 3), (1, 1), (2, 0, 1, 1), 3),
+    (1, 1, 1, 6, 67, (3, 3), (1, 1), (1, 1, 1, 1), 1),
+    (40, 20, 70, 30, 30, (3, 3), (1, 1), (1, 1, 1, 1), 1),  # many boxes; the gradient takes several passes
+    (2, 130, 40, 15, 14, (5, 5), (1, 1), (2, 2, 2, 2), 1),
+    (2, 10, 20, 20, 21, (2, 2), (1, 1), (1, 2, 0, 3), 1),
+    (2, 10, 20, 20, 21, (4, 4), (1, 1), (3, 2, 1, 3), 1),
+    (3, 20, 70, 16, 17, (4, 4), (2, 2), (1, 1, 1, 1), 1),
+    (2, 20, 30, 17, 16, (3, 3), (2, 2), (1, 1, 1, 1), 2),
+    (2, 10, 200, 5, 6, (4, 4), (2, 2), (-1, 2, 1, -1), 1),
+    (2, 10, 20, 9, 11, (5, 5), (3, 3), (2, 1, 1, 3), 1),  # a chunk of 64 lanes ends within a channel's 9 residues
+    (2, 10, 20, 20, 21, (5, 7), (2, 3), (1, 2, 0, 3), 1),
+    (1, 3, 33, 67, 59, (11, 11), (4, 4), (0, 0, 0, 0), 1),
 ]
 
 
-@pytest.mark.parametrize("case", WINOGRAD, ids=lambda case: "x".join(map(str, case[:5])))
-def test_winograd_stays_within_its_bound(case):
-    n, c, k, height, width, padding, groups = case
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("case", WINOGRAD, ids=lambda case: "x".join(map(str, case[:5])) + "-f%dx%d" % case[5])
+def test_winograd_stays_within_its_bound(case, memory):
+    n, c, k, height, width, kernel, stride, padding, groups = case
     generator = torch.Generator().manual_seed(7)
-    x = torch.randn(n, c * groups, height, width, generator=generator)
-    w = torch.randn(k * groups, c, 3, 3, generator=generator)
-    geometry = ((1, 1), padding, (1, 1), groups)
-    exact = by("reference", "conv", x.double(), w.double(), *geometry)
-    scale = by("reference", "conv", x.double().abs(), w.double().abs(), *geometry).max()
+    x = torch.randn(n, c * groups, height, width, generator=generator).to(memory_format=memory)
+    w = torch.randn(k * groups, c, *kernel, generator=generator)
+    geometry = (stride, padding, (1, 1), groups)
     y = by("winograd", "conv", x, w, *geometry)
-    assert (y - exact).abs().max() <= backends.WINOGRAD_BOUND * scale
-    gradient = torch.randn(y.shape, generator=generator)
-    size = (height, width)
-    exact = by("reference", "conv_transpose", gradient.double(), w.double(), size, *geometry)
-    scale = by("reference", "conv_transpose", gradient.double().abs(), w.double().abs(), size, *geometry).max()
-    dx = by("winograd", "conv_transpose", gradient, w, size, *geometry)
-    assert (dx - exact).abs().max() <= backends.WINOGRAD_BOUND * scale
+    gradient = torch.randn(y.shape, generator=generator).to(memory_format=memory)
+    for operator, a, b, *sizes in (
+        ("conv", x, w),
+        ("conv_transpose", gradient, w, (height, width)),
+        ("conv_weight", x, gradient, kernel),
+    ):
+        size = (*sizes, *geometry)
+        exact = by("panel" if operator != "conv_weight" else "outer", operator, a.double(), b.double(), *size)
+        scale = by("panel", operator, a.double().abs(), b.double().abs(), *size).max()
+        result = by("winograd", operator, a, b, *size)
+        assert (result - exact).abs().max() <= backends.WINOGRAD_BOUND * scale
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            assert torch.equal(by("winograd", operator, a, b, *size), result)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("layer", "products"),
+    [  # 36 for every tile, in channel and out channel
+        (dict(input_size=(4, 64, 56, 56), weight=(64, 64, 3, 3), padding=1), 4 * 14 * 14),
+        (dict(input_size=(8, 96, 27, 27), weight=(256, 96, 5, 5), padding=2), 8 * 14 * 14),
+        # 33 cells of 2 x 2, at the ends of which a phase has no output; 4 phases
+        (
+            dict(input_size=(8, 64, 64, 64), weight=(128, 64, 4, 4), stride=2, padding=1, operator="conv_transpose"),
+            8 * 7 * 7 * 4,
+        ),
+        (dict(input_size=(8, 256, 13, 13), weight=(384, 256, 3, 3), padding=1, operator="conv_weight"), 8 * 4 * 4),
+    ],
+    ids=["3x3", "5x5", "4x4-transposed", "3x3-gradient"],
+)
+def test_winograd_says_how_often_it_multiplies(layer, products):
+    kernel = tc.explain_kernel(**layer)
+    assert kernel.algorithm == "winograd"
+    assert kernel.multiplications == 36 * products * layer["weight"][0] * layer["weight"][1]
+    assert kernel.scratch_bytes <= 64 << 20
+
+
+def test_winograd_gradient_spreads_an_infinity_over_its_channels_only():
+    x, y = torch.ones(1, 16, 12, 12), torch.ones(1, 16, 12, 12)
+    x[0, 3, 5, 5] = float("inf")
+    dw = by("winograd", "conv_weight", x, y, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    assert not dw[:, 3].isfinite().any()
+    dw[:, 3] = 0
+    assert dw.isfinite().all()
 
 
 def test_winograd_is_a_switch():

@@ -1,11 +1,14 @@
 """Which kernels run: switches of the CPU's as torch.backends has them, and what would be chosen on either device.
 
-``winograd`` (default True): dense 3 x 3 convolutions of stride 1 in float32 and the half precisions may run by
-Winograd's F(4 x 4, 3 x 3) [Lavin & Gray 2015, arXiv:1509.09308], which multiplies a quarter as often and rounds
-differently. It is deterministic. Against float64 its largest error stays within ``WINOGRAD_BOUND`` of the largest
-magnitude that the sum could have had, ``conv(|x|, |w|)``; magnitudes near the largest float overflow earlier, and an
-infinity or a NaN in the input spreads over the 4 x 4 outputs of every tile that sees it. Weights that are not finite go
-to the plain kernels where there is padding. Switch it off for bitwise comparisons with the direct sum:
+``winograd`` (default True): convolutions over two axes without dilation whose kernels have 2 to 5 taps per step of the
+stride, their transposes and their weight gradients may run in float32 and the half precisions by Winograd's
+F(m x m, r x r), m + r = 7 [Lavin & Gray 2015, arXiv:1509.09308]: 36 products for m x m outputs of an r x r kernel, a
+quarter of the multiplications for 3 x 3. It is deterministic and rounds differently. Against float64 its largest error
+stays within ``WINOGRAD_BOUND`` of the largest magnitude that the sum could have had, ``conv(|x|, |w|)``; magnitudes near
+the largest float overflow earlier. An infinity or a NaN in the input spreads over the m x m cells of every tile that
+sees it (a cell is one output, or one for each phase of a transposed stride); in the weight's gradient, over all the
+taps between the channels that it meets. Weights that are not finite go to the plain kernels where there is padding.
+Switch it off for bitwise comparisons with the direct sum:
 
 >>> import torch_convarith as tc
 >>> tc.backends.winograd
@@ -32,7 +35,7 @@ from . import _ops
 from .geometry import Geometry
 
 WINOGRAD_BOUND = 1e-5
-"""Of ``|conv(x, w) - exact|`` in float32, relative to the largest entry of ``conv(|x|, |w|)``."""
+"""Of ``|conv(x, w) - exact|`` in float32, relative to the largest entry of ``conv(|x|, |w|)``; likewise of the others."""
 
 winograd: bool
 

@@ -107,7 +107,7 @@ struct WinogradPlan {
   const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, or -1
   int64_t kernel;         // the weight's taps, all residues together
   bool whole_kernel;      // they follow each other in memory
-  int64_t row_shares;     // tasks that share a box
+  int64_t row_shares;     // tasks that share a box; of the weight's gradient, a chunk and a panel
 
   int64_t chunk_size;  // elements of a chunk of a box's transformed inputs
   int64_t at_cells, at_line, at_inputs, at_weights, at_products, scratch;  // of a thread, in bytes
@@ -201,7 +201,7 @@ struct ConvKernels {
   void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, const void* weights, const void* inputs,
                    void* out, char* scratch, int64_t begin, int64_t end);
   // The weight's gradient: adds the boxes of a pass to `sums` and stores them after the last; a task is a (group,
-  // chunk, panel).
+  // chunk, share of the chunk, panel).
   void (*winograd_gradient)(const WinogradPlan& plan, const void* inputs, const void* outputs, void* sums, void* w,
                             char* scratch, int64_t begin, int64_t end);
   void (*depthwise)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,

@@ -107,8 +107,8 @@ void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void*
     run(count * out_chunks(plan), tiles * plan.out.lanes * 100, [&](char* scratch, int64_t begin, int64_t end) {
       k.winograd_outputs(plan, y, outputs.get(), scratch, begin, end);
     });
-    run(plan.groups * chunks(plan) * panels(plan), tiles * kWinogradProducts * plan.in.lanes * plan.out.lanes,
-        [&](char* scratch, int64_t begin, int64_t end) {
+    run(plan.groups * chunks(plan) * plan.row_shares * panels(plan),
+        tiles * kWinogradProducts * plan.in.lanes * plan.out.lanes, [&](char* scratch, int64_t begin, int64_t end) {
           k.winograd_gradient(plan, inputs.get(), outputs.get(), sums.get(), w, scratch, begin, end);
         });
   }
@@ -216,6 +216,93 @@ void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKerne
   p.scratch = p.at_inputs + (own_inputs ? aligned(chunks(p) * p.chunk_size * 4) : 0);
 }
 
+// The cost model, in cycles of one thread as measured with 16 lanes: products; transforms of the tiles of both sides,
+// of which strided cells cost more to load or store; transforms of the weights.
+bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
+  if (p.in.lanes < 12 || p.out.lanes < 12) return false;
+  const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
+  const auto in = static_cast<double>(p.in.lanes), tiles = static_cast<double>(tile_count(p));
+  const WinogradSide& strided = pass == Pass::kInput ? p.out : p.in;
+  double cost = 0.54 * kWinogradProducts * tiles * in * vectors(p.out.lanes);
+  cost += 190 * tiles * (vectors(p.in.lanes) + vectors(p.out.lanes)) + 190 * in * vectors(p.out.lanes);
+  if (strided.step[0] * strided.step[1] > 1) cost += 540 * tiles * vectors(strided.lanes);
+
+  // The direct kernels leave out taps that never meet an input; they too pack the weights.
+  double taps = 1, positions = static_cast<double>(p.batch);
+  for (int i = 1; i < kAxes; ++i) {
+    const Axis& a = problem.axis[i];
+    int64_t met = 0;
+    for (int64_t t = 0; t < a.kernel; ++t) {
+      const Range outputs = outputs_of_tap(a, problem.output[i], t);
+      met += outputs.begin < outputs.end;
+    }
+    taps *= static_cast<double>(met);
+    positions *= static_cast<double>(pass == Pass::kInput ? parts(a.input, a.stride) : problem.output[i]);
+  }
+  const auto channels = static_cast<double>(problem.in_channels), rows = static_cast<double>(problem.out_channels);
+  const auto lanes = static_cast<double>(k.lanes);
+  double direct = 25 * taps * channels * rows / lanes;
+  if (pass == Pass::kInput) {
+    direct += 0.71 * positions * taps * channels * rows / lanes;
+  } else {
+    direct += 0.59 * positions * taps * channels * vectors(problem.out_channels);
+  }
+  return cost < 0.8 * direct;
+}
+
+constexpr int64_t kBoxTiles = 96;  // their products for a panel fill less than half of the second cache
+constexpr int64_t kMostScratch = int64_t{64} << 20;
+
+template <typename Winograds>
+PlanPtr within_scratch(std::unique_ptr<Winograds> made) {
+  return made->explain().scratch <= kMostScratch ? PlanPtr(std::move(made)) : nullptr;
+}
+
+PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of, const ConvKernels& k) {
+  auto made = std::make_unique<Winograd>(k);
+  made->tap_of = std::move(tap_of);
+  WinogradPlan& plan = made->plan;
+  plan = described;
+  plan.tap_of = made->tap_of.data();
+  // Enough boxes for every thread, where panels are few; and transformed inputs of two boxes a thread at most.
+  const int64_t threads = thread_count(), shares = parts(2 * threads, plan.groups * panels(plan));
+  const int64_t tile_bytes = kWinogradProducts * kWinogradChunk * chunks(plan) * 4;
+  int64_t most = threads == 1 ? kBoxTiles : std::clamp<int64_t>(parts(tile_count(plan), shares), 16, kBoxTiles);
+  most = std::clamp<int64_t>((int64_t{40} << 20) / (2 * threads * tile_bytes), 1, most);
+  set_boxes(plan, most);
+  const int64_t boxes = box_count(plan) * plan.groups;
+  plan.row_shares = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, boxes), 1, panels(plan));
+  if (plan.row_shares > 1) made->input_bytes = boxes * chunks(plan) * plan.chunk_size * 4;
+  // Many boxes share the transformed weights, where those are not too large to be read again and again.
+  const int64_t weights = plan.groups * panels(plan) * chunks(plan) * kWinogradProducts * kWinogradWeights * 4;
+  if (boxes > 2 && weights <= kPackedBytes / 2) made->weight_bytes = weights;
+  lay_out(plan, made->weight_bytes == 0, made->input_bytes == 0, k);
+  return within_scratch(std::move(made));
+}
+
+// Its sums over the tiles are split at boxes and passes, which must not depend on the number of threads.
+PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of, const ConvKernels& k) {
+  auto made = std::make_unique<WinogradGradient>(k);
+  made->tap_of = std::move(tap_of);
+  WinogradPlan& plan = made->plan;
+  plan = described;
+  plan.tap_of = made->tap_of.data();
+  set_boxes(plan, std::clamp<int64_t>(parts(tile_count(plan), 4), 16, kBoxTiles));
+  const int64_t x_box = plan.groups * chunks(plan) * plan.chunk_size * 4;
+  const int64_t y_box = plan.groups * out_chunks(plan) * plan.chunk_size * 4;
+  made->boxes_at_once = std::clamp<int64_t>(kPackedBytes / 3 / (x_box + y_box), 1, box_count(plan));
+  made->x_bytes = made->boxes_at_once * x_box;
+  made->y_bytes = made->boxes_at_once * y_box;
+  const int64_t tasks = plan.groups * chunks(plan) * panels(plan), threads = thread_count();
+  plan.row_shares = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, tasks), 1, 4);
+  if (made->boxes_at_once < box_count(plan)) {
+    made->sum_bytes =
+        tasks * plan.row_shares * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * int64_t{sizeof(float)};
+  }
+  lay_out(plan, true, false, k);
+  return within_scratch(std::move(made));
+}
+
 }  // namespace
 
 PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
@@ -223,42 +310,10 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
   if (k.sum_item != 4 || (wanted && *wanted != Algorithm::kWinograd) || (!wanted && !winograd_enabled())) {
     return nullptr;
   }
-  if (pass == Pass::kWeight) {
-    auto made = std::make_unique<WinogradGradient>(k);
-    WinogradPlan& plan = made->plan;
-    if (!describe(problem, pass, plan, made->tap_of)) return nullptr;
-    if (!wanted && (plan.in.lanes < 8 || plan.out.lanes < 8)) return nullptr;
-    static const int64_t kTiles = getenv("WT") ? atoi(getenv("WT")) : 96;
-    static const int64_t kPass = getenv("WB") ? atoi(getenv("WB")) : 8;
-    set_boxes(plan, kTiles);
-    const int64_t both = plan.groups * (chunks(plan) + out_chunks(plan)) * plan.chunk_size * 4;
-    made->boxes_at_once = std::clamp<int64_t>((kPass << 20) / both, 1, box_count(plan));
-    made->x_bytes = made->boxes_at_once * plan.groups * chunks(plan) * plan.chunk_size * 4;
-    made->y_bytes = made->boxes_at_once * plan.groups * out_chunks(plan) * plan.chunk_size * 4;
-    if (made->boxes_at_once < box_count(plan)) {
-      made->sum_bytes =
-          plan.groups * chunks(plan) * panels(plan) * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4;
-    }
-    lay_out(plan, true, false, k);
-    plan.tap_of = made->tap_of.data();
-    return made;
-  }
-  auto made = std::make_unique<Winograd>(k);
-  WinogradPlan& plan = made->plan;
-  if (!describe(problem, pass, plan, made->tap_of)) return nullptr;
-  if (!wanted && (plan.in.lanes < 8 || plan.out.lanes < 8)) return nullptr;
-  const int64_t threads = thread_count();
-  static const int64_t kTiles = getenv("WT") ? atoi(getenv("WT")) : 96;
-  static const int64_t kPacked = getenv("WP") ? atoi(getenv("WP")) : 12;
-  set_boxes(plan, kTiles);
-  const int64_t boxes = box_count(plan) * plan.groups;
-  plan.row_shares = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, boxes), 1, panels(plan));
-  if (plan.row_shares > 1) made->input_bytes = boxes * chunks(plan) * plan.chunk_size * 4;
-  const int64_t weights = plan.groups * panels(plan) * chunks(plan) * kWinogradProducts * kWinogradWeights * 4;
-  if (boxes > 2 && weights <= (kPacked << 20)) made->weight_bytes = weights;
-  lay_out(plan, made->weight_bytes == 0, made->input_bytes == 0, k);
-  plan.tap_of = made->tap_of.data();
-  return made;
+  WinogradPlan plan = {};
+  std::vector<int32_t> tap_of;
+  if (!describe(problem, pass, plan, tap_of) || (!wanted && !pays(problem, pass, plan, k))) return nullptr;
+  return pass == Pass::kWeight ? plan_gradient(plan, std::move(tap_of), k) : plan_products(plan, std::move(tap_of), k);
 }
 
 }  // namespace convarith::cpu

@@ -325,16 +325,15 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   }
 }
 
-// And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Sums of the passes
-// over the boxes are kept in `sums`.
+// And back: `products` between lanes [first, last) and a panel, in the same order, to the weight's gradient. Sums of
+// the passes over the boxes are kept in `sums`.
 template <typename T, int kTaps>
-void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, float* sums,
-                    char* scratch, T* w) {
+void store_gradient(const WinogradPlan& p, int64_t panel, int64_t first, int64_t last, const float* products,
+                    float* sums, char* scratch, T* w) {
   constexpr int kSquare = kTaps * kTaps;
-  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel of the chunk][tap][row]
-  const int64_t residues = p.in.step[0] * p.in.step[1], first = chunk * kWinogradChunk;
+  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
+  const int64_t residues = p.in.step[0] * p.in.step[1];
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
-  const int64_t last = least(p.in.lanes, first + kWinogradChunk);
   const bool add = p.box_begin > 0, done = p.box_end == p.boxes[0] * p.boxes[1] * p.boxes[2];
   // Whole kernels, which follow each other in memory, are stored together.
   const bool whole =
@@ -537,8 +536,13 @@ void winograd_gradient(const WinogradPlan& p, const void* inputs, const void* ou
   const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
   float* products = reinterpret_cast<float*>(scratch + p.at_weights);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / panels / chunks, chunk = task / panels % chunks, panel = task % panels;
-    const int64_t lanes = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk);
+    const int64_t g = task / panels / p.row_shares / chunks, chunk = task / panels / p.row_shares % chunks;
+    const int64_t share = task / panels % p.row_shares, panel = task % panels;
+    // Its lanes of the chunk: whole channels, where a chunk has them.
+    const int64_t residues = p.in.step[0] * p.in.step[1], unit = kWinogradChunk % residues == 0 ? residues : 1;
+    const int64_t units = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk) / unit;
+    const int64_t lane = block_begin(share, units, p.row_shares) * unit;
+    const int64_t lanes = block_begin(share + 1, units, p.row_shares) * unit - lane;
     const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel), row = panel * kWinogradPanel;
     for (int64_t i = 0; i < kProducts; ++i) {
       for (int64_t box = p.box_begin; box < p.box_end; ++box) {
@@ -546,7 +550,7 @@ void winograd_gradient(const WinogradPlan& p, const void* inputs, const void* ou
         const int64_t at = (box - p.box_begin) * p.groups + g;
         multiply_panel<1, kWinogradChunk, kWinogradChunk>(
             lanes, rows, b.size[0] * b.size[1] * b.size[2],
-            static_cast<const float*>(inputs) + (at * chunks + chunk) * p.chunk_size + i * apart,
+            static_cast<const float*>(inputs) + (at * chunks + chunk) * p.chunk_size + i * apart + lane,
             static_cast<const float*>(outputs) + (at * out_chunks + row / kWinogradChunk) * p.chunk_size + i * apart +
                 row % kWinogradChunk,
             products + i * kWinogradWeights, box > p.box_begin);
@@ -555,7 +559,9 @@ void winograd_gradient(const WinogradPlan& p, const void* inputs, const void* ou
     with_taps(p, [&](auto taps) {
       constexpr int kTaps = decltype(taps)::value;
       float* sum = static_cast<float*>(sums) + task * kWinogradChunk * kWinogradPanel * kTaps * kTaps;
-      store_gradient<T, kTaps>(p, panel, chunk, products, sum, scratch, static_cast<T*>(w) + g * p.w_group);
+      const int64_t first = chunk * kWinogradChunk + lane;
+      store_gradient<T, kTaps>(p, panel, first, first + lanes, products, sum, scratch,
+                               static_cast<T*>(w) + g * p.w_group);
     });
   }
 }
