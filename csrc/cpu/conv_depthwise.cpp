@@ -4,7 +4,7 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr int64_t kMostChannels = 8;  // of a group, in and out
+constexpr int64_t kMostChannels = 4;  // of a group, in and out: with more, the gathers are as fast
 constexpr int64_t kMostPhases = 16;   // along an axis
 constexpr int64_t kMostResidues = 8;  // as conv_depthwise.h has room for
 constexpr int64_t kMostColumns = 1024;
@@ -166,7 +166,9 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   d.box[1] = whole(d.grid[1], kMostColumns, d.out_step[1]);
   const int64_t vectors = parts(parts(d.box[1], d.out_step[1]), k.lanes);
   d.cells = vectors * k.lanes + span;
-  d.residue_pitch = spread(d.cells + k.lanes, k);
+  const int64_t margin = std::max<int64_t>(0, parts(-d.low[1], d.in_step[1]));  // cells before the inputs
+  d.lead = parts(margin, k.lanes) * k.lanes - margin;
+  d.residue_pitch = spread(d.lead + d.cells + k.lanes, k);
   d.row_pitch = d.in_step[1] * d.residue_pitch;
   const int64_t row_bytes = d.channels * d.row_pitch * k.sum_item;
   const int64_t block_rows = d.grid[0] > d.out_step[0] ? k.sweep_rows : 1;

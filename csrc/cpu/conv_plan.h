@@ -137,6 +137,7 @@ struct DepthwisePlan {
   int64_t ahead, ahead_line;  // what is prefetched meanwhile: elements from a row, and its length
   int64_t window;             // rows of the strip that a phase's first outputs see
   int64_t cells;              // of a row and residue
+  int64_t lead;               // cells before the first, so that inputs begin at whole vectors
   int64_t strip_rows, residue_pitch, row_pitch, channel_pitch;
   int64_t at_weights, at_bounce, scratch;  // in bytes; a strip stands at 0
 
