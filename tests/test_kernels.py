@@ -455,7 +455,7 @@ def test_explain_kernel():
     assert kernel.multiplications == 8 * 64 * 64 * 9 * 28 * 28
     assert tc.explain_kernel((1, 1, 4, 4), (1, 1, 3, 3)).algorithm == "reference"
     assert tc.explain_kernel((1, 32, 56, 56), (32, 32, 3, 3), dtype=torch.int32).algorithm == "reference"
-    assert tc.explain_kernel((4, 64, 56, 56), (64, 1, 3, 3), groups=64, operator="conv_weight").algorithm == "dot"
+    assert tc.explain_kernel((4, 64, 56, 56), (64, 1, 3, 3), groups=64, operator="conv_weight").algorithm == "depthwise"
     layer = tc.Conv2dExplicit(16, 32, 5, padding=2)
     assert tc.explain_kernel((2, 16, 20, 20), layer).algorithm in ("outer", "offset")
     with pytest.raises(ValueError, match="operator must be one of"):

@@ -4,7 +4,7 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr int64_t kMostChannels = 8;  // of a group, in and out
+constexpr int64_t kMostChannels = 4;  // of a group, in and out: with more, the gathers are as fast
 constexpr int64_t kMostPhases = 16;   // along an axis
 constexpr int64_t kMostResidues = 8;  // as conv_depthwise.h has room for
 constexpr int64_t kMostColumns = 1024;
@@ -115,6 +115,126 @@ std::vector<std::vector<AxisPhases::Tap>> runs_of(std::vector<AxisPhases::Tap> t
   return runs;
 }
 
+// Lanes along the channels ------------------------------------------------------------------------------------------
+
+struct Channelwise : Plan {
+  explicit Channelwise(const ConvKernels& kernels) : k(kernels) {}
+  Explanation explain() const override {
+    const int64_t sums = pass == Pass::kWeight ? sums_bytes() : 0;
+    return {Algorithm::kDepthwise, sums + thread_count() * plan.scratch, plan.out_step[0] * plan.out_step[1], macs};
+  }
+  void run(const void* in, int64_t in_count, const void* other, int64_t other_count, void* out) override;
+  int64_t sums_bytes() const { return plan.parts * plan.channels * plan.kernel[0] * plan.kernel[1] * k.sum_item; }
+
+  const ConvKernels& k;
+  Pass pass = Pass::kOutput;
+  ChannelwisePlan plan = {};
+  std::vector<RowTap> row_tap;
+  std::vector<ColumnTap> column_tap;
+  std::vector<int64_t> row_begin, column_begin, inner_begin, inner_end;
+  int64_t macs = 0;
+};
+
+void Channelwise::run(const void* in, int64_t, const void* other, int64_t, void* out) {
+  if (pass != Pass::kWeight) {
+    parallel(plan.batch * plan.blocks * plan.boxes, macs, [&](int64_t begin, int64_t end) {
+      const Buffer mine(plan.scratch);
+      k.channelwise(plan, in, other, out, mine.get(), begin, end);
+    });
+    return;
+  }
+  const Buffer sums(sums_bytes());
+  parallel(plan.parts * plan.blocks, macs, [&](int64_t begin, int64_t end) {
+    const Buffer mine(plan.scratch);
+    k.channelwise_sum(plan, in, other, sums.get(), mine.get(), begin, end);
+  });
+  parallel(plan.channels, plan.parts * plan.channels * plan.kernel[0] * plan.kernel[1],
+           [&](int64_t begin, int64_t end) { k.channelwise_store(plan, sums.get(), out, begin, end); });
+}
+
+// Planes up to this size are transposed.
+constexpr int64_t kTransposedPixels = 256;
+
+PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
+  const bool transposed = pass == Pass::kInput;
+  const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
+  if (k.channelwise == nullptr || p.in_channels != 1 || p.out_channels != 1) return nullptr;
+  if (p.w.axis[2] != 1 || p.w.axis[1] != p.axis[2].kernel) return nullptr;  // rows of taps follow each other
+  auto made = std::make_unique<Channelwise>(k);
+  Channelwise& result = *made;
+  result.pass = pass;
+  ChannelwisePlan& d = result.plan;
+  d.batch = p.batch;
+  d.channels = p.groups;
+  for (int i = 0; i < 2; ++i) {
+    d.kernel[i] = p.axis[i + 1].kernel;
+    d.grid[i] = transposed ? p.axis[i + 1].input : p.output[i + 1];
+    d.source[i] = transposed ? p.output[i + 1] : p.axis[i + 1].input;
+    d.in_axis[i] = in.axis[i + 1];
+    d.out_axis[i] = out.axis[i + 1];
+    if (p.axis[i + 1].stride > kMostPhases) return nullptr;
+  }
+  const auto plane = [](const Strides& s, const int64_t* size) {
+    return (s.axis[2] == 1 || size[1] == 1) && (s.axis[1] == size[1] || size[0] == 1);
+  };
+  const int64_t pixels = std::max(d.source[0] * d.source[1], d.grid[0] * d.grid[1]);
+  const bool last = in.channel == 1 && out.channel == 1 && d.channels >= k.lanes && pixels > 1;
+  d.transposing = !last;
+  if (d.transposing && (pixels > kTransposedPixels || 2 * d.channels < k.lanes || k.sum_item != 4 ||
+                        !plane(in, d.source) || !plane(out, d.grid))) {
+    return nullptr;
+  }
+  d.in_batch = in.batch;
+  d.in_channel = in.channel;
+  d.out_batch = out.batch;
+  d.out_channel = out.channel;
+  d.w_channel = p.w.batch;
+  const int64_t in_pixel = d.transposing ? k.lanes : d.in_axis[1];
+  for (int i = 0; i < 2; ++i) {
+    const AxisPhases axis = axis_phases(p.axis[i + 1], d.grid[i], transposed, false);
+    d.out_step[i] = axis.out_step;
+    d.in_step[i] = axis.in_step;
+    auto& begins = i == 0 ? result.row_begin : result.column_begin;
+    for (const auto& taps : axis.taps) {
+      begins.push_back(static_cast<int64_t>(i == 0 ? result.row_tap.size() : result.column_tap.size()));
+      if (i == 0) {
+        for (const auto& tap : taps) result.row_tap.push_back({tap.input, tap.tap});
+        continue;
+      }
+      for (const auto& tap : taps) result.column_tap.push_back({tap.input, tap.tap, tap.input * in_pixel});
+      const auto phase = static_cast<int64_t>(begins.size()) - 1;
+      const int64_t columns = parts(d.grid[1] - phase, d.out_step[1]);
+      const int64_t low = taps.empty() ? 0 : taps.front().input, high = taps.empty() ? 0 : taps.back().input;
+      const int64_t first = std::clamp<int64_t>(ceil_div(-low, d.in_step[1]), 0, columns);
+      const int64_t end = floor_div(d.source[1] - 1 - high, d.in_step[1]) + 1;
+      result.inner_begin.push_back(first);
+      result.inner_end.push_back(std::clamp(end, first, columns));
+    }
+    begins.push_back(static_cast<int64_t>(i == 0 ? result.row_tap.size() : result.column_tap.size()));
+  }
+  d.column_phases = static_cast<int64_t>(result.inner_begin.size());
+  const int64_t vectors = parts(d.channels, k.lanes);
+  d.blocks = d.transposing ? vectors : parts(vectors, 2);
+  // Rows of a task: all of a transposed plane, else as many as stay in the second cache.
+  const int64_t row_bytes = 2 * k.lanes * k.sum_item * std::max(d.grid[1], d.source[1]);
+  d.box = d.transposing ? d.grid[0] : even_part(d.grid[0], std::max<int64_t>(2 * d.kernel[0], (1 << 18) / row_bytes));
+  d.boxes = parts(d.grid[0], d.box);
+  constexpr int64_t kTasks = 64;  // as above
+  d.parts = std::clamp<int64_t>(kTasks / d.blocks, 1, d.batch * d.boxes);
+  result.macs = d.batch * d.channels * p.output_numel() * p.kernel_numel();
+  d.at_input = aligned(2 * k.lanes * p.kernel_numel() * k.sum_item);
+  d.at_output = d.at_input + aligned(d.transposing ? d.source[0] * d.source[1] * k.lanes * k.sum_item : 0);
+  d.at_lines = d.at_output + aligned(d.transposing ? d.grid[0] * d.grid[1] * k.lanes * k.sum_item : 0);
+  d.scratch = d.at_lines + aligned(d.kernel[0] * 2 * static_cast<int64_t>(sizeof(void*)));
+  d.row_tap = result.row_tap.data();
+  d.row_begin = result.row_begin.data();
+  d.column_tap = result.column_tap.data();
+  d.column_begin = result.column_begin.data();
+  d.inner_begin = result.inner_begin.data();
+  d.inner_end = result.inner_end.data();
+  return made;
+}
+
 }  // namespace
 
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
@@ -124,6 +244,8 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
   const Axis& plane = p.axis[0];
   if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;
+
+  if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
 
   auto made = std::make_unique<Depthwise>(k);
   Depthwise& result = *made;
@@ -166,7 +288,9 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   d.box[1] = whole(d.grid[1], kMostColumns, d.out_step[1]);
   const int64_t vectors = parts(parts(d.box[1], d.out_step[1]), k.lanes);
   d.cells = vectors * k.lanes + span;
-  d.residue_pitch = spread(d.cells + k.lanes, k);
+  const int64_t margin = std::max<int64_t>(0, parts(-d.low[1], d.in_step[1]));  // cells before the inputs
+  d.lead = parts(margin, k.lanes) * k.lanes - margin;
+  d.residue_pitch = spread(d.lead + d.cells + k.lanes, k);
   d.row_pitch = d.in_step[1] * d.residue_pitch;
   const int64_t row_bytes = d.channels * d.row_pitch * k.sum_item;
   const int64_t block_rows = d.grid[0] > d.out_step[0] ? k.sweep_rows : 1;

@@ -141,7 +141,14 @@ inline int64_t phase_size(int64_t size, int64_t first, int64_t step) {
 
 constexpr int kMostResidues = 8;
 
-// Fills rows of a strip with the inputs of a group.
+// To whole vectors.
+template <typename T>
+inline void clear(T* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += Simd<T>::kLanes) store(to + i, typename Simd<T>::Vec{});
+}
+
+// Fills rows of a strip with the inputs of a group. Cells beside a row of inputs are not written: they are cleared
+// before, and stay clear as long as the boxes have the same columns.
 template <typename T>
 class Strip {
  public:
@@ -171,7 +178,7 @@ class Strip {
       Sum* row = cells_ + c * p.channel_pitch + filled_ * p.row_pitch;
       for (int64_t y = first_row_ + filled_; y < first_row_ + end; ++y, row += p.row_pitch) {
         if (y < 0 || y >= p.source[0]) {
-          clear(row, p.row_pitch);
+          clear(row, p.row_pitch - p.lead);
           continue;
         }
         const T* line = in_ + c * p.in_channel + y * p.in_axis[0];
@@ -179,9 +186,7 @@ class Strip {
           __builtin_prefetch(line + p.ahead + i);
         }
         if (plain) {
-          clear(row, begin_[0]);
           copy_line(line + begin_[0], end_[0] - begin_[0], row + begin_[0]);
-          clear(row + end_[0], p.cells - end_[0]);
         } else {
           fill_residues(line, row);
         }
@@ -191,11 +196,6 @@ class Strip {
   }
 
  private:
-  // To whole vectors.
-  static void clear(Sum* row, int64_t count) {
-    for (int64_t i = 0; i < count; i += Simd<Sum>::kLanes) store(row + i, typename Simd<Sum>::Vec{});
-  }
-
   void fill_residues(const T* line, Sum* row) const {
     const DepthwisePlan& p = plan_;
     const int64_t step = p.in_step[1];
@@ -211,7 +211,6 @@ class Strip {
       const auto copy = [&](int64_t from, int64_t to) {
         copy_run(line + (from * step + r) * p.in_axis[1], step * p.in_axis[1], to - from, cells + from);
       };
-      clear(cells, begin_[r]);
       if (begin == end) {
         copy(begin_[r], end_[r]);
       } else {
@@ -222,7 +221,6 @@ class Strip {
     if constexpr (sizeof(T) == sizeof(Sum)) {
       if (begin < end) split_line(line + 2 * begin, end - begin, row + begin, row + p.residue_pitch + begin);
     }
-    for (int64_t r = 0; r < step; ++r) clear(row + r * p.residue_pitch + end_[r], p.cells - end_[r]);
   }
 
   const DepthwisePlan& plan_;
@@ -357,7 +355,7 @@ void depthwise(const DepthwisePlan& p, const void* in_data, const void* w_data, 
   constexpr int kLanes = Simd<Sum>::kLanes;
   const T* in = static_cast<const T*>(in_data);
   const T* w = static_cast<const T*>(w_data);
-  Sum* cells = reinterpret_cast<Sum*>(scratch);
+  Sum* cells = reinterpret_cast<Sum*>(scratch) + p.lead;
   Sum* weights = reinterpret_cast<Sum*>(scratch + p.at_weights);
   Sum* bounce = reinterpret_cast<Sum*>(scratch + p.at_bounce);
   constexpr int64_t kBounceRow = kSweepVectors * kLanes;
@@ -369,6 +367,7 @@ void depthwise(const DepthwisePlan& p, const void* in_data, const void* w_data, 
     T* out = static_cast<T*>(out_data) + b.index[0] * p.out_batch + group * p.rows * p.out_channel +
              b.first[0] * p.out_axis[0] + b.first[1] * p.out_axis[1];
     pack_taps(p, w + group * p.w_group, weights);
+    if (task == begin || p.boxes[1] > 1) clear(cells - p.lead, p.channels * p.channel_pitch);
     Strip<T> strip(p, b, in, cells);
     const int64_t most_rows = phase_size(b.size[0], 0, p.out_step[0]);
     const int64_t columns = phase_size(b.size[1], 0, p.out_step[1]), vectors = block_count(columns, kLanes);
@@ -460,25 +459,19 @@ WeighBlock<T> weigh_block_for(bool one_row, int64_t height, int64_t shifts) {
   return one_row ? weigh_block<T, 1, kHeight, kShifts> : weigh_block<T, kSweepRows, kHeight, kShifts>;
 }
 
-// The outputs of a box and row of weights, with zeros after every row's last and after the last row.
+// The outputs of a box and row of weights, and zeros after the last row; those after every row's last are there.
 template <typename T, typename Sum>
 void fill_gradient(const DepthwisePlan& p, const SweepBox& b, int64_t m, const T* y, Sum* strip) {
-  constexpr int kLanes = Simd<Sum>::kLanes;
   y += b.index[0] * p.out_batch + (b.index[1] * p.rows + m) * p.out_channel + b.first[0] * p.out_axis[0] +
        b.first[1] * p.out_axis[1];
-  for (int64_t i = 0; i < p.gradient_rows; ++i, strip += p.gradient_pitch) {
-    int64_t count = 0;
-    if (i < b.size[0]) {
-      const T* line = y + i * p.out_axis[0];
-      count = b.size[1];
-      if (p.out_axis[1] == 1) {
-        copy_line(line, count, strip);
-      } else {
-        copy_run(line, p.out_axis[1], count, strip);
-      }
+  for (int64_t i = 0; i < b.size[0]; ++i, y += p.out_axis[0], strip += p.gradient_pitch) {
+    if (p.out_axis[1] == 1) {
+      copy_line(y, b.size[1], strip);
+    } else {
+      copy_run(y, p.out_axis[1], b.size[1], strip);
     }
-    for (; count < p.gradient_pitch - kLanes; count += kLanes) store(strip + count, typename Simd<Sum>::Vec{});
   }
+  clear(strip, (p.gradient_rows - b.size[0]) * p.gradient_pitch);
 }
 
 // A task is a group and a part of the boxes of all images: sums are [part][group][row][channel][tap].
@@ -487,17 +480,23 @@ void depthwise_sum(const DepthwisePlan& p, const void* x_data, const void* y_dat
                    int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   constexpr int kLanes = Simd<Sum>::kLanes;
-  Sum* cells = reinterpret_cast<Sum*>(scratch);
+  Sum* cells = reinterpret_cast<Sum*>(scratch) + p.lead;
   Sum* lanes = reinterpret_cast<Sum*>(scratch + p.at_weights);  // the sums, lanes still apart
   Sum* gradient = reinterpret_cast<Sum*>(scratch + p.at_bounce);
   const int64_t pairs = p.rows * p.channels, boxes = p.boxes[0] * p.boxes[1], step = p.in_step[0] * p.row_pitch;
   const int64_t y_step = p.out_step[0] * p.gradient_pitch;
+  bool cleared = false;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task / p.groups, group = task % p.groups;
     for (int64_t i = 0; i < pairs * p.taps * kLanes; i += kLanes) store(lanes + i, typename Simd<Sum>::Vec{});
     const int64_t last = block_begin(part + 1, p.batch * boxes, p.parts);
     for (int64_t i = block_begin(part, p.batch * boxes, p.parts); i < last; ++i) {
       const SweepBox b = sweep_box(p, (i / boxes * p.groups + group) * boxes + i % boxes);
+      if (!cleared || p.boxes[1] > 1) {
+        clear(cells - p.lead, p.channels * p.channel_pitch);
+        clear(gradient, p.gradient_rows * p.gradient_pitch);
+        cleared = true;
+      }
       Strip<T>(p, b, static_cast<const T*>(x_data), cells).fill(p.strip_rows);
       const int64_t vectors = block_count(b.size[1], kLanes);
       const bool one_row = p.gradient_rows == 1;

@@ -1,5 +1,6 @@
 // The fast convolution kernels, written once with the compiler's vectors and compiled for every instruction set: see
 // simd.h for what the including file defines.
+#include "conv_channelwise.h"
 #include "conv_depthwise.h"
 #include "conv_gather.h"
 #include "conv_weight.h"
@@ -40,6 +41,11 @@ ConvKernels kernels() {
     k.winograd_outputs = winograd_outputs<T>;
     k.winograd = winograd<T>;
     k.winograd_gradient = winograd_gradient<T>;
+  }
+  if constexpr (sizeof(T) == sizeof(Sum)) {
+    k.channelwise = channelwise<T>;
+    k.channelwise_sum = channelwise_sum<T>;
+    k.channelwise_store = channelwise_store<T>;
   }
   return k;
 }

@@ -160,11 +160,43 @@ struct DepthwisePlan {
   int64_t ahead, ahead_line;  // what is prefetched meanwhile: elements from a row, and its length
   int64_t window;             // rows of the strip that a phase's first outputs see
   int64_t cells;              // of a row and residue
+  int64_t lead;               // cells before the first, so that inputs begin at whole vectors
   int64_t strip_rows, residue_pitch, row_pitch, channel_pitch;
   int64_t at_weights, at_bounce, scratch;  // in bytes; a strip stands at 0
 
   // The weight's gradient: a strip of y, and the parts into which batch and boxes are cut.
   int64_t gradient_pitch, gradient_rows, parts;
+};
+
+// Depthwise convolutions with lanes along the channels, in the sums' own type. Phases as in DepthwisePlan.
+struct RowTap {
+  int64_t input, weight;  // row of the input that output 0 of the phase sees, row of the kernel
+};
+
+struct ColumnTap {
+  int64_t column, weight;  // as above
+  int64_t input;           // elements from pixel 0
+};
+
+struct ChannelwisePlan {
+  int64_t batch, channels;
+  int64_t kernel[2], grid[2], source[2];
+  int64_t in_batch, in_channel, in_axis[2];
+  int64_t out_batch, out_channel, out_axis[2];
+  int64_t w_channel;
+  bool transposing;    // planes are transposed to pixels of one vector; otherwise channels are neighbours in memory
+  int64_t blocks;      // of channels
+  int64_t box, boxes;  // rows of outputs
+  int64_t parts;       // of images and boxes, for the weight's gradient
+
+  int64_t out_step[2], in_step[2], column_phases;
+  const RowTap* row_tap;
+  const int64_t* row_begin;  // [phase]: first of row_tap
+  const ColumnTap* column_tap;
+  const int64_t* column_begin;
+  const int64_t *inner_begin, *inner_end;  // [column phase]: the outputs that meet the input with all taps
+
+  int64_t at_input, at_output, at_lines, scratch;  // in bytes; weights or their sums stand at 0
 };
 
 // The kernels of one instruction set for one dtype. Pointers are to the dtype, `packed` and sums to the sums' type.
@@ -210,6 +242,12 @@ struct ConvKernels {
   void (*depthwise_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
                         int64_t begin, int64_t end);
   void (*depthwise_store)(const DepthwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
+  // The same with lanes along the channels; null for the half precisions.
+  void (*channelwise)(const ChannelwisePlan& plan, const void* in, const void* w, void* out, char* scratch,
+                      int64_t begin, int64_t end);
+  void (*channelwise_sum)(const ChannelwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
+                          int64_t begin, int64_t end);
+  void (*channelwise_store)(const ChannelwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
 };
 
 }  // namespace convarith::cpu
