@@ -166,6 +166,39 @@ def test_any_geometry(data):
         assert torch.equal(by(algorithm, "conv_weight", x, y, kernel, *geometry), dw), algorithm
 
 
+# Many boxes, strips, blocks of rows and channel blocks, none of them whole.
+LARGE = {
+    "3x3": ((3, 70, 41, 37), (131, 70, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "3x3-stride": ((2, 70, 41, 37), (90, 70, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    "4x4-stride": ((5, 33, 30, 30), (65, 33, 4, 4), (2, 2), (1, 1, 1, 1), (1, 1)),
+    "dilated": ((2, 140, 28, 28), (66, 140, 3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
+    "first": ((2, 3, 101, 99), (20, 3, 7, 7), (2, 2), (3, 3, 3, 3), (1, 1)),
+    "pointwise": ((3, 150, 29, 31), (100, 150, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "pointwise-stride": ((3, 150, 29, 31), (100, 150, 1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", LARGE)
+def test_large_layers_give_torchs_integers(name, memory_format, dtype):
+    shape, weight_shape, stride, padding, dilation = LARGE[name]
+    x = integers(shape, 1, dtype, largest=1).to(memory_format=memory_format)
+    w = integers(weight_shape, 2, dtype, largest=1).to(memory_format=memory_format)
+    geometry = (stride, padding, dilation, 1)
+    arguments = (stride, padding[::2], dilation)
+    y = torch.nn.functional.conv2d(x.double(), w.double(), None, *arguments)
+    grad = integers(y.shape, 3, dtype, largest=1).to(memory_format=memory_format)
+    mask = [True, True, False]
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        grad.double(), x.double(), w.double(), None, *arguments, False, [0, 0], 1, mask
+    )
+    for algorithm in GATHERS[:2]:
+        assert torch.equal(by(algorithm, "conv", x, w, *geometry), y.to(dtype)), algorithm
+        assert torch.equal(by(algorithm, "conv_transpose", grad, w, shape[2:], *geometry), dx.to(dtype)), algorithm
+    assert torch.equal(by("outer", "conv_weight", x, grad, weight_shape[2:], *geometry), dw.to(dtype))
+
+
 def test_more_weights_than_are_packed_at_once():
     # Integers, and so exactly what torch gives.
     x, w = integers((2, 512, 4, 3), 1), integers((1536, 512, 3, 3), 2)

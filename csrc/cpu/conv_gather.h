@@ -246,7 +246,7 @@ void prefetch_rows(const GatherPlan& p, const Run* runs, int64_t begin, int64_t 
   }
 }
 
-constexpr int kStripBlocks = 8;  // blocks of outputs that are stored together
+constexpr int kStripBlocks = 16;  // blocks of outputs that are stored together
 
 // Lanes along the rows: a block of outputs by a block of rows.
 template <typename T>

@@ -318,7 +318,6 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
     b.pixels =
         std::min(b.pixels, std::max<int64_t>(196, (int64_t{3} << 17) / k.sum_item / (g.rows + channels_at_once)));
     b.panel = true;
-    b.may_be_raw = gather.shifts.size() == 1 || g.in_channel == 1;
   }
   return b;
 }
@@ -360,9 +359,14 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   }
   const int64_t threads = thread_count();
   int64_t packed = 0;
+  // The phases of a transposed convolution are blocked alike, by the deepest one, so that tasks in turn are even.
+  const auto fewer_taps = [](const Gather& a, const Gather& b) { return a.shifts.size() < b.shifts.size(); };
+  const Gather& deepest = *std::max_element(gathers.begin(), gathers.end(), fewer_taps);
+  Blocking blocking = gather_blocking(deepest, k, threads, wanted_algorithm());
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
-    if (!lay_out(gather, gather_blocking(gather, k, threads, wanted_algorithm()), k)) return {};
+    blocking.may_be_raw = blocking.outer && (gather.shifts.size() == 1 || g.in_channel == 1);
+    if (!lay_out(gather, blocking, k)) return {};
     g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     lay_out_sums(g, k);
     g.packed = packed;
