@@ -20,6 +20,7 @@ struct Forced {
   std::optional<Algorithm> algorithm;
   std::optional<Tile> tile;
   int splits = 0;
+  int64_t packed_bytes = 0;
 };
 Forced forced;
 
@@ -310,7 +311,8 @@ void take_rows(Kernel& kernel, int64_t size) {
   kernel.rows_at_once = plan.rows;
   if (!plan.packed) return;
   const int64_t row_bytes = total_groups(plan) * plan.packed_row * size;
-  kernel.rows_at_once = std::clamp<int64_t>(kPackedBytes / std::max<int64_t>(1, row_bytes), 1, plan.rows);
+  const int64_t limit = forced.packed_bytes > 0 ? forced.packed_bytes : kPackedBytes;
+  kernel.rows_at_once = std::clamp<int64_t>(limit / std::max<int64_t>(1, row_bytes), 1, plan.rows);
   if (kernel.rows_at_once < plan.rows && kernel.rows_at_once > 128) kernel.rows_at_once -= kernel.rows_at_once % 128;
   plan.packed_group = kernel.rows_at_once * plan.packed_row;
   plan.packed_phase = plan.groups * plan.packed_group;
@@ -368,9 +370,10 @@ const char* tile_name(Tile tile) {
   return kTiles[static_cast<int>(tile)];
 }
 
-void force_kernel(const std::string& name, int splits) {
+void force_kernel(const std::string& name, int splits, int64_t packed_bytes) {
   Forced wanted;
   wanted.splits = splits;
+  wanted.packed_bytes = packed_bytes;
   if (name != "auto") {
     const std::string algorithm = name.substr(0, name.find(':'));
     for (int i = 0; i < 4; ++i) {

@@ -118,7 +118,8 @@ const char* algorithm_name(Algorithm algorithm);
 const char* tile_name(Tile tile);
 
 // For tests: an algorithm's name, with a tile after a colon or without, or "auto"; where it cannot do a problem, the
-// cost model's choice is taken. `splits` of 0 leaves that to the cost model. Unknown names throw.
-void force_kernel(const std::string& name, int splits);
+// cost model's choice is taken. `splits` of a sum, and the bytes of weights packed at a time, are the cost model's
+// where they are 0. Unknown names throw.
+void force_kernel(const std::string& name, int splits, int64_t packed_bytes);
 
 }  // namespace convarith::cuda
