@@ -283,6 +283,12 @@ T atomicAdd(T* p, std::enable_if_t<std::is_integral_v<T>, T> v) {  // of integer
   *p += v;
   return old;
 }
+template <typename T>
+T atomicExch(T* p, T v) {
+  const T old = *p;
+  *p = v;
+  return old;
+}
 inline float __int_as_float(int v) {
   float f;
   std::memcpy(&f, &v, sizeof f);
