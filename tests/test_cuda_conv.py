@@ -110,15 +110,27 @@ def test_other_dtypes(name, kernel, dtype):
         compare(kernel, *problem(name, dtype, channels_last))
 
 
+# Sizes in whole vectors of 16 bytes: batch, channels, size, out channels, kernel, geometry, channels_last.
+VECTORS = {
+    # x is copied along its channels, w stands as it is multiplied; the weight's gradient copies across the channels.
+    "channels": (2, 48, (9, 10), 40, (3, 3), ((2, 1), (1, 0, 1, 1), (1, 2), 2), True),
+    # x is copied across, and for the weight's gradient along, neighbouring outputs.
+    "pointwise": (3, 20, (6, 12), 24, (1, 1), ((1, 1), (0, 0, 0, 0), (1, 1), 1), False),
+    # Only y can be copied along the outputs.
+    "padded": (3, 7, (6, 12), 24, (3, 3), ((1, 1), (1, 1, 1, 1), (1, 1), 1), False),
+}
+
+
 @pytest.mark.parametrize("dtype", FAST, ids=str)
-@pytest.mark.parametrize("kernel", PRODUCTS[3:])
-def test_whole_vectors_of_channels(kernel, dtype):
-    # Channels in multiples of 16 bytes, in channels_last: x is copied in vectors, and w stands as it is multiplied.
-    geometry = ((2, 1), (1, 0, 1, 1), (1, 2), 2)
-    x = integers((2, 48, 9, 10), 1, dtype, largest=1)
-    w = integers((40, 24, 3, 3), 2, dtype, largest=1)
+@pytest.mark.parametrize("kernel", PRODUCTS)
+@pytest.mark.parametrize("name", VECTORS)
+def test_whole_vectors(name, kernel, dtype):
+    n, c, size, k, taps, geometry, channels_last = VECTORS[name]
+    x = integers((n, c, *size), 1, dtype, largest=1)
+    w = integers((k, c // geometry[3], *taps), 2, dtype, largest=1)
     y = by("reference", "conv", x, w, *geometry).sign()
-    x, w, y = (t.contiguous(memory_format=torch.channels_last) for t in (x, w, y))
+    if channels_last:
+        x, w, y = (t.contiguous(memory_format=torch.channels_last) for t in (x, w, y))
     arguments = passes(x, w, y, geometry)
     expected = by_reference(arguments)
     compare(kernel, arguments, expected)

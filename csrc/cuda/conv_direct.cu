@@ -167,7 +167,7 @@ cudaError_t gather_of(const ConvPlan& p, const void* in, const void* w, void* ou
   const int64_t threads = int64_t{p.by_x.divisor} * p.by_y.divisor * p.by_z.divisor * p.by_row_blocks.divisor *
                           p.groups * p.batch * p.phases;
   const auto blocks = static_cast<unsigned>((threads + kDirectThreads - 1) / kDirectThreads);
-  const auto kernel = p.rows >= kDirectOutputs ? gather_direct_kernel<T, kDirectOutputs> : gather_direct_kernel<T, 1>;
+  const auto kernel = p.rows > 1 ? gather_direct_kernel<T, kDirectRows> : gather_direct_kernel<T, 1>;
   return launch(kernel, dim3(blocks), dim3(kDirectThreads), 0, stream, p, static_cast<const T*>(in),
                 static_cast<const T*>(w), static_cast<T*>(out));
 }
