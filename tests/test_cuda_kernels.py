@@ -1,6 +1,7 @@
 """The CUDA kernels, but for the convolutions', emulated on the CPU, against the CPU's operators and plain loops."""
 
 import cuda_emulation
+import kernels_under_test
 import pytest
 import torch
 from cases import CASES, case
@@ -11,6 +12,15 @@ NUMBERS = [
     torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int16, torch.int32,
     torch.int64, torch.complex64, torch.complex128,
 ]  # fmt: skip
+
+
+def test_every_operator_has_cuda_kernels():
+    """And its room is known."""
+    assert sorted(cuda_emulation.ROOMS) == kernels_under_test.operators()
+    assert set(cuda_emulation.ROOMS.values()) == set(cuda_emulation.rooms())
+    for operator, room in cuda_emulation.ROOMS.items():
+        cuda_emulation.operators(room)
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torch_convarith_emulated::{operator}", "CPU")
 
 
 @pytest.fixture(params=ORDERS)
@@ -26,7 +36,7 @@ def integers(*shape, dtype=torch.float32, seed=0, largest=4):
 
 def compare(operator, *args, exact=True):
     """The emulated operator, over guarded tensors, against the CPU's."""
-    emulated = getattr(cuda_emulation.operators(ROOM[operator]), operator)
+    emulated = getattr(cuda_emulation.operators(cuda_emulation.ROOMS[operator]), operator)
     expected = getattr(OPS, operator)(*args)
     with cuda_emulation.guarded():
         got = emulated(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
@@ -41,23 +51,6 @@ def compare(operator, *args, exact=True):
             torch.testing.assert_close(ours, theirs, equal_nan=True)
     return got
 
-
-MATRIX = ("csr", "csr_weight", "conv_csr", "conv_transpose_csr", "conv_weight_csr")
-POOLING = (
-    "max_pool", "max_pool_with_indices", "pool_select", "pool_scatter", "pool_ties", "pool_ties_transpose", "avg_pool",
-    "avg_pool_transpose", "lp_pool", "lp_pool_backward",
-)  # fmt: skip
-ROOM = {
-    operator: room
-    for room, operators in {
-        "zero_insert": ("zero_insert", "zero_remove"),
-        "matrix": MATRIX,
-        "pooling": POOLING,
-        "unfold": ("unfold", "fold"),
-        "lrn": ("lrn", "lrn_backward"),
-    }.items()
-    for operator in operators
-}
 
 # zero_insert --------------------------------------------------------------------------------------------------------
 
