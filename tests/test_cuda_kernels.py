@@ -3,6 +3,7 @@
 import cuda_emulation
 import kernels_under_test
 import pytest
+import test_cuda
 import torch
 from cases import CASES, case
 
@@ -15,7 +16,8 @@ NUMBERS = [
 
 
 def test_every_operator_has_cuda_kernels():
-    """And its room is known."""
+    """And its room is known, and its test on a GPU."""
+    assert sorted(test_cuda.CALLS) == kernels_under_test.operators()
     assert sorted(cuda_emulation.ROOMS) == kernels_under_test.operators()
     assert set(cuda_emulation.ROOMS.values()) == set(cuda_emulation.rooms())
     for operator, room in cuda_emulation.ROOMS.items():
