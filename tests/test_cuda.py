@@ -199,7 +199,7 @@ def test_compiled_layers(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["conv", "transposed", "matrix", "local"])
+@pytest.mark.parametrize("name", ["conv", "transposed", "matrix"])
 def test_autocast(name, dtype):
     layer = LAYERS[name]().cuda()
     x = random(2, 4, 9, 8).float().cuda()
