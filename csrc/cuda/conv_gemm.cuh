@@ -411,9 +411,14 @@ __device__ Sum* partial_sums(const ConvPlan& p, Sum* partial, int32_t split, int
 
 // Kernels -------------------------------------------------------------------------------------------------------------
 
+// Blocks that a multiprocessor must have registers for: two, or four small ones, wherever that spills none.
+template <typename Math, Tile kTile, Load... kLoads>
+constexpr int kBlocksAtOnce =
+    !std::is_same_v<Math, FloatMath> && ((kLoads != Load::kElements) && ...) ? 512 / tile_size(kTile).threads : 1;
+
 // w is packed, or stands as if it were; plain_w is as the problem has it.
 template <typename Math, Tile kTile, Load kLoad>
-__global__ void __launch_bounds__(tile_size(kTile).threads)
+__global__ void __launch_bounds__(tile_size(kTile).threads, kBlocksAtOnce<Math, kTile, kLoad>)
     gather_product(const __grid_constant__ ConvPlan p, const typename Math::T* in, const typename Math::T* w,
                    const typename Math::T* plain_w, typename Math::T* out, Accumulate<typename Math::T>* partial) {
   using B = Block<Math, kTile>;
@@ -486,7 +491,7 @@ __global__ void __launch_bounds__(tile_size(kTile).threads)
 }
 
 template <typename Math, Tile kTile, Load kInLoad, Load kOutLoad>
-__global__ void __launch_bounds__(tile_size(kTile).threads)
+__global__ void __launch_bounds__(tile_size(kTile).threads, kBlocksAtOnce<Math, kTile, kInLoad, kOutLoad>)
     weight_product(const __grid_constant__ ConvPlan p, const typename Math::T* in, const typename Math::T* out,
                    typename Math::T* w, Accumulate<typename Math::T>* partial) {
   using B = Block<Math, kTile>;
