@@ -162,7 +162,7 @@ PYBIND11_MODULE(_C, m) {
     }
     return result;
   });
-  m.def("quotient", [](int64_t n, int64_t d) { return divisor_of(d).quotient(static_cast<int32_t>(n)); });
+  m.def("quotient", [](int64_t n, int64_t d) { return fast_divisor(d).quotient(static_cast<int32_t>(n)); });
   m.def("source_index", [](int64_t index, int64_t input, PaddingMode mode) {
     if (input < 1) throw py::value_error("input must be positive");
     return source_index(index, input, mode);

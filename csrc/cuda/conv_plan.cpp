@@ -64,9 +64,9 @@ std::optional<ConvPlan> plan_gather(const Problem& p, Pass pass, Totals& totals)
   plan.groups = static_cast<int32_t>(p.groups);
   plan.rows = static_cast<int32_t>(rows);
   plan.channels = static_cast<int32_t>(channels);
-  plan.by_channels = divisor_of(channels);
-  plan.by_groups = divisor_of(p.groups);
-  plan.by_batch = divisor_of(p.batch);
+  plan.by_channels = fast_divisor(channels);
+  plan.by_groups = fast_divisor(p.groups);
+  plan.by_batch = fast_divisor(p.batch);
   plan.in_batch = in.batch;
   plan.in_channel = in.channel;
   plan.in_group = channels * in.channel;
@@ -107,8 +107,8 @@ std::optional<ConvPlan> plan_gather(const Problem& p, Pass pass, Totals& totals)
                            static_cast<int32_t>(g.shift),
                            static_cast<int32_t>(g.first_tap),
                            static_cast<int32_t>(g.first_place),
-                           divisor_of(g.grid),
-                           divisor_of(std::max<int64_t>(1, g.taps))};
+                           fast_divisor(g.grid),
+                           fast_divisor(std::max<int64_t>(1, g.taps))};
       most_taps = std::max(most_taps, g.taps);
       most_grid = std::max(most_grid, g.grid);
       sum += g.taps * g.grid;
@@ -358,11 +358,11 @@ void lay_out_direct(ConvPlan& plan, Pass pass) {
   // Neighbours along the groups where that is how memory goes.
   plan.group_lanes =
       plan.groups > 1 && plan.in_group < column_step(plan, false) && plan.in_channel < column_step(plan, false);
-  plan.by_x = divisor_of(plan.axis[2].phase[0].grid);
-  plan.by_y = divisor_of(pass == Pass::kWeight ? plan.axis[1].phase[0].grid
-                                               : parts(plan.axis[1].phase[0].grid, kDirectOutputs));
-  plan.by_z = divisor_of(plan.axis[0].phase[0].grid);
-  plan.by_row_blocks = divisor_of(row_blocks(plan));
+  plan.by_x = fast_divisor(plan.axis[2].phase[0].grid);
+  plan.by_y = fast_divisor(pass == Pass::kWeight ? plan.axis[1].phase[0].grid
+                                                 : parts(plan.axis[1].phase[0].grid, kDirectOutputs));
+  plan.by_z = fast_divisor(plan.axis[0].phase[0].grid);
+  plan.by_row_blocks = fast_divisor(row_blocks(plan));
 }
 
 constexpr const char* kAlgorithms[] = {"reference", "direct", "multiply_add", "tensor_core"};

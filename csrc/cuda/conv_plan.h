@@ -49,7 +49,7 @@ constexpr int kDirectLanes = 32;  // threads side by side along the groups, wher
 // One phase along one axis; sizes as in GatherAxis.
 struct PlanPhase {
   int32_t grid, taps, shift, first_tap, first_place;
-  Divisor by_grid, by_taps;
+  FastDivisor by_grid, by_taps;
 };
 
 struct PlanAxis {
@@ -70,7 +70,7 @@ struct ConvPlan {
   int64_t in_batch, in_group, in_channel;
   int64_t out_batch, out_group, out_row;
   int64_t w_group, w_row, w_channel;
-  Divisor by_channels, by_groups, by_batch;
+  FastDivisor by_channels, by_groups, by_batch;
   bool pads;  // some output meets padding
 
   // The product.
@@ -87,9 +87,9 @@ struct ConvPlan {
   int64_t packed_phase, packed_group, packed_row;  // elements
 
   // The direct kernels.
-  bool group_lanes;          // neighbouring threads have neighbouring groups; otherwise neighbouring outputs
-  Divisor by_x, by_y, by_z;  // threads along the axes of a plane
-  Divisor by_row_blocks;
+  bool group_lanes;              // neighbouring threads have neighbouring groups; otherwise neighbouring outputs
+  FastDivisor by_x, by_y, by_z;  // threads along the axes of a plane
+  FastDivisor by_row_blocks;
 };
 
 // What a plan is run with, and what explain_kernel() says.
