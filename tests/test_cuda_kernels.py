@@ -336,3 +336,12 @@ def test_lrn_in_every_dtype(dtype, order):
 def test_lrn_over_more_channels_than_shared_memory_holds():
     x, g = (torch.randn(1, 193, 17, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(2))
     compare("lrn_backward", g, x, 1, 170, 1e-3, 1.0, 1.0, exact=False)
+
+
+# Tensors of 2^31 elements --------------------------------------------------------------------------------------------
+
+
+def test_counting_in_64_bits():
+    with cuda_emulation.wide_integers():
+        for operator, args in test_cuda.CALLS.items():
+            compare(operator, *args, exact=False)

@@ -96,10 +96,18 @@ cudaError_t launch_elements(void (*kernel)(Parameters...), int64_t count, cudaSt
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, arguments...);
 }
 
-// Calls body(Int) with the integers that count up to `most`: 32 bits are faster.
+// Whether integers up to `most` need 64 bits; 32 are faster.
+inline bool needs_64_bits(int64_t most) {
+#ifdef CONVARITH_EMULATE
+  if (emulation::wide_integers) return true;
+#endif
+  return most >= 0x7fff0000;
+}
+
+// Calls body(Int{}) with the integers that count up to `most`.
 template <typename Body>
 cudaError_t with_integers(int64_t most, const Body& body) {
-  return most < 0x7fff0000 ? body(int32_t{}) : body(int64_t{});
+  return needs_64_bits(most) ? body(int64_t{}) : body(int32_t{});
 }
 
 // Calls body(T{}) for a dtype of the set; the glue has refused the others.

@@ -194,7 +194,7 @@ cudaError_t launch_pool_select(const Selection& s, DType dtype, const void* x, c
 
 int64_t pool_scatter_scratch(const Selection& s) {
   const int64_t planes = planes_at_once(s);
-  return planes * (s.inputs + s.outputs) * s.inner * (most(s, planes) < 0x7fff0000 ? 4 : 8);
+  return planes * (s.inputs + s.outputs) * s.inner * (needs_64_bits(most(s, planes)) ? 8 : 4);
 }
 
 cudaError_t launch_pool_scatter(const Selection& s, DType dtype, const void* y, const int64_t* indices, void* x,

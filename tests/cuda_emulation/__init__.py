@@ -150,6 +150,16 @@ def order(name: str):
 
 
 @contextlib.contextmanager
+def wide_integers():
+    """Kernels count in 64 bits, as they would where a tensor has 2^31 elements."""
+    library().emulation_set_wide_integers(True)
+    try:
+        yield
+    finally:
+        library().emulation_set_wide_integers(False)
+
+
+@contextlib.contextmanager
 def guarded():
     """Tensors made here are full of NaN bytes, and behind their end, up to 16 bytes, stands a page not to be touched.
 

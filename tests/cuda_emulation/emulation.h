@@ -130,6 +130,9 @@ bool release(void* memory);
 enum class Order { kForward, kReversed, kRandom };
 void set_order(Order order);
 
+// Makes kernels that choose between 32-bit and 64-bit indices by the problem's size choose 64 bits.
+extern bool wide_integers;
+
 // Called by the kernel --------------------------------------------------------------------------------------------
 
 void* shared_memory();
