@@ -55,8 +55,8 @@ struct Gather {
   }
 };
 
-// The same sums as a smaller problem: see as_product(), and where a kernel of 1 moves over all of its input the axes are
-// one.
+// The same sums as a smaller problem: see as_product(), and where a kernel of 1 moves over all of its input the axes
+// are one.
 Problem simplify(const Problem& problem) {
   Problem p = as_product(problem);
   bool pointwise = true;
