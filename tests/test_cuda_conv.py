@@ -141,6 +141,18 @@ def test_whole_vectors(name, kernel, dtype):
             assert torch.equal(getattr(emulated, operator)(*args), expected[operator]), operator
 
 
+@pytest.mark.parametrize("kernel", PRODUCTS)
+def test_planes_between_gaps_are_no_whole_vectors(kernel):
+    # Channels begin at whole vectors, and have 15 elements of 16.
+    geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+    x, w, y = integers((3, 20, 3, 5), 1), integers((24, 20, 1, 1), 2), integers((3, 24, 3, 5), 3)
+    x, y = (torch.empty_strided(t.shape, (16 * t.shape[1], 16, 5, 1)).copy_(t) for t in (x, y))
+    expected = by_reference(passes(x, w, y, geometry))
+    with forced(kernel) as emulated:
+        for operator, args in passes(x, w, y, geometry).items():
+            assert torch.equal(run(emulated, operator, *args), expected[operator]), operator
+
+
 @pytest.mark.parametrize("dtype", OTHERS, ids=str)
 def test_integers_wrap_and_complex_numbers_multiply(dtype):
     for name in ("groups-2", "crop-stride", "dilation-stride", "1d-upsampling", "3d-stride"):
