@@ -75,38 +75,35 @@ at::Tensor pool_scatter(const at::Tensor& y, at::IntArrayRef input_size, const a
   return x;
 }
 
-at::Tensor pool_ties(const at::Tensor& v, const at::Tensor& x, const at::Tensor& y, at::IntArrayRef kernel_size,
-                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode,
-                     bool split) {
-  const WindowShapes s =
-      make_pool_ties(v, x, y, /*transposed=*/false, kernel_size, stride, padding, dilation, ceil_mode);
+at::Tensor ties(const at::Tensor& v, const at::Tensor& x, const at::Tensor& y, bool transposed,
+                at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                bool ceil_mode, bool split) {
+  const WindowShapes s = make_pool_ties(v, x, y, transposed, kernel_size, stride, padding, dilation, ceil_mode);
   const DType dtype = dtype_of(v, DTypes::kFloating, "torch_convarith::pool_ties");
   const OnDeviceOf device(v);
   const auto format = window_format(x, kernel_size.size());
   const at::Tensor values = v.contiguous(format), in = x.contiguous(format), best = y.contiguous(format);
-  at::Tensor result = at::empty(s.y, v.options(), format);
-  check_launch(launch_pool_ties(s.windows, dtype, split, values.const_data_ptr(), in.const_data_ptr(),
-                                best.const_data_ptr(), result.mutable_data_ptr(), device.stream()),
+  at::Tensor result = at::empty(transposed ? s.x : s.y, v.options(), format);
+  const auto launch = transposed ? launch_pool_ties_transpose : launch_pool_ties;
+  check_launch(launch(s.windows, dtype, split, values.const_data_ptr(), in.const_data_ptr(), best.const_data_ptr(),
+                      result.mutable_data_ptr(), device.stream()),
                "pool_ties");
   return result;
+}
+
+at::Tensor pool_ties(const at::Tensor& v, const at::Tensor& x, const at::Tensor& y, at::IntArrayRef kernel_size,
+                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode,
+                     bool split) {
+  return ties(v, x, y, /*transposed=*/false, kernel_size, stride, padding, dilation, ceil_mode, split);
 }
 
 at::Tensor pool_ties_transpose(const at::Tensor& v, at::IntArrayRef input_size, const at::Tensor& x,
                                const at::Tensor& y, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode, bool split) {
-  const WindowShapes s =
-      make_pool_ties(v, x, y, /*transposed=*/true, kernel_size, stride, padding, dilation, ceil_mode);
-  TORCH_CHECK(x.sizes().slice(x.dim() - static_cast<int64_t>(kernel_size.size())) == input_size,
+  TORCH_CHECK(x.dim() >= static_cast<int64_t>(kernel_size.size()) &&
+                  x.sizes().slice(x.dim() - static_cast<int64_t>(kernel_size.size())) == input_size,
               "expected x with sizes ", input_size, ", got ", x.sizes());
-  const DType dtype = dtype_of(v, DTypes::kFloating, "torch_convarith::pool_ties_transpose");
-  const OnDeviceOf device(v);
-  const auto format = window_format(x, kernel_size.size());
-  const at::Tensor values = v.contiguous(format), in = x.contiguous(format), best = y.contiguous(format);
-  at::Tensor result = at::empty(s.x, v.options(), format);
-  check_launch(launch_pool_ties_transpose(s.windows, dtype, split, values.const_data_ptr(), in.const_data_ptr(),
-                                          best.const_data_ptr(), result.mutable_data_ptr(), device.stream()),
-               "pool_ties_transpose");
-  return result;
+  return ties(v, x, y, /*transposed=*/true, kernel_size, stride, padding, dilation, ceil_mode, split);
 }
 
 // Averages and norms --------------------------------------------------------------------------------------------------
