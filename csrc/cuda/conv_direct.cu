@@ -8,6 +8,8 @@
 namespace convarith::cuda {
 namespace {
 
+constexpr int kBlocksAtOnce = 4;  // on a multiprocessor, at least: for more the compiler would spill
+
 template <typename Sum>
 struct Input {
   Sum value;
@@ -16,7 +18,7 @@ struct Input {
 
 // A thread has kRows rows of kDirectOutputs outputs, one below the other along axis 1.
 template <typename T, int kRows>
-__global__ void __launch_bounds__(kDirectThreads)
+__global__ void __launch_bounds__(kDirectThreads, kBlocksAtOnce)
     gather_direct_kernel(const __grid_constant__ ConvPlan p, const T* in, const T* w, T* out) {
   using Sum = Accumulate<T>;
   int32_t index = static_cast<int32_t>(blockIdx.x) * kDirectThreads + static_cast<int32_t>(threadIdx.x);
@@ -99,7 +101,7 @@ __global__ void __launch_bounds__(kDirectThreads)
 // A block has one row and kDirectColumns (tap, channel) columns of one group, or of kDirectLanes neighbouring ones; the
 // rest of its threads share the outputs of one split, and then add up in a fixed order.
 template <typename T>
-__global__ void __launch_bounds__(kDirectThreads)
+__global__ void __launch_bounds__(kDirectThreads, kBlocksAtOnce)
     weight_direct_kernel(const __grid_constant__ ConvPlan p, const T* in, const T* out, T* w, Accumulate<T>* partial) {
   using Sum = Accumulate<T>;
   Sum* sums = shared_memory<Sum>();  // [kDirectColumns][kDirectThreads]
