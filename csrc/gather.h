@@ -88,7 +88,7 @@ CONVARITH_HD constexpr bool pads(const GatherAxis& g) {
 
 // Division by a number known before: n / d as a multiplication and a shift, for 0 <= n < 2^31 and 0 < d < 2^31.
 // [Granlund & Montgomery 1994, "Division by invariant integers using multiplication"]
-struct Divisor {
+struct FastDivisor {
   uint32_t divisor;
   uint32_t multiplier;
   uint32_t shift;
@@ -100,7 +100,7 @@ struct Divisor {
   CONVARITH_HD constexpr int32_t remainder(int32_t n) const { return n - quotient(n) * static_cast<int32_t>(divisor); }
 };
 
-CONVARITH_HD constexpr Divisor divisor_of(int64_t d) {
+CONVARITH_HD constexpr FastDivisor fast_divisor(int64_t d) {
   uint32_t shift = 0;
   while ((int64_t{1} << shift) < d) ++shift;
   const auto wide = static_cast<uint64_t>(d);
@@ -108,7 +108,7 @@ CONVARITH_HD constexpr Divisor divisor_of(int64_t d) {
 }
 
 // What is left of `n` where `d` divides it off: `n` becomes the quotient, the result is the remainder.
-CONVARITH_HD constexpr int32_t take_remainder(int32_t& n, const Divisor& d) {
+CONVARITH_HD constexpr int32_t take_remainder(int32_t& n, const FastDivisor& d) {
   const int32_t quotient = d.quotient(n), rest = n - quotient * static_cast<int32_t>(d.divisor);
   n = quotient;
   return rest;
@@ -120,8 +120,9 @@ static_assert(phase_axis(axis(5, 3, 2, 1), 3, 0).taps == 1 && phase_axis(axis(5,
 static_assert(phase_axis(axis(7, 2, 2, 0, 2), 3, 1).taps == 0, "a dilation that never meets the odd inputs");
 static_assert(trimmed(forward_axis(axis(1, 3, 1, 1), 1)).taps == 1, "one pixel sees through the middle tap only");
 static_assert(!pads(forward_axis(axis(5, 3, 2, 0), 2)) && pads(forward_axis(axis(5, 3, 2, 1), 3)), "");
-static_assert(divisor_of(7).quotient(2147483646) == 306783378 && divisor_of(1).quotient(2147483647) == 2147483647, "");
-static_assert(divisor_of(2147483647).quotient(2147483646) == 0 && divisor_of(3).remainder(1000000000) == 1, "");
+static_assert(fast_divisor(7).quotient(2147483646) == 306783378 && fast_divisor(1).quotient(2147483647) == 2147483647,
+              "");
+static_assert(fast_divisor(2147483647).quotient(2147483646) == 0 && fast_divisor(3).remainder(1000000000) == 1, "");
 }  // namespace figures
 
 }  // namespace convarith

@@ -12,6 +12,7 @@
 #include "cpu/conv_engine.h"
 #include "cuda/conv_plan.h"
 #include "direct_call.h"
+#include "gather.h"
 #include "geometry.h"
 
 namespace py = pybind11;
@@ -151,6 +152,17 @@ PYBIND11_MODULE(_C, m) {
     const Range r = outputs_of_tap(a, outputs, tap);
     return py::make_tuple(r.begin, r.end);
   });
+  // (grid, stride, source, taps, shift, shift_step, first_tap, tap_step, first_place, place_step, pads) of each gather
+  m.def("gathers", [](const Axis& a, int64_t outputs, bool transposed) {
+    std::vector<py::tuple> result;
+    for (int64_t phase = 0; phase < (transposed ? phase_count(a) : 1); ++phase) {
+      const GatherAxis g = trimmed(transposed ? phase_axis(a, outputs, phase) : forward_axis(a, outputs));
+      result.push_back(py::make_tuple(g.grid, g.stride, g.source, g.taps, g.shift, g.shift_step, g.first_tap,
+                                      g.tap_step, g.first_place, g.place_step, pads(g)));
+    }
+    return result;
+  });
+  m.def("quotient", [](int64_t n, int64_t d) { return fast_divisor(d).quotient(static_cast<int32_t>(n)); });
   m.def("source_index", [](int64_t index, int64_t input, PaddingMode mode) {
     if (input < 1) throw py::value_error("input must be positive");
     return source_index(index, input, mode);

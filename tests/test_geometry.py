@@ -60,7 +60,31 @@ def test_grid_python_cpp_hand_and_torch_agree():
             for j in range(i):
                 inverse = [o for o in meets if by_hand[o][t] == j]
                 assert [_C.output_index(cpp, len(by_hand), j, t)] == (inverse or [-1])
+        entries = {(o, t, j) for o, window in enumerate(by_hand) for t, j in enumerate(window) if j is not None}
+        for transposed in (False, True):
+            assert gathered(cpp, len(by_hand), transposed) == entries
     assert fitting > 3000  # the grid is not vacuous
+
+
+def gathered(axis, outputs, transposed):
+    """The entries (output, tap, input) of a C++ axis that its gathers have, each one once."""
+    found = []
+    for grid, stride, source, taps, shift, shift_step, first_tap, tap_step, first, step, pads in _C.gathers(
+        axis, outputs, transposed
+    ):
+        reads = [(o, j, o * stride + shift + j * shift_step) for o in range(grid) for j in range(taps)]
+        inside = [(first + o * step, first_tap + j * tap_step, i) for o, j, i in reads if 0 <= i < source]
+        assert pads == (len(inside) < len(reads))
+        found += [(i, t, place) if transposed else (place, t, i) for place, t, i in inside]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def test_division_by_multiplication():
+    numbers = [0, 1, 2, 3, 6, 7, 100, 12345, 2**30, 2**31 - 2, 2**31 - 1]
+    for d in [*range(1, 300), 641, 2**16 - 1, 2**16, 2**16 + 1, 2**30, 2**31 - 1]:
+        for n in {*numbers, d - 1, d, 2**31 // d * d - 1}:
+            assert _C.quotient(n, d) == n // d
 
 
 def test_grid_against_torch_meta():

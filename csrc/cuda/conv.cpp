@@ -97,12 +97,7 @@ CONVARITH_CUDA_IMPL(m) {
 
 #ifdef CONVARITH_EMULATE
 // The emulated library has a cost model of its own; for tests, which call this through ctypes.
-extern "C" int emulated_force_kernel(const char* name, int splits) {
-  try {
-    convarith::cuda::force_kernel(name, splits);
-    return 0;
-  } catch (const std::exception&) {
-    return 1;
-  }
+extern "C" void emulated_force_kernel(const char* name, int splits, int64_t packed_bytes) {
+  convarith::cuda::force_kernel(name, splits, packed_bytes);
 }
 #endif

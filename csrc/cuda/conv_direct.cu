@@ -8,6 +8,8 @@
 namespace convarith::cuda {
 namespace {
 
+constexpr int kBlocksAtOnce = 4;  // on a multiprocessor, at least: for more the compiler would spill
+
 template <typename Sum>
 struct Input {
   Sum value;
@@ -16,7 +18,7 @@ struct Input {
 
 // A thread has kRows rows of kDirectOutputs outputs, one below the other along axis 1.
 template <typename T, int kRows>
-__global__ void __launch_bounds__(kDirectThreads)
+__global__ void __launch_bounds__(kDirectThreads, kBlocksAtOnce)
     gather_direct_kernel(const __grid_constant__ ConvPlan p, const T* in, const T* w, T* out) {
   using Sum = Accumulate<T>;
   int32_t index = static_cast<int32_t>(blockIdx.x) * kDirectThreads + static_cast<int32_t>(threadIdx.x);
@@ -99,7 +101,7 @@ __global__ void __launch_bounds__(kDirectThreads)
 // A block has one row and kDirectColumns (tap, channel) columns of one group, or of kDirectLanes neighbouring ones; the
 // rest of its threads share the outputs of one split, and then add up in a fixed order.
 template <typename T>
-__global__ void __launch_bounds__(kDirectThreads)
+__global__ void __launch_bounds__(kDirectThreads, kBlocksAtOnce)
     weight_direct_kernel(const __grid_constant__ ConvPlan p, const T* in, const T* out, T* w, Accumulate<T>* partial) {
   using Sum = Accumulate<T>;
   Sum* sums = shared_memory<Sum>();  // [kDirectColumns][kDirectThreads]
@@ -167,7 +169,7 @@ cudaError_t gather_of(const ConvPlan& p, const void* in, const void* w, void* ou
   const int64_t threads = int64_t{p.by_x.divisor} * p.by_y.divisor * p.by_z.divisor * p.by_row_blocks.divisor *
                           p.groups * p.batch * p.phases;
   const auto blocks = static_cast<unsigned>((threads + kDirectThreads - 1) / kDirectThreads);
-  const auto kernel = p.rows >= kDirectOutputs ? gather_direct_kernel<T, kDirectOutputs> : gather_direct_kernel<T, 1>;
+  const auto kernel = p.rows > 1 ? gather_direct_kernel<T, kDirectRows> : gather_direct_kernel<T, 1>;
   return launch(kernel, dim3(blocks), dim3(kDirectThreads), 0, stream, p, static_cast<const T*>(in),
                 static_cast<const T*>(w), static_cast<T*>(out));
 }

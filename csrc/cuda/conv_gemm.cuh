@@ -24,9 +24,10 @@ constexpr int kLineChunks = kDepthBytes / kChunk;  // of one line of a stage
 template <typename T>
 constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
 
-// Where a chunk of a line stands. Eight neighbouring lines have the same chunk in eight different groups of four banks.
+// Where a chunk of a line stands. Eight neighbouring lines have the same chunk in eight different groups of four banks;
+// so have four lines that are eight apart and two neighbours of each, where vectors across the lines are written.
 __device__ inline int swizzled(int line, int chunk) {
-  return line * kDepthBytes + ((chunk ^ (line >> 1 & (kLineChunks - 1))) * kChunk);
+  return line * kDepthBytes + ((chunk ^ ((line >> 1 ^ line >> 3) & (kLineChunks - 1))) * kChunk);
 }
 
 // Arithmetic ----------------------------------------------------------------------------------------------------------
@@ -190,73 +191,116 @@ struct FloatMath {
 
 // Stages --------------------------------------------------------------------------------------------------------------
 
-// One operand's lines of a stage. The element (line, depth) stands at the sum of the line's place and the depth's,
-// which lie in shared memory. A thread copies `units`: whole vectors, single elements, or pairs of the half precisions,
-// which asynchronous copies are too wide for, and which wait in registers while the previous stage is multiplied.
-template <typename T, int kLines, int kThreads, bool kVectors>
+// One operand's lines of a stage. The element (line, depth) stands at the sum of the line's position and the depth's,
+// which lie in shared memory. What a thread copies at a time, an item, is a vector along the depth or across the lines,
+// or an element; of the half precisions two, for no asynchronous copy is as narrow as one. Items that cannot be copied
+// asynchronously wait in registers while an older stage is multiplied.
+template <typename T, int kLines, int kThreads, Load kLoad>
 struct Lines {
-  static constexpr int kElements = kVectors ? kChunk / int(sizeof(T)) : sizeof(T) == 2 ? 2 : 1;  // of a unit
-  static constexpr int kUnits = kDepth<T> / kElements;                                           // of a line
-  static constexpr int kMine = kLines * kUnits / kThreads;
-  static constexpr bool kInRegisters = !kVectors && sizeof(T) == 2;
-  static constexpr int kDepthPlaces = kVectors ? kUnits : kDepth<T>;
-  static_assert(kLines * kUnits % kThreads == 0 && kDepthPlaces <= kThreads, "");
+  static constexpr int kVector = kChunk / int(sizeof(T));
+  static constexpr int kAcross = kLoad == Load::kAcross ? kVector : 1;                     // lines
+  static constexpr int kAlong = kLoad == Load::kAlong ? kVector : sizeof(T) == 2 ? 2 : 1;  // elements
+  static constexpr int kDepthItems = kDepth<T> / kAlong, kItems = kLines / kAcross * kDepthItems;
+  static constexpr int kMine = (kItems + kThreads - 1) / kThreads;
+  static constexpr bool kInRegisters = kLoad == Load::kAcross || (kLoad == Load::kElements && sizeof(T) == 2);
+  static constexpr int kDepthStep = kLoad == Load::kAlong ? kVector : 1;  // from one position of the depth to the next
+  static constexpr int kDepthPositions = kDepth<T> / kDepthStep;
+  static_assert(kDepthPositions <= kThreads, "");
 
-  uint32_t waiting[kInRegisters ? kMine : 1];
+  union Item {
+    uint32_t pair;
+    uint4 vectors[kAlong];
+  };
+  Item waiting[kInRegisters ? kMine : 1];
 
-  __device__ static int line_of(int i, bool along_depth) {
-    const int unit = threadIdx.x + i * kThreads;
-    return along_depth ? unit / kUnits : unit % kLines;
-  }
-  __device__ static int unit_of(int i, bool along_depth) {
-    const int unit = threadIdx.x + i * kThreads;
-    return along_depth ? unit % kUnits : unit / kLines;
-  }
-  __device__ static char* slot(char* stage, int line, int unit) {
-    constexpr int kBytes = kElements * int(sizeof(T));
-    return stage + swizzled(line, unit * kBytes / kChunk) + unit * kBytes % kChunk;
-  }
-
-  __device__ static void copy_unit(char* to, const T* from, bool valid) {
-    if constexpr (kVectors) {
-      cp_async16(to, from, valid);
-    } else if constexpr (sizeof(T) == 8) {
-      cp_async8(to, from, valid);
+  struct Index {
+    int line, depth;  // the first of the item
+  };
+  __device__ static Index index_of(int i, bool along_depth) {
+    const int item = threadIdx.x + i * kThreads;
+    if constexpr (kLoad == Load::kAcross) {  // four of the depth, then the lines: 128 bytes of global memory in a row
+      constexpr int kGroups = kLines / kAcross;
+      return {item / 4 % kGroups * kAcross, (item % 4 + item / (4 * kGroups) * 4) * kAlong};
     } else {
-      cp_async4(to, from, valid);
+      const bool depth_first = kLoad == Load::kAlong || along_depth;
+      return depth_first ? Index{item / kDepthItems, item % kDepthItems * kAlong}
+                         : Index{item % kLines, item / kLines * kAlong};
     }
   }
+  __device__ static bool is_item(int i) { return kItems % kThreads == 0 || int(threadIdx.x) + i * kThreads < kItems; }
+  __device__ static char* slot(char* stage, int line, int depth) {
+    const int byte = depth * int(sizeof(T));
+    return stage + swizzled(line, byte / kChunk) + byte % kChunk;
+  }
 
-  // Inside(line's place, depth's place) says whether the element exists.
+  // Begins to copy a stage; inside(line's position, depth's position) says whether an element exists.
   template <typename Inside>
   __device__ void fetch(char* stage, const T* from, const Position* lines, const Position* depths, bool along_depth,
                         const Inside& inside) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      const int line = line_of(i, along_depth), unit = unit_of(i, along_depth);
-      const Position a = lines[line];
+      if (!is_item(i)) continue;
+      const Index at = index_of(i, along_depth);
+      const Position line = lines[at.line];
       if constexpr (kInRegisters) {
-        uint32_t pair = 0;
+        waiting[i] = {};
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const Position b = depths[2 * unit + e];
-          if (inside(a, b)) pair |= uint32_t{reinterpret_cast<const uint16_t*>(from)[a.offset + b.offset]} << 16 * e;
+        for (int e = 0; e < kAlong; ++e) {
+          const Position depth = depths[at.depth + e];
+          if (!inside(line, depth)) continue;
+          const T* element = from + (line.offset + depth.offset);
+          if constexpr (kLoad == Load::kAcross) {
+            waiting[i].vectors[e] = *reinterpret_cast<const uint4*>(element);
+          } else {
+            waiting[i].pair |= uint32_t{*reinterpret_cast<const uint16_t*>(element)} << 16 * e;
+          }
         }
-        waiting[i] = pair;
       } else {
-        const Position b = depths[unit];
-        const bool valid = inside(a, b);
-        copy_unit(slot(stage, line, unit), valid ? from + (a.offset + b.offset) : from, valid);
+        const Position depth = depths[at.depth / kDepthStep];
+        const bool valid = inside(line, depth);
+        const T* element = valid ? from + (line.offset + depth.offset) : from;
+        char* to = slot(stage, at.line, at.depth);
+        if constexpr (kLoad == Load::kAlong) {
+          cp_async16(to, element, valid);
+        } else if constexpr (sizeof(T) == 8) {
+          cp_async8(to, element, valid);
+        } else {
+          cp_async4(to, element, valid);
+        }
       }
     }
   }
 
-  // What fetch() left in registers.
+  // Stores what fetch() left in registers.
   __device__ void store(char* stage, bool along_depth) {
     if constexpr (kInRegisters) {
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
-        *reinterpret_cast<uint32_t*>(slot(stage, line_of(i, along_depth), unit_of(i, along_depth))) = waiting[i];
+        if (!is_item(i)) continue;
+        const Index at = index_of(i, along_depth);
+        if constexpr (kLoad == Load::kElements) {
+          *reinterpret_cast<uint32_t*>(slot(stage, at.line, at.depth)) = waiting[i].pair;
+        } else {
+          store_across(stage, at, waiting[i].vectors);
+        }
+      }
+    }
+  }
+
+  __device__ static void store_across(char* stage, const Index& at, const uint4 (&v)[kAlong]) {
+    const uint32_t words[2][4] = {{v[0].x, v[0].y, v[0].z, v[0].w},
+                                  {v[kAlong - 1].x, v[kAlong - 1].y, v[kAlong - 1].z, v[kAlong - 1].w}};
+#pragma unroll
+    for (int j = 0; j < kAcross; ++j) {
+      char* to = slot(stage, at.line + j, at.depth);
+      if constexpr (sizeof(T) == 2) {  // the halves of two vectors' words, in pairs along the depth
+        const uint32_t first = words[0][j / 2], second = words[1][j / 2];
+        *reinterpret_cast<uint32_t*>(to) =
+            j % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
+      } else if constexpr (sizeof(T) == 4) {
+        *reinterpret_cast<uint32_t*>(to) = words[0][j];
+      } else {
+        *reinterpret_cast<uint2*>(to) = {words[0][2 * j], words[0][2 * j + 1]};
       }
     }
   }
@@ -278,15 +322,15 @@ struct Block {
   static constexpr int kTileBytes = kColumns * kPitch * int(sizeof(Sum));
   static constexpr int kRingBytes =
       (kStages * kStageBytes > kTileBytes ? kStages * kStageBytes : kTileBytes + 127) / 128 * 128;
-  static constexpr int kPlaces = kColumns + kRows + 4 * kDepth<T>;
-  static constexpr int kSharedBytes = kRingBytes + kPlaces * int(sizeof(Position)) + kColumns * int(sizeof(int64_t));
+  static constexpr int kPositions = kColumns + kRows + 4 * kDepth<T>;
+  static constexpr int kSharedBytes = kRingBytes + kPositions * int(sizeof(Position)) + kColumns * int(sizeof(int64_t));
 
   char* ring = shared_memory<char>();
-  Position* column_place = reinterpret_cast<Position*>(ring + kRingBytes);
-  Position* row_place = column_place + kColumns;
-  Position* depth_place = row_place + kRows;                // [2][kDepth], of the columns' operand
-  Position* row_depth_place = depth_place + 2 * kDepth<T>;  // [2][kDepth], of the rows' operand
-  int64_t* result_offset = reinterpret_cast<int64_t*>(row_depth_place + 2 * kDepth<T>);  // [kColumns]
+  Position* column_position = reinterpret_cast<Position*>(ring + kRingBytes);
+  Position* row_position = column_position + kColumns;
+  Position* depth_position = row_position + kRows;                // [2][kDepth], of the columns' operand
+  Position* row_depth_position = depth_position + 2 * kDepth<T>;  // [2][kDepth], of the rows' operand
+  int64_t* result_offset = reinterpret_cast<int64_t*>(row_depth_position + 2 * kDepth<T>);  // [kColumns]
 
   __device__ char* column_stage(int stage) const { return ring + stage % kStages * kStageBytes; }
   __device__ char* row_stage(int stage) const { return column_stage(stage) + kColumns * kDepthBytes; }
@@ -367,9 +411,14 @@ __device__ Sum* partial_sums(const ConvPlan& p, Sum* partial, int32_t split, int
 
 // Kernels -------------------------------------------------------------------------------------------------------------
 
+// Blocks that a multiprocessor must have registers for: two, or four small ones, wherever that spills none.
+template <typename Math, Tile kTile, Load... kLoads>
+constexpr int kBlocksAtOnce =
+    !std::is_same_v<Math, FloatMath> && ((kLoads != Load::kElements) && ...) ? 512 / tile_size(kTile).threads : 1;
+
 // w is packed, or stands as if it were; plain_w is as the problem has it.
-template <typename Math, Tile kTile, bool kVectors>
-__global__ void __launch_bounds__(tile_size(kTile).threads)
+template <typename Math, Tile kTile, Load kLoad>
+__global__ void __launch_bounds__(tile_size(kTile).threads, kBlocksAtOnce<Math, kTile, kLoad>)
     gather_product(const __grid_constant__ ConvPlan p, const typename Math::T* in, const typename Math::T* w,
                    const typename Math::T* plain_w, typename Math::T* out, Accumulate<typename Math::T>* partial) {
   using B = Block<Math, kTile>;
@@ -390,36 +439,36 @@ __global__ void __launch_bounds__(tile_size(kTile).threads)
   const T* w_rows = w + tile.phase * p.packed_phase + tile.group * p.packed_group + row_begin * p.packed_row;
   const T* plain_rows = plain_w + tile.group * p.w_group + row_begin * p.w_row;
   for (int i = threadIdx.x; i < B::kColumns; i += B::kThreads) {
-    block.column_place[i] = nowhere();
+    block.column_position[i] = nowhere();
     if (i >= columns) continue;
     const Output o = output_of(p, phase, column_begin + i);
-    block.column_place[i] = position_in_in(p, o);
-    block.column_place[i].offset += (o.image - first_image) * static_cast<int32_t>(p.in_batch);
+    block.column_position[i] = position_in_in(p, o);
+    block.column_position[i].offset += (o.image - first_image) * static_cast<int32_t>(p.in_batch);
     block.result_offset[i] = o.image * p.out_batch + place_in_out(p, phase, o);
   }
   for (int i = threadIdx.x; i < B::kRows; i += B::kThreads) {
-    block.row_place[i] = i < rows ? Position{i * static_cast<int32_t>(p.packed_row), {0, 0, 0}} : nowhere();
+    block.row_position[i] = i < rows ? Position{i * static_cast<int32_t>(p.packed_row), {0, 0, 0}} : nowhere();
   }
 
-  Lines<T, B::kColumns, B::kThreads, kVectors> in_lines;
-  Lines<T, B::kRows, B::kThreads, true> w_lines;
+  Lines<T, B::kColumns, B::kThreads, kLoad> in_lines;
+  Lines<T, B::kRows, B::kThreads, Load::kAlong> w_lines;
   const auto prepare = [&](int step) {
     const int32_t k0 = (first_step + step) * kDepth<T>;
     const int i = threadIdx.x, half = step % 2 * kDepth<T>;
-    if (i < in_lines.kDepthPlaces) {
-      const int32_t k = k0 + i * (kVectors ? in_lines.kElements : 1);
-      block.depth_place[half + i] = k < depth ? position_in_in(p, phase, depth_index(p, phase, k)) : nowhere();
+    if (i < in_lines.kDepthPositions) {
+      const int32_t k = k0 + i * in_lines.kDepthStep;
+      block.depth_position[half + i] = k < depth ? position_in_in(p, phase, depth_index(p, phase, k)) : nowhere();
     }
-    if (i < w_lines.kDepthPlaces) {
-      const int32_t k = k0 + i * w_lines.kElements;
-      block.row_depth_place[half + i] = k < depth ? Position{k, {0, 0, 0}} : nowhere();
+    if (i < w_lines.kDepthPositions) {
+      const int32_t k = k0 + i * w_lines.kDepthStep;
+      block.row_depth_position[half + i] = k < depth ? Position{k, {0, 0, 0}} : nowhere();
     }
   };
   const auto fetch = [&](int step) {
     const int half = step % 2 * kDepth<T>;
-    in_lines.fetch(block.column_stage(step), image, block.column_place, block.depth_place + half,
-                   kVectors || p.in_along_depth, [&](const Position& a, const Position& b) { return exists(p, a, b); });
-    w_lines.fetch(block.row_stage(step), w_rows, block.row_place, block.row_depth_place + half, true,
+    in_lines.fetch(block.column_stage(step), image, block.column_position, block.depth_position + half,
+                   p.in_along_depth, [&](const Position& a, const Position& b) { return exists(p, a, b); });
+    w_lines.fetch(block.row_stage(step), w_rows, block.row_position, block.row_depth_position + half, true,
                   [](const Position& a, const Position& b) { return a.at[0] + b.at[0] == 0; });
   };
   const auto store = [&](int step) { in_lines.store(block.column_stage(step), p.in_along_depth); };
@@ -441,8 +490,8 @@ __global__ void __launch_bounds__(tile_size(kTile).threads)
                    p.splits > 1 || p.stores_along_rows, again);
 }
 
-template <typename Math, Tile kTile>
-__global__ void __launch_bounds__(tile_size(kTile).threads)
+template <typename Math, Tile kTile, Load kInLoad, Load kOutLoad>
+__global__ void __launch_bounds__(tile_size(kTile).threads, kBlocksAtOnce<Math, kTile, kInLoad, kOutLoad>)
     weight_product(const __grid_constant__ ConvPlan p, const typename Math::T* in, const typename Math::T* out,
                    typename Math::T* w, Accumulate<typename Math::T>* partial) {
   using B = Block<Math, kTile>;
@@ -459,40 +508,50 @@ __global__ void __launch_bounds__(tile_size(kTile).threads)
   const T* in_group = in + tile.group * p.in_group;
   const T* out_rows = out + tile.group * p.out_group + row_begin * p.out_row;
   for (int i = threadIdx.x; i < B::kColumns; i += B::kThreads) {
-    block.column_place[i] = nowhere();
+    block.column_position[i] = nowhere();
     if (i >= columns) continue;
     const DepthIndex d = depth_index(p, phase, column_begin + i);
-    block.column_place[i] = position_in_in(p, phase, d);
+    block.column_position[i] = position_in_in(p, phase, d);
     block.result_offset[i] = place_in_w(p, phase, d);
   }
   for (int i = threadIdx.x; i < B::kRows; i += B::kThreads) {
-    block.row_place[i] = i < rows ? Position{i * static_cast<int32_t>(p.out_row), {0, 0, 0}} : nowhere();
+    block.row_position[i] = i < rows ? Position{i * static_cast<int32_t>(p.out_row), {0, 0, 0}} : nowhere();
   }
 
-  Lines<T, B::kColumns, B::kThreads, false> in_lines;
-  Lines<T, B::kRows, B::kThreads, false> out_lines;
+  Lines<T, B::kColumns, B::kThreads, kInLoad> in_lines;
+  Lines<T, B::kRows, B::kThreads, kOutLoad> out_lines;
   const auto first_image = [&](int step) { return image_of(p, phase, (first_step + step) * kDepth<T>); };
   const auto prepare = [&](int step) {
     const int i = threadIdx.x, half = step % 2 * kDepth<T>;
-    if (i >= kDepth<T>) return;
-    const int32_t column = (first_step + step) * kDepth<T> + i;
-    Position &in_place = block.depth_place[half + i], &out_place = block.row_depth_place[half + i];
-    in_place = out_place = nowhere();
-    if (column >= outputs) return;
-    const Output o = output_of(p, phase, column);
-    const int32_t images = o.image - first_image(step);
-    in_place = position_in_in(p, o);
-    in_place.offset += images * static_cast<int32_t>(p.in_batch);
-    out_place = {static_cast<int32_t>(images * p.out_batch + place_in_out(p, phase, o)), {0, 0, 0}};
+    const int32_t first = (first_step + step) * kDepth<T>, image = first_image(step);
+    if (i < in_lines.kDepthPositions) {
+      const int32_t column = first + i * in_lines.kDepthStep;
+      Position& position = block.depth_position[half + i];
+      position = nowhere();
+      if (column < outputs) {
+        const Output o = output_of(p, phase, column);
+        position = position_in_in(p, o);
+        position.offset += (o.image - image) * static_cast<int32_t>(p.in_batch);
+      }
+    }
+    if (i < out_lines.kDepthPositions) {
+      const int32_t column = first + i * out_lines.kDepthStep;
+      Position& position = block.row_depth_position[half + i];
+      position = nowhere();
+      if (column < outputs) {
+        const Output o = output_of(p, phase, column);
+        position = {static_cast<int32_t>((o.image - image) * p.out_batch + place_in_out(p, phase, o)), {0, 0, 0}};
+      }
+    }
   };
   const auto fetch = [&](int step) {
     const int half = step % 2 * kDepth<T>;
     const int64_t image = first_image(step);
-    in_lines.fetch(block.column_stage(step), in_group + image * p.in_batch, block.column_place,
-                   block.depth_place + half, p.in_along_depth,
+    in_lines.fetch(block.column_stage(step), in_group + image * p.in_batch, block.column_position,
+                   block.depth_position + half, p.in_along_depth,
                    [&](const Position& a, const Position& b) { return exists(p, a, b); });
-    out_lines.fetch(block.row_stage(step), out_rows + image * p.out_batch, block.row_place,
-                    block.row_depth_place + half, p.out_along_depth,
+    out_lines.fetch(block.row_stage(step), out_rows + image * p.out_batch, block.row_position,
+                    block.row_depth_position + half, p.out_along_depth,
                     [](const Position& a, const Position& b) { return a.at[0] + b.at[0] == 0; });
   };
   const auto store = [&](int step) {
@@ -526,9 +585,12 @@ cudaError_t launch_gather_product(const ConvPlan& p, const void* in, const void*
   using T = typename B::T;
   const auto blocks = static_cast<unsigned>(int64_t{p.row_tiles} * p.column_tiles * p.groups * p.phases);
   const dim3 grid(blocks, static_cast<unsigned>(p.splits));
-  return launch(p.in_vectors ? gather_product<Math, kTile, true> : gather_product<Math, kTile, false>, grid,
-                dim3(B::kThreads), B::kSharedBytes, stream, p, static_cast<const T*>(in), static_cast<const T*>(w),
-                static_cast<const T*>(plain_w), static_cast<T*>(out), static_cast<typename B::Sum*>(partial));
+  const auto kernel = p.in_load == Load::kAlong    ? gather_product<Math, kTile, Load::kAlong>
+                      : p.in_load == Load::kAcross ? gather_product<Math, kTile, Load::kAcross>
+                                                   : gather_product<Math, kTile, Load::kElements>;
+  return launch(kernel, grid, dim3(B::kThreads), B::kSharedBytes, stream, p, static_cast<const T*>(in),
+                static_cast<const T*>(w), static_cast<const T*>(plain_w), static_cast<T*>(out),
+                static_cast<typename B::Sum*>(partial));
 }
 
 template <typename Math, Tile kTile>
@@ -538,9 +600,12 @@ cudaError_t launch_weight_product(const ConvPlan& p, const void* in, const void*
   using T = typename B::T;
   const dim3 grid(static_cast<unsigned>(int64_t{p.row_tiles} * p.column_tiles * p.groups),
                   static_cast<unsigned>(p.splits));
-  return launch(weight_product<Math, kTile>, grid, dim3(B::kThreads), B::kSharedBytes, stream, p,
-                static_cast<const T*>(in), static_cast<const T*>(out), static_cast<T*>(w),
-                static_cast<typename B::Sum*>(partial));
+  const auto kernel = p.in_load == Load::kAcross   ? weight_product<Math, kTile, Load::kAcross, Load::kAcross>
+                      : p.in_load == Load::kAlong  ? weight_product<Math, kTile, Load::kAlong, Load::kAlong>
+                      : p.out_load == Load::kAlong ? weight_product<Math, kTile, Load::kElements, Load::kAlong>
+                                                   : weight_product<Math, kTile, Load::kElements, Load::kElements>;
+  return launch(kernel, grid, dim3(B::kThreads), B::kSharedBytes, stream, p, static_cast<const T*>(in),
+                static_cast<const T*>(out), static_cast<T*>(w), static_cast<typename B::Sum*>(partial));
 }
 
 // Of one arithmetic; conv_gemm_*.cu has one each, so that they compile side by side.

@@ -20,6 +20,7 @@ struct Forced {
   std::optional<Algorithm> algorithm;
   std::optional<Tile> tile;
   int splits = 0;
+  int64_t packed_bytes = 0;
 };
 Forced forced;
 
@@ -63,9 +64,9 @@ std::optional<ConvPlan> plan_gather(const Problem& p, Pass pass, Totals& totals)
   plan.groups = static_cast<int32_t>(p.groups);
   plan.rows = static_cast<int32_t>(rows);
   plan.channels = static_cast<int32_t>(channels);
-  plan.by_channels = divisor_of(channels);
-  plan.by_groups = divisor_of(p.groups);
-  plan.by_batch = divisor_of(p.batch);
+  plan.by_channels = fast_divisor(channels);
+  plan.by_groups = fast_divisor(p.groups);
+  plan.by_batch = fast_divisor(p.batch);
   plan.in_batch = in.batch;
   plan.in_channel = in.channel;
   plan.in_group = channels * in.channel;
@@ -106,8 +107,8 @@ std::optional<ConvPlan> plan_gather(const Problem& p, Pass pass, Totals& totals)
                            static_cast<int32_t>(g.shift),
                            static_cast<int32_t>(g.first_tap),
                            static_cast<int32_t>(g.first_place),
-                           divisor_of(g.grid),
-                           divisor_of(std::max<int64_t>(1, g.taps))};
+                           fast_divisor(g.grid),
+                           fast_divisor(std::max<int64_t>(1, g.taps))};
       most_taps = std::max(most_taps, g.taps);
       most_grid = std::max(most_grid, g.grid);
       sum += g.taps * g.grid;
@@ -199,9 +200,14 @@ Choice product_choice(const ConvPlan& plan, Pass pass, const Totals& totals, DTy
   const int64_t tiles = parts(product.columns, columns) * parts(plan.rows, rows) * total_groups(plan);
   const int64_t split_bytes = product.columns * plan.rows * total_groups(plan) * sum_size(dtype);
   const double multiply = ratio(int64_t{columns} * rows * stage, 1) / product_rate(algorithm, dtype);
-  // Elements are loaded one by one, or eight or four at a time, at about ten instructions for each.
-  const int64_t loads = plan.in_vectors ? columns * 4 : (columns + (pass == Pass::kWeight ? rows : 0)) * stage;
-  const double step = std::max(multiply, 10 * ratio(loads, 1) / kLanes) + 40;
+  // About ten instructions for an element or a vector; one more for each element of a vector across the lines.
+  const auto loads = [&](Load load, int64_t lines) {
+    const double elements =
+        ratio(lines * stage * element_size(dtype), load == Load::kElements ? element_size(dtype) : 16);
+    return 10 * elements + (load == Load::kAcross ? ratio(lines * stage, 1) : 0);
+  };
+  const double load = loads(plan.in_load, columns) + loads(pass == Pass::kWeight ? plan.out_load : Load::kAlong, rows);
+  const double step = std::max(multiply, load / kLanes) + 40;
   Choice best = {algorithm, tile, 1, 0};
   const int64_t many = forced.splits > 0 ? std::clamp<int64_t>(forced.splits, 1, steps)
                                          : fitting_splits(tiles, 2 * device.multiprocessors, steps, 4, split_bytes);
@@ -217,8 +223,13 @@ Choice product_choice(const ConvPlan& plan, Pass pass, const Totals& totals, DTy
   return best;
 }
 
+// Rows that a thread of the direct gather has.
+int64_t direct_rows(const ConvPlan& plan) {
+  return plan.rows > 1 ? kDirectRows : 1;
+}
+
 int64_t row_blocks(const ConvPlan& plan) {
-  return parts(plan.rows, plan.rows >= kDirectOutputs ? kDirectOutputs : 1);
+  return parts(plan.rows, direct_rows(plan));
 }
 
 // Blocks of the direct weight gradient, of one split.
@@ -245,7 +256,7 @@ Choice direct_choice(const ConvPlan& plan, Pass pass, const Totals& totals, DTyp
                     partial_cycles(choice.splits, split_bytes, device);
     return choice;
   }
-  const double rows = plan.rows >= kDirectOutputs ? kDirectOutputs : 1;
+  const double rows = ratio(plan.rows, row_blocks(plan));
   const double threads = ratio(totals.columns * total_groups(plan) * row_blocks(plan), kDirectOutputs);
   const double idle = std::max(1.0, 256.0 * device.multiprocessors / threads);
   // A weight and an input serve the outputs and the rows of a thread.
@@ -273,26 +284,51 @@ bool weights_in_place(const ConvPlan& plan, const Totals& totals, int64_t vector
   return plan.w_row % line == 0 && plan.w_group % line == 0 && offset % line == 0 && 128 * plan.w_row < kSmall;
 }
 
-bool input_in_vectors(const ConvPlan& plan, int64_t vector, int alignment) {
-  if (plan.in_channel != 1 || plan.channels % vector != 0 || alignment < 16) return false;
-  if (plan.in_batch % vector != 0) return false;
-  for (const PlanAxis& a : plan.axis) {
-    if (a.source > 1 && a.in % vector != 0) return false;
+// Whether whole vectors of channels can be read, of the input or of the output.
+bool reads_channels(const ConvPlan& plan, bool of_out, int64_t vector) {
+  const int64_t channels = of_out ? plan.rows : plan.channels;
+  if ((of_out ? plan.out_row : plan.in_channel) != 1 || channels % vector != 0) return false;
+  if ((of_out ? plan.out_batch : plan.in_batch) % vector != 0) return false;
+  return std::all_of(std::begin(plan.axis), std::end(plan.axis), [&](const PlanAxis& a) {
+    return (of_out ? a.out : a.in) % vector == 0 || (of_out ? a.phase[0].grid : a.source) == 1;
+  });
+}
+
+// Whether whole vectors of neighbouring outputs can: they stand, or read, side by side, and no vector leaves its image.
+bool reads_columns(const ConvPlan& plan, bool of_out, int64_t vector) {
+  if (plan.phases != 1) return false;
+  int64_t step = 1;
+  for (int i = kAxes - 1; i >= 0; --i) {
+    const PlanAxis& a = plan.axis[i];
+    const PlanPhase& phase = a.phase[0];
+    const bool reads_itself = phase.taps == 1 && phase.shift == 0 && a.stride == 1 && a.source == phase.grid;
+    if (!of_out && !reads_itself) return false;
+    if (phase.grid > 1 && (of_out ? a.out : a.in) != step) return false;
+    step *= phase.grid;
   }
-  return true;
+  return step % vector == 0 && (of_out ? plan.out_batch : plan.in_batch) % vector == 0 &&
+         (of_out ? plan.out_row : plan.in_channel) % vector == 0;
 }
 
 void lay_out_product(ConvPlan& plan, Pass pass, const Totals& totals, DType dtype, Alignment alignment) {
   const int64_t size = element_size(dtype), vector = 16 / size;
-  const int64_t pixel = column_step(plan, false);
-  plan.stores_along_rows = pass == Pass::kWeight ? false : plan.out_row < column_step(plan, true);
-  if (pass == Pass::kWeight) {
-    plan.in_along_depth = pixel <= plan.in_channel;  // the depth counts outputs
-    plan.out_along_depth = column_step(plan, true) <= plan.out_row;
+  const int64_t in_step = column_step(plan, false), out_step = column_step(plan, true);
+  const bool in_channels = alignment.in == 16 && reads_channels(plan, false, vector);
+  const bool in_columns = alignment.in == 16 && reads_columns(plan, false, vector);
+  if (pass == Pass::kWeight) {  // the depth counts columns
+    plan.in_along_depth = in_step <= plan.in_channel;
+    plan.out_along_depth = out_step <= plan.out_row;
+    if (alignment.w == 16 && in_channels && reads_channels(plan, true, vector)) {
+      plan.in_load = plan.out_load = Load::kAcross;
+    } else if (alignment.w == 16 && reads_columns(plan, true, vector)) {
+      plan.in_load = in_columns ? Load::kAlong : Load::kElements;
+      plan.out_load = Load::kAlong;
+    }
     return;
   }
-  plan.in_vectors = input_in_vectors(plan, vector, alignment.in);
-  plan.in_along_depth = plan.in_vectors || plan.in_channel < pixel;
+  plan.in_load = in_channels ? Load::kAlong : in_columns ? Load::kAcross : Load::kElements;
+  plan.in_along_depth = plan.in_channel < in_step;
+  plan.stores_along_rows = plan.out_row < out_step;
   plan.packed = !weights_in_place(plan, totals, vector, size, alignment.w);
   if (!plan.packed) {
     plan.packed_group = plan.w_group;
@@ -310,7 +346,8 @@ void take_rows(Kernel& kernel, int64_t size) {
   kernel.rows_at_once = plan.rows;
   if (!plan.packed) return;
   const int64_t row_bytes = total_groups(plan) * plan.packed_row * size;
-  kernel.rows_at_once = std::clamp<int64_t>(kPackedBytes / std::max<int64_t>(1, row_bytes), 1, plan.rows);
+  const int64_t limit = forced.packed_bytes > 0 ? forced.packed_bytes : kPackedBytes;
+  kernel.rows_at_once = std::clamp<int64_t>(limit / std::max<int64_t>(1, row_bytes), 1, plan.rows);
   if (kernel.rows_at_once < plan.rows && kernel.rows_at_once > 128) kernel.rows_at_once -= kernel.rows_at_once % 128;
   plan.packed_group = kernel.rows_at_once * plan.packed_row;
   plan.packed_phase = plan.groups * plan.packed_group;
@@ -321,11 +358,11 @@ void lay_out_direct(ConvPlan& plan, Pass pass) {
   // Neighbours along the groups where that is how memory goes.
   plan.group_lanes =
       plan.groups > 1 && plan.in_group < column_step(plan, false) && plan.in_channel < column_step(plan, false);
-  plan.by_x = divisor_of(plan.axis[2].phase[0].grid);
-  plan.by_y = divisor_of(pass == Pass::kWeight ? plan.axis[1].phase[0].grid
-                                               : parts(plan.axis[1].phase[0].grid, kDirectOutputs));
-  plan.by_z = divisor_of(plan.axis[0].phase[0].grid);
-  plan.by_row_blocks = divisor_of(row_blocks(plan));
+  plan.by_x = fast_divisor(plan.axis[2].phase[0].grid);
+  plan.by_y = fast_divisor(pass == Pass::kWeight ? plan.axis[1].phase[0].grid
+                                                 : parts(plan.axis[1].phase[0].grid, kDirectOutputs));
+  plan.by_z = fast_divisor(plan.axis[0].phase[0].grid);
+  plan.by_row_blocks = fast_divisor(row_blocks(plan));
 }
 
 constexpr const char* kAlgorithms[] = {"reference", "direct", "multiply_add", "tensor_core"};
@@ -368,9 +405,10 @@ const char* tile_name(Tile tile) {
   return kTiles[static_cast<int>(tile)];
 }
 
-void force_kernel(const std::string& name, int splits) {
+void force_kernel(const std::string& name, int splits, int64_t packed_bytes) {
   Forced wanted;
   wanted.splits = splits;
+  wanted.packed_bytes = packed_bytes;
   if (name != "auto") {
     const std::string algorithm = name.substr(0, name.find(':'));
     for (int i = 0; i < 4; ++i) {

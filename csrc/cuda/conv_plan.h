@@ -30,9 +30,18 @@ constexpr TileSize tile_size(Tile tile) {
                                  : TileSize{64, 64, 128};
 }
 
+// How the product copies an operand to shared memory. An operand's lines are columns or rows of the tile; each has the
+// depth that is summed over.
+enum class Load : int {
+  kElements,  // one by one
+  kAlong,     // 16 bytes along the depth, to one line
+  kAcross     // 16 bytes across the lines: as many lines get an element each
+};
+
 constexpr int kDepthBytes = 64;    // of one row or column in a stage of the product
 constexpr int kMostPhases = 16;    // along one axis; more go to the reference kernel
 constexpr int kDirectOutputs = 4;  // that a thread of the direct kernel has, one below the other
+constexpr int kDirectRows = 4;     // likewise, where there is more than one
 constexpr int kDirectColumns = 9;  // (channel, tap) columns that a thread of the direct weight gradient has
 constexpr int kDirectThreads = 128;
 constexpr int kDirectLanes = 32;  // threads side by side along the groups, where these are contiguous
@@ -40,7 +49,7 @@ constexpr int kDirectLanes = 32;  // threads side by side along the groups, wher
 // One phase along one axis; sizes as in GatherAxis.
 struct PlanPhase {
   int32_t grid, taps, shift, first_tap, first_place;
-  Divisor by_grid, by_taps;
+  FastDivisor by_grid, by_taps;
 };
 
 struct PlanAxis {
@@ -61,16 +70,16 @@ struct ConvPlan {
   int64_t in_batch, in_group, in_channel;
   int64_t out_batch, out_group, out_row;
   int64_t w_group, w_row, w_channel;
-  Divisor by_channels, by_groups, by_batch;
+  FastDivisor by_channels, by_groups, by_batch;
   bool pads;  // some output meets padding
 
   // The product.
   int32_t splits;           // of the sum; each has its own sums, which a second kernel adds in order
   int32_t steps_per_split;  // stages of the product, or outputs of the direct weight gradient
   int32_t column_tiles, row_tiles;
-  bool in_vectors;         // 16 bytes of `in` at a time, along the channels
-  bool in_along_depth;     // neighbouring threads read the depth of `in`; otherwise its columns
-  bool out_along_depth;    // likewise `out`, for the weight gradient
+  Load in_load, out_load;  // of the gather's input, and of its output where that is an operand
+  bool in_along_depth;     // of elements, neighbouring threads read the depth; otherwise the lines
+  bool out_along_depth;
   bool stores_along_rows;  // neighbouring threads write neighbouring rows
 
   // Weights as the product reads them, depth (tap, channel) contiguous: where they stand so already, or packed.
@@ -78,9 +87,9 @@ struct ConvPlan {
   int64_t packed_phase, packed_group, packed_row;  // elements
 
   // The direct kernels.
-  bool group_lanes;          // neighbouring threads have neighbouring groups; otherwise neighbouring outputs
-  Divisor by_x, by_y, by_z;  // threads along the axes of a plane
-  Divisor by_row_blocks;
+  bool group_lanes;              // neighbouring threads have neighbouring groups; otherwise neighbouring outputs
+  FastDivisor by_x, by_y, by_z;  // threads along the axes of a plane
+  FastDivisor by_row_blocks;
 };
 
 // What a plan is run with, and what explain_kernel() says.
@@ -118,7 +127,8 @@ const char* algorithm_name(Algorithm algorithm);
 const char* tile_name(Tile tile);
 
 // For tests: an algorithm's name, with a tile after a colon or without, or "auto"; where it cannot do a problem, the
-// cost model's choice is taken. `splits` of 0 leaves that to the cost model. Unknown names throw.
-void force_kernel(const std::string& name, int splits);
+// cost model's choice is taken. `splits` of a sum, and the bytes of weights packed at a time, are the cost model's
+// where they are 0. Unknown names throw.
+void force_kernel(const std::string& name, int splits, int64_t packed_bytes);
 
 }  // namespace convarith::cuda

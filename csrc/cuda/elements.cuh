@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "../gather.h"
 #include "../problem.h"
 #include "device.cuh"
 #include "runtime.h"
@@ -12,25 +13,18 @@ namespace convarith::cuda {
 
 constexpr int kThreads = 256;  // of a block
 
-// Division by a number that is known before the launch. In 32 bits, for 0 <= n < 2^31, by a multiplication: with
-// s = ceil(log2 d) and m = floor(2^32 (2^s - d) / d) + 1, n / d = (n m / 2^32 + n) / 2^s.
+// Division by a number that is known before the launch; in 32 bits, for 0 <= n < 2^31, by a multiplication.
 template <typename Int>
 class Divider {
  public:
   Divider() = default;
   explicit Divider(int64_t divisor) : divisor_(static_cast<Int>(divisor)) {
-    if constexpr (sizeof(Int) == 4) {
-      while ((int64_t{1} << shift_) < divisor) ++shift_;
-      multiplier_ = static_cast<uint32_t>((uint64_t{1} << 32) * ((uint64_t{1} << shift_) - uint64_t(divisor)) /
-                                          uint64_t(divisor)) +
-                    1;
-    }
+    if constexpr (sizeof(Int) == 4) fast_ = fast_divisor(divisor);
   }
 
   __device__ Int quotient(Int n) const {
     if constexpr (sizeof(Int) == 4) {
-      const uint32_t u = static_cast<uint32_t>(n);
-      return static_cast<Int>((__umulhi(u, multiplier_) + u) >> shift_);
+      return fast_.quotient(n);
     } else {
       return n / divisor_;
     }
@@ -45,8 +39,7 @@ class Divider {
 
  private:
   Int divisor_ = 1;
-  uint32_t multiplier_ = 1;
-  int shift_ = 0;
+  FastDivisor fast_ = {1, 1, 0};
 };
 
 // Indices of a tensor (planes, size[0], size[1], size[2], inner).
@@ -103,10 +96,18 @@ cudaError_t launch_elements(void (*kernel)(Parameters...), int64_t count, cudaSt
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, arguments...);
 }
 
-// Calls body(Int) with the integers that count up to `most`: 32 bits are faster.
+// Whether integers up to `most` need 64 bits; 32 are faster.
+inline bool needs_64_bits(int64_t most) {
+#ifdef CONVARITH_EMULATE
+  if (emulation::wide_integers) return true;
+#endif
+  return most >= 0x7fff0000;
+}
+
+// Calls body(Int{}) with the integers that count up to `most`.
 template <typename Body>
 cudaError_t with_integers(int64_t most, const Body& body) {
-  return most < 0x7fff0000 ? body(int32_t{}) : body(int64_t{});
+  return needs_64_bits(most) ? body(int64_t{}) : body(int32_t{});
 }
 
 // Calls body(T{}) for a dtype of the set; the glue has refused the others.

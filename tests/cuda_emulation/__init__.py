@@ -23,6 +23,20 @@ from torch.utils.cpp_extension import include_paths
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 BUILD = HERE.parent.parent / "build" / "cuda_emulation"
+# Which room an operator is in.
+ROOMS = {
+    operator: room
+    for room, operators in {
+        "conv": "conv conv_transpose conv_weight",
+        "lrn": "lrn lrn_backward",
+        "matrix": "csr csr_weight conv_csr conv_transpose_csr conv_weight_csr",
+        "pooling": "max_pool max_pool_with_indices pool_select pool_scatter pool_ties pool_ties_transpose "
+        "avg_pool avg_pool_transpose lp_pool lp_pool_backward",
+        "unfold": "unfold fold",
+        "zero_insert": "zero_insert zero_remove",
+    }.items()
+    for operator in operators.split()
+}
 ORDERS = {"forward": 0, "reversed": 1, "random": 2}  # emulation.h's
 
 # Accesses that a GPU refuses, and what C++ leaves undefined, trap.
@@ -133,6 +147,16 @@ def order(name: str):
         yield
     finally:
         set_order(ORDERS["forward"])
+
+
+@contextlib.contextmanager
+def wide_integers():
+    """Kernels count in 64 bits, as they would where a tensor has 2^31 elements."""
+    library().emulation_set_wide_integers(True)
+    try:
+        yield
+    finally:
+        library().emulation_set_wide_integers(False)
 
 
 @contextlib.contextmanager

@@ -370,6 +370,8 @@ void Machine::collective(const char* name, unsigned mask, void* slot, Finish fin
 
 }  // namespace
 
+bool wide_integers = false;
+
 void fail(const char* what, Site site) {
   machine().fail(what, site);
 }
@@ -647,6 +649,9 @@ uint32_t to_tf32(float v) {
 extern "C" {
 void emulation_set_order(int order) {
   emulation::set_order(static_cast<emulation::Order>(order));
+}
+void emulation_set_wide_integers(bool wide) {
+  emulation::wide_integers = wide;
 }
 void* emulation_allocate(size_t bytes, size_t alignment) {
   return emulation::allocate(bytes, alignment);

@@ -5,15 +5,14 @@
 // thread, and at which line.
 //
 // Modelled:
-//   - __syncthreads(): all threads of the block must meet at one line. A thread that exits or waits elsewhere is an
-//   error.
+//   - __syncthreads(): all threads of the block must meet at one line; it is an error if one exits or waits elsewhere.
 //   - shuffles, votes, __syncwarp(), mma and ldmatrix: all lanes of the mask must meet at one line.
 //   - shared memory from shared_memory<T>(): NaN bytes before every block; a page that cannot be touched behind it.
 //   - cp.async: the destination becomes NaN bytes at once and gets its data when the issuing thread waits for it, so a
 //     missing wait shows. A thread that exits with copies on their way is an error.
 //   - fragments of mma and ldmatrix, by the PTX ISA. tf32 drops the bits that the hardware drops.
-//   - limits of block, grid and shared memory; null and misaligned accesses (with -fsanitize, see build.py), accesses
-//     outside of guarded arrays (allocate()).
+//   - limits of block, grid and shared memory; null and misaligned accesses (by -fsanitize, see __init__.py); accesses
+//     outside of guarded arrays (allocate(), guard.cpp).
 //   - the order of threads and blocks, which a GPU leaves open: set_order() takes forward, reversed or random, and a
 //     result that depends on it lacks a barrier.
 // Not modelled:
@@ -129,6 +128,9 @@ bool release(void* memory);
 
 enum class Order { kForward, kReversed, kRandom };
 void set_order(Order order);
+
+// Makes kernels that choose between 32-bit and 64-bit indices by the problem's size choose 64 bits.
+extern bool wide_integers;
 
 // Called by the kernel --------------------------------------------------------------------------------------------
 
@@ -281,6 +283,12 @@ template <typename T>
 T atomicAdd(T* p, std::enable_if_t<std::is_integral_v<T>, T> v) {  // of integers: the order does not show
   const T old = *p;
   *p += v;
+  return old;
+}
+template <typename T>
+T atomicExch(T* p, T v) {
+  const T old = *p;
+  *p = v;
   return old;
 }
 inline float __int_as_float(int v) {

@@ -61,10 +61,13 @@ def forced_algorithm(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def forced_cuda_kernel(name: str, splits: int = 0) -> Iterator[None]:
-    """Likewise on CUDA: an algorithm, perhaps with a tile (``"tensor_core:64x64"``), and how often a sum is split."""
-    _C._force_cuda_kernel(name, splits)
+def forced_cuda_kernel(name: str, splits: int = 0, packed_bytes: int = 0) -> Iterator[None]:
+    """Likewise on CUDA: an algorithm, perhaps with a tile (``"tensor_core:64x64"``).
+
+    Also how often a sum is split, and how many bytes of weights are packed at a time.
+    """
+    _C._force_cuda_kernel(name, splits, packed_bytes)
     try:
         yield
     finally:
-        _C._force_cuda_kernel("auto", 0)
+        _C._force_cuda_kernel("auto", 0, 0)
