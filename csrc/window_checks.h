@@ -1,6 +1,9 @@
 // Tensors and integers -> Windows: the checks of pooling, unfold and fold, so that a kernel can trust its Windows.
 #pragma once
 
+#include <limits>
+#include <optional>
+
 #include "checks.h"
 
 namespace convarith {
@@ -94,6 +97,109 @@ inline void check_no_empty_window(const Windows& w) {
       if (input_index(a, o, 0) >= 0 && (output - 1) * a.stride - a.lo < a.input) break;
     }
   }
+}
+
+// Indices of a maximum, and the planes that they are of; `format` is their memory's.
+inline Selection make_selection(const at::Tensor& indices, at::IntArrayRef input, int64_t axes,
+                                at::MemoryFormat& format) {
+  check_dense(indices, "indices");
+  TORCH_CHECK(axes >= 1 && axes <= kAxes && indices.dim() >= axes && input.size() == static_cast<size_t>(axes),
+              "expected indices with 1 to 3 axes and as many input sizes, got indices of shape ", indices.sizes(),
+              ", input sizes ", input, " and axes ", axes);
+  TORCH_CHECK(indices.scalar_type() == at::kLong, "expected indices of dtype torch.int64, got ", indices.scalar_type());
+  format = window_format(indices, axes);
+  Selection s = {1, 1, 1, 1};
+  const int64_t leading = indices.dim() - axes;
+  for (int64_t i = 0; i < leading; ++i) {
+    (format != at::MemoryFormat::Contiguous && i == 1 ? s.inner : s.planes) *= indices.size(i);
+  }
+  for (int64_t i = 0; i < axes; ++i) {
+    TORCH_CHECK(input[i] >= 0, "input size ", input[i], " is negative");
+    s.inputs *= input[i];
+    s.outputs *= indices.size(leading + i);
+  }
+  return s;
+}
+
+inline Selection make_pool_select(const at::Tensor& x, const at::Tensor& indices, int64_t axes,
+                                  at::MemoryFormat& format) {
+  TORCH_CHECK(x.device() == indices.device(), "expected x and indices on the same device");
+  TORCH_CHECK(axes >= 1 && axes <= kAxes && x.dim() == indices.dim() && x.dim() >= axes &&
+                  x.sizes().slice(0, x.dim() - axes) == indices.sizes().slice(0, x.dim() - axes),
+              "expected x and indices that differ in the last ", axes, " dimensions only, got ", x.sizes(), " and ",
+              indices.sizes());
+  check_dense(x, "x");
+  return make_selection(indices, x.sizes().slice(x.dim() - axes), axes, format);
+}
+
+inline Selection make_pool_scatter(const at::Tensor& y, at::IntArrayRef input_size, const at::Tensor& indices,
+                                   int64_t axes, at::MemoryFormat& format) {
+  TORCH_CHECK(y.device() == indices.device(), "expected y and indices on the same device");
+  check_shape(y, "y", indices.sizes());
+  check_dense(y, "y");
+  return make_selection(indices, input_size, axes, format);
+}
+
+inline WindowShapes make_pool_ties(const at::Tensor& v, const at::Tensor& x, const at::Tensor& y, bool transposed,
+                                   at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                                   at::IntArrayRef dilation, bool ceil_mode) {
+  WindowShapes s = make_windows(x, kernel, stride, padding, dilation, ceil_mode);
+  check_alike(v, "v", x, "x");
+  check_alike(v, "v", y, "y");
+  check_shape(v, "v", transposed ? s.y : s.x);
+  check_shape(y, "y", s.y);
+  return s;
+}
+
+// The power of L^p pooling.
+inline void check_power(double p, bool is_signed) {
+  TORCH_CHECK(p == p && p != 0 && -std::numeric_limits<double>::max() <= p && p <= std::numeric_limits<double>::max(),
+              "L^p pooling needs a finite p other than 0, got ", p);
+  TORCH_CHECK(is_signed || p >= 1, "(sum |x|^p)^(1/p) needs p >= 1, got ", p);
+}
+
+inline void check_divisor(const Windows& w, bool count_include_pad, std::optional<int64_t> divisor_override) {
+  TORCH_CHECK(!divisor_override || *divisor_override != 0, "divisor must be not zero");
+  if (!divisor_override && !count_include_pad) check_no_empty_window(w);
+}
+
+// (*leading, taps, outputs) of windows over (*leading, *input).
+inline std::vector<int64_t> unfold_shape(const WindowShapes& s, size_t axes) {
+  std::vector<int64_t> shape(s.x.begin(), s.x.end() - static_cast<int64_t>(axes));
+  shape.push_back(s.windows.kernel_numel());
+  shape.push_back(s.windows.output_numel());
+  return shape;
+}
+
+inline WindowShapes make_unfold(const at::Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                                at::IntArrayRef padding, at::IntArrayRef dilation) {
+  check_dense(x, "x");
+  return make_windows(x.sizes(), at::MemoryFormat::Contiguous, kernel, stride, padding, dilation, false);
+}
+
+inline WindowShapes make_fold(const at::Tensor& y, at::IntArrayRef input_size, at::IntArrayRef kernel,
+                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+  check_dense(y, "y");
+  TORCH_CHECK(y.dim() >= 2, "expected y (*leading, taps, outputs), got shape ", y.sizes());
+  TORCH_CHECK(input_size.size() == kernel.size(), "expected one input size per axis of the kernel ", kernel, ", got ",
+              input_size);
+  std::vector<int64_t> x(y.sizes().begin(), y.sizes().end() - 2);
+  x.insert(x.end(), input_size.begin(), input_size.end());
+  WindowShapes s = make_windows(x, at::MemoryFormat::Contiguous, kernel, stride, padding, dilation, false);
+  check_shape(y, "y", unfold_shape(s, kernel.size()));
+  return s;
+}
+
+inline Lrn make_lrn(const at::Tensor& x, int64_t channel_dim, int64_t size, double alpha, double beta, double k) {
+  check_dense(x, "x");
+  TORCH_CHECK(channel_dim >= 0 && channel_dim < x.dim(), "expected a channel dimension among 0 to ", x.dim() - 1,
+              ", got ", channel_dim);
+  TORCH_CHECK(size >= 1, "a normalisation window needs at least 1 channel, got size ", size);
+  Lrn p = {1, x.size(channel_dim), 1, std::min(size, 2 * x.size(channel_dim) + 1), alpha, beta, k};
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    if (i != channel_dim) (i < channel_dim ? p.planes : p.inner) *= x.size(i);
+  }
+  return p;
 }
 
 }  // namespace convarith
