@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../problem.h"
+#include "isa.h"
 #include "pooling_planning.h"
 
 namespace convarith::cpu {
@@ -116,13 +117,6 @@ bool pool_select_planes(int64_t inputs, int64_t outputs, int64_t inner, const T*
   return valid;
 }
 
-// Whether all are indices of a plane.
-inline bool are_indices(const int64_t* indices, int64_t count, int64_t inputs) {
-  uint64_t largest = 0;  // of a negative one, too
-  for (int64_t e = 0; e < count; ++e) largest = std::max(largest, static_cast<uint64_t>(indices[e]));
-  return count == 0 || largest < static_cast<uint64_t>(inputs);
-}
-
 // x[index[o]] += y[o]: channels [first, last) of planes [begin, end); false where an index is not one. `sums` holds a
 // plane where T is too narrow to sum in.
 //
@@ -131,7 +125,8 @@ inline bool are_indices(const int64_t* indices, int64_t count, int64_t inputs) {
 template <typename T, typename A>
 bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T* y, const int64_t* indices, T* x,
                          int64_t begin, int64_t end, int64_t first, int64_t last) {
-  constexpr int64_t kParts = 4;
+  const auto are_indices = active_window_kernels(0).are_indices;
+  constexpr int64_t kParts = 8;
   std::vector<A> sums(std::is_same_v<T, A> ? 0 : inputs * inner);
   for (int64_t p = begin; p < end; ++p) {
     const int64_t* at = indices + p * outputs * inner;

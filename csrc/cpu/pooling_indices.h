@@ -183,5 +183,21 @@ void max_pool_with_indices(bool minimum, const PoolPlan& plan, const void* x, vo
                                                              indices, scratch, begin, end);
 }
 
+inline bool are_indices(const int64_t* indices, int64_t count, int64_t inputs) {
+  typedef Simd<int64_t>::Vec Places;
+  constexpr int kLanes = Simd<int64_t>::kLanes;
+  Places bad[2] = {};
+  int64_t e = 0;
+  for (; e + 2 * kLanes <= count; e += 2 * kLanes) {
+    CONVARITH_UNROLL for (int i = 0; i < 2; ++i) {
+      const Places at = load(indices + e + i * kLanes);
+      bad[i] |= at | (inputs - 1 - at);  // the sign says so
+    }
+  }
+  bool valid = !any((bad[0] | bad[1]) < 0);
+  for (; e < count; ++e) valid &= indices[e] >= 0 && indices[e] < inputs;
+  return valid;
+}
+
 }  // namespace
 }  // namespace convarith::cpu::CONVARITH_ISA
