@@ -38,10 +38,10 @@ struct BackwardRows {
 
   const PoolPlan& plan;
   Policy policy;
-  Sum* line;    // summed lines of y, from at_output on, between zeros
+  Sum* kept;    // [rows_at_once][line_size]: summed lines of y, from at_output on, between zeros
   Sum* phases;  // for strides that are not written out: a line of x
 
-  void sum_lines(const Row& row, const T* g, const T* y) const {
+  void sum_lines(const Row& row, const T* g, const T* y, Sum* line) const {
     const Lines lines(plan.lines, row.i0, row.i1);
     const int64_t n = plan.output[2] * plan.inner, plane = plan.output[0] * plan.output[1] * n;
     const int64_t start = row.plane * plane + lines.start;
@@ -74,7 +74,7 @@ struct BackwardRows {
     return sum;
   }
 
-  void spread(const T* x, T* result) const {
+  void spread(const Sum* line, const T* x, T* result) const {
     const int64_t n = plan.input[2];
     const Sum* from = line + plan.at_output;
     if constexpr (kStride == 1) {
@@ -115,9 +115,12 @@ struct BackwardRows {
   void rows(const T* g, const T* x, const T* y, T* result, int64_t begin, int64_t end) const {
     const int64_t n = plan.input[2] * plan.inner;
     Row row(begin, plan.input);
-    for (int64_t r = begin; r < end; ++r, row.advance()) {
-      sum_lines(row, g, y);
-      spread(x + r * n, result + r * n);
+    for (int64_t first = begin; first < end; first += plan.rows_at_once) {
+      const int64_t count = least(plan.rows_at_once, end - first);
+      for (int64_t j = 0; j < count; ++j, row.advance()) sum_lines(row, g, y, kept + j * plan.line_size);
+      for (int64_t j = 0; j < count; ++j) {
+        spread(kept + j * plan.line_size, x + (first + j) * n, result + (first + j) * n);
+      }
     }
   }
 };
@@ -129,10 +132,10 @@ void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data,
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   T* result = static_cast<T*>(result_data);
-  auto* line = neutral_line<T>(plan, 0, scratch);
-  auto* phases = line + plan.line_size;
+  auto* kept = neutral_lines<T>(plan, 0, scratch);
+  auto* phases = kept + plan.rows_at_once * plan.line_size;
   const auto run = [&](auto stride) {
-    const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), line, phases};
+    const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
     kernel.rows(g, x, y, result, begin, end);
   };
   if (plan.stride == 1) return run(Constant<1>{});

@@ -261,29 +261,37 @@ inline void pool_row_of_pixels(const Policy& policy, const PoolPlan& plan, const
   }
 }
 
-// A line of neutral elements, for stage 1 to fill in its middle. Stage 2 may read up to its end.
+// Lines of neutral elements, for stage 1 to fill in their middle. Stage 2 may read up to their end.
 template <typename T>
-inline typename Lanes<T>::Sum* neutral_line(const PoolPlan& plan, double neutral, char* scratch) {
+inline typename Lanes<T>::Sum* neutral_lines(const PoolPlan& plan, double neutral, char* scratch) {
   typedef typename Lanes<T>::Sum Sum;
-  Sum* line = reinterpret_cast<Sum*>(scratch);
-  for (int64_t e = 0; e < plan.line_size; ++e) line[e] = static_cast<Sum>(neutral);
-  return line;
+  Sum* lines = reinterpret_cast<Sum*>(scratch);
+  for (int64_t e = 0; e < plan.rows_at_once * plan.line_size; ++e) lines[e] = static_cast<Sum>(neutral);
+  return lines;
 }
 
 template <int kKernel, int kStride, typename Policy, typename T>
 void pool_rows_by(const Policy& policy, const PoolPlan& plan, const T* x, T* y, char* scratch, int64_t begin,
                   int64_t end) {
-  auto* line = neutral_line<T>(plan, Policy::kNeutral, scratch);
+  auto* kept = neutral_lines<T>(plan, Policy::kNeutral, scratch);
   const int64_t plane_size = plan.input[0] * plan.input[1] * plan.input[2] * plan.inner;
   const int64_t inputs = plan.input[2] * plan.inner, outputs = plan.output[2] * plan.inner;
-  Row row(begin, plan.output);
-  for (int64_t r = begin; r < end; ++r, row.advance()) {
-    const Lines lines(plan.lines, row.i0, row.i1);
-    reduce_lines(policy, lines, x + row.plane * plane_size + lines.start, inputs, line + plan.at_input);
-    if constexpr (kStride < 0) {
-      pool_row_of_pixels(policy, plan, row, x, line + plan.at_window, y + r * outputs);
-    } else {
-      pool_row<kKernel, kStride>(policy, plan, row, x, line + plan.at_window, y + r * outputs);
+  Row ahead(begin, plan.output), row = ahead;
+  for (int64_t first = begin; first < end; first += plan.rows_at_once) {
+    const int64_t count = least(plan.rows_at_once, end - first);
+    for (int64_t j = 0; j < count; ++j, ahead.advance()) {
+      const Lines lines(plan.lines, ahead.i0, ahead.i1);
+      const T* from = x + ahead.plane * plane_size + lines.start;
+      reduce_lines(policy, lines, from, inputs, kept + j * plan.line_size + plan.at_input);
+    }
+    for (int64_t j = 0; j < count; ++j, row.advance()) {
+      const auto* window = kept + j * plan.line_size + plan.at_window;
+      T* to = y + (first + j) * outputs;
+      if constexpr (kStride < 0) {
+        pool_row_of_pixels(policy, plan, row, x, window, to);
+      } else {
+        pool_row<kKernel, kStride>(policy, plan, row, x, window, to);
+      }
     }
   }
 }

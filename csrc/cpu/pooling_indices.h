@@ -65,12 +65,12 @@ struct IndexedMaximum {
   static constexpr int kLanes = Lanes<T>::kLanes;
 
   const PoolPlan& plan;
-  Sum* line;            // plan.line_size, and so are
-  Place* places;        // of its entries; padding's stands behind every input
+  Sum* kept;            // [rows_at_once][line_size], and as many
+  Place* kept_places;   // of their entries; padding's stands behind every input
   const Place* column;  // of the entries of a line of x, filled up to whole vectors
 
   // Stage 1, a vector of it.
-  void combine(const Lines& lines, const T* plane, int64_t e, int64_t count) const {
+  void combine(const Lines& lines, const T* plane, int64_t e, int64_t count, int64_t line) const {
     const Where first = load(column + e);
     const auto at = [&](int64_t start) {
       return first + static_cast<Place>(plan.inner == 1 ? start : start / plan.inner);
@@ -82,8 +82,8 @@ struct IndexedMaximum {
         best.follow(load_up_to(plane + start + e, count), at(start));
       }
     }
-    Sum* to = line + plan.at_input + e;
-    Place* to_place = places + plan.at_input + e;
+    Sum* to = kept + line + plan.at_input + e;
+    Place* to_place = kept_places + line + plan.at_input + e;
     if (count >= kLanes) {
       store(to, best.value);
       store(to_place, best.where);
@@ -96,8 +96,8 @@ struct IndexedMaximum {
   // Stage 2, a vector of outputs from their first tap on; true where there is a NaN among them.
   template <int kStride>
   bool reduce(int64_t window, int64_t tap, int64_t kernel, T* y, int64_t* indices, int64_t count) const {
-    const Sum* in = line + window;
-    const Place* at = places + window;
+    const Sum* in = kept + window;
+    const Place* at = kept_places + window;
     const auto place = [&](int64_t offset) {  // moved as floats, whose lanes are as wide
       return (Where)load_strided<kStride>(reinterpret_cast<const Sum*>(at) + offset, plan.stride);
     };
@@ -138,21 +138,28 @@ struct IndexedMaximum {
     const int64_t run = runs ? inner : outputs, stride = runs ? plan.stride * inner : 0;
     const int64_t step = runs || inner != 1 ? 1 : plan.stride, tap = plan.dilation * inner;
     const int64_t kernel = plan.kernel[2];
-    Row row(begin, plan.output);
-    for (int64_t r = begin; r < end; ++r, row.advance()) {
-      const Lines lines(plan.lines, row.i0, row.i1);
-      const T* plane = x + row.plane * plan.input[0] * plan.input[1] * inputs;
-      for (int64_t e = 0; e < inputs; e += kLanes) combine(lines, plane, e, inputs - e);
-      T* out = y + r * outputs;
-      int64_t* out_index = indices + r * outputs;
-      bool has_nan = false;
-      for (int64_t q = 0; q * run < outputs; ++q) {
-        for (int64_t c = 0; c < run; c += kLanes) {
-          has_nan |= reduce<kStride>(plan.at_window + q * stride + c * step, tap, kernel, out + q * run + c,
-                                     out_index + q * run + c, run - c);
-        }
+    const int64_t plane_size = plan.input[0] * plan.input[1] * inputs;
+    Row ahead(begin, plan.output), row = ahead;
+    for (int64_t first = begin; first < end; first += plan.rows_at_once) {
+      const int64_t count = least(plan.rows_at_once, end - first);
+      for (int64_t j = 0; j < count; ++j, ahead.advance()) {
+        const Lines lines(plan.lines, ahead.i0, ahead.i1);
+        const T* plane = x + ahead.plane * plane_size;
+        for (int64_t e = 0; e < inputs; e += kLanes) combine(lines, plane, e, inputs - e, j * plan.line_size);
       }
-      if (has_nan) find_nans(lines, plane, out, out_index);
+      for (int64_t j = 0; j < count; ++j, row.advance()) {
+        T* out = y + (first + j) * outputs;
+        int64_t* out_index = indices + (first + j) * outputs;
+        const int64_t window = j * plan.line_size + plan.at_window;
+        bool has_nan = false;
+        for (int64_t q = 0; q * run < outputs; ++q) {
+          for (int64_t c = 0; c < run; c += kLanes) {
+            has_nan |= reduce<kStride>(window + q * stride + c * step, tap, kernel, out + q * run + c,
+                                       out_index + q * run + c, run - c);
+          }
+        }
+        if (has_nan) find_nans(Lines(plan.lines, row.i0, row.i1), x + row.plane * plane_size, out, out_index);
+      }
     }
   }
 };
@@ -162,14 +169,13 @@ void indexed_rows(const PoolPlan& plan, const T* x, T* y, int64_t* indices, char
                   int64_t end) {
   typedef IndexedMaximum<kMinimum, T> Maximum_;
   typedef typename Maximum_::Place Place;
-  auto* line = neutral_line<T>(plan, Maximum<kMinimum, T>::kNeutral, scratch);
-  Place* places = reinterpret_cast<Place*>(line + plan.line_size);
-  Place* column = places + plan.line_size;
-  for (int64_t e = 0; e < plan.line_size; ++e) {
-    places[e] = static_cast<Place>(~(uint64_t{1} << (8 * sizeof(Place) - 1)));
-    column[e] = static_cast<Place>(e / plan.inner);
-  }
-  const Maximum_ kernel = {plan, line, places, column};
+  const int64_t size = plan.rows_at_once * plan.line_size;
+  auto* kept = neutral_lines<T>(plan, Maximum<kMinimum, T>::kNeutral, scratch);
+  Place* places = reinterpret_cast<Place*>(kept + size);
+  Place* column = places + size;
+  for (int64_t e = 0; e < size; ++e) places[e] = static_cast<Place>(~(uint64_t{1} << (8 * sizeof(Place) - 1)));
+  for (int64_t e = 0; e < plan.line_size; ++e) column[e] = static_cast<Place>(e / plan.inner);
+  const Maximum_ kernel = {plan, kept, places, column};
   const int64_t stride = plan.inner == 1 ? plan.stride : 1;
   if (stride == 1) return kernel.template rows<1>(x, y, indices, begin, end);
   if (stride == 2) return kernel.template rows<2>(x, y, indices, begin, end);

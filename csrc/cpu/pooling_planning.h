@@ -138,6 +138,11 @@ class Planned {
     return ceil_div(count, kernels.lanes) * kernels.lanes;
   }
 
+  void set_rows_at_once(const WindowKernels& kernels) {
+    constexpr int64_t kMost = 16, kBytes = 12288;  // a part of the first cache
+    plan_.rows_at_once = std::clamp<int64_t>(kBytes / (plan_.line_size * kernels.sum_item), 1, kMost);
+  }
+
   void lay_out_forward(const Axis& a, const WindowKernels& kernels) {
     const int64_t input = std::max<int64_t>(0, a.lo), window = std::max<int64_t>(0, -a.lo);
     const int64_t outputs = plan_.inner == 1 ? whole_vectors(plan_.output[2], kernels) : plan_.output[2];
@@ -145,7 +150,9 @@ class Planned {
     plan_.at_input = input * plan_.inner;
     plan_.at_window = window * plan_.inner;
     plan_.line_size = std::max(seen, input + a.input) * plan_.inner + 2 * kernels.lanes;
-    plan_.scratch = 3 * plan_.line_size * kernels.sum_item;  // for max_pool_with_indices; the others need one
+    set_rows_at_once(kernels);
+    // Lines of values and, for max_pool_with_indices, of places; and its columns.
+    plan_.scratch = (2 * plan_.rows_at_once + 1) * plan_.line_size * kernels.sum_item;
   }
 
   void lay_out_backward(const Axis& a, const WindowKernels& kernels) {
@@ -165,7 +172,8 @@ class Planned {
     plan_.phase_columns = whole_vectors(columns, kernels);
     plan_.at_output = -least * plan_.inner;
     plan_.line_size = (std::max(plan_.output[2], columns + most) - least) * plan_.inner + 2 * kernels.lanes;
-    plan_.scratch = (plan_.line_size + plan_.phase_columns * a.stride) * kernels.sum_item;
+    set_rows_at_once(kernels);
+    plan_.scratch = (plan_.rows_at_once * plan_.line_size + plan_.phase_columns * a.stride) * kernels.sum_item;
   }
 
   PoolPlan plan_ = {};

@@ -27,6 +27,10 @@ struct PoolPlan {
   // Forward: the combined line, with the last axis's padding made real, so that no window leaves it.
   int64_t line_size, at_input, at_window;  // in sums
 
+  // So many rows go through the first stage before the second reads their lines: what has just been written, and not as
+  // it is read, would have to wait for the cache.
+  int64_t rows_at_once;
+
   // Backward: input s * m + r of the last axis sums the outputs m + offset, for the offsets of residue r. The combined
   // line has zeros on either side.
   const int64_t* offsets;
