@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measure import Run, ceilings, environment, measure
 
 import torch_convarith as tc
-from measure import Run, ceilings, environment, measure
 from torch_convarith import _ops, problems
 from torch_convarith.problems import Problem
 

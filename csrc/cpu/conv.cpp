@@ -19,9 +19,10 @@ int64_t reach(const at::Tensor& t) {
 }
 
 bool fast(const Problem& p, Pass pass, const at::Tensor& input, const at::Tensor& other, const at::Tensor& output) {
-  if (kernel_dtype(input.scalar_type()) < 0 || input.numel() == 0 || other.numel() == 0 || output.numel() == 0) return false;
-  return run_fast(p, pass, kernel_dtype(input.scalar_type()), input.const_data_ptr(), reach(input), other.const_data_ptr(),
-                  reach(other), output.mutable_data_ptr());
+  if (kernel_dtype(input.scalar_type()) < 0 || input.numel() == 0 || other.numel() == 0 || output.numel() == 0)
+    return false;
+  return run_fast(p, pass, kernel_dtype(input.scalar_type()), input.const_data_ptr(), reach(input),
+                  other.const_data_ptr(), reach(other), output.mutable_data_ptr());
 }
 
 at::Tensor conv(const at::Tensor& x, const at::Tensor& w, at::IntArrayRef stride, at::IntArrayRef padding,

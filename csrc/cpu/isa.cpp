@@ -11,16 +11,16 @@ namespace convarith::cpu {
 namespace baseline {
 ConvKernels conv_kernels(int dtype);
 WindowKernels window_kernels(int dtype);
-}
+}  // namespace baseline
 #if defined(__x86_64__) && defined(__GNUC__)
 namespace avx2 {
 ConvKernels conv_kernels(int dtype);
 WindowKernels window_kernels(int dtype);
-}
+}  // namespace avx2
 namespace avx512 {
 ConvKernels conv_kernels(int dtype);
 WindowKernels window_kernels(int dtype);
-}
+}  // namespace avx512
 #endif
 
 const char* isa_name(Isa isa) {
@@ -66,11 +66,9 @@ static std::array<Kernels, 4> active_table(std::initializer_list<Kernels (*)(int
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define CONVARITH_ALL_ISAS(FUNCTION) \
-  { baseline::FUNCTION, avx2::FUNCTION, avx512::FUNCTION }
+#define CONVARITH_ALL_ISAS(FUNCTION) {baseline::FUNCTION, avx2::FUNCTION, avx512::FUNCTION}
 #else
-#define CONVARITH_ALL_ISAS(FUNCTION) \
-  { baseline::FUNCTION }
+#define CONVARITH_ALL_ISAS(FUNCTION) {baseline::FUNCTION}
 #endif
 
 const ConvKernels& active_kernels(int dtype) {

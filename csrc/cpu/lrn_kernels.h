@@ -97,9 +97,7 @@ inline void with_exponent(const LrnPlan& plan, const Body& body) {
 
 template <typename T>
 void lrn(const LrnPlan& plan, const void* x, void* y, int64_t begin, int64_t end) {
-  with_exponent<T>(plan, [&](const auto& by) {
-    by.forward(static_cast<const T*>(x), static_cast<T*>(y), begin, end);
-  });
+  with_exponent<T>(plan, [&](const auto& by) { by.forward(static_cast<const T*>(x), static_cast<T*>(y), begin, end); });
 }
 
 template <typename T>

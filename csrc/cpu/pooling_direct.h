@@ -1,5 +1,5 @@
-// Pooling straight from the pattern, window by window: for the dtypes that no fast kernel has (integers, complex numbers)
-// and for what is not in a hurry. Plain C++.
+// Pooling straight from the pattern, window by window: for the dtypes that no fast kernel has (integers, complex
+// numbers) and for what is not in a hurry. Plain C++.
 #pragma once
 
 #include <algorithm>
@@ -119,14 +119,10 @@ bool pool_select_planes(int64_t inputs, int64_t outputs, int64_t inner, const T*
 
 // x[index[o]] += y[o]: channels [first, last) of planes [begin, end); false where an index is not one. `sums` holds a
 // plane where T is too narrow to sum in.
-//
-// Neighbouring windows often have the same maximum, and a sum that waits for the one before is slow: so a few distant
-// parts of the outputs take turns.
 template <typename T, typename A>
 bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T* y, const int64_t* indices, T* x,
                          int64_t begin, int64_t end, int64_t first, int64_t last) {
   const auto are_indices = active_window_kernels(0).are_indices;
-  constexpr int64_t kParts = 8;
   std::vector<A> sums(std::is_same_v<T, A> ? 0 : inputs * inner);
   for (int64_t p = begin; p < end; ++p) {
     const int64_t* at = indices + p * outputs * inner;
@@ -145,11 +141,7 @@ bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T
       std::fill_n(to + i * inner + first, whole ? inputs * inner : last - first, A(0));
     }
     if (inner == 1) {
-      const int64_t part = outputs / kParts;
-      for (int64_t o = 0; o < part; ++o) {
-        for (int64_t q = 0; q < kParts; ++q) to[at[q * part + o]] += static_cast<A>(from[q * part + o]);
-      }
-      for (int64_t o = kParts * part; o < outputs; ++o) to[at[o]] += static_cast<A>(from[o]);
+      for (int64_t o = 0; o < outputs; ++o) to[at[o]] += static_cast<A>(from[o]);
     } else {
       for (int64_t o = 0; o < outputs; ++o) {
         for (int64_t c = first; c < last; ++c) to[at[o * inner + c] * inner + c] += static_cast<A>(from[o * inner + c]);

@@ -31,9 +31,13 @@ struct Row {
 // The lines that row (i0, i1) sees: count0 times count1 of them, from `start` on.
 struct Lines {
   Lines(const LineTable* tables, int64_t i0, int64_t i1)
-      : first0(tables[0].first[i0]), first1(tables[1].first[i1]), count0(tables[0].count[i0]),
-        count1(tables[1].count[i1]), start(first0 * tables[0].pitch + first1 * tables[1].pitch),
-        step0(tables[0].step * tables[0].pitch), step1(tables[1].step * tables[1].pitch) {}
+      : first0(tables[0].first[i0]),
+        first1(tables[1].first[i1]),
+        count0(tables[0].count[i0]),
+        count1(tables[1].count[i1]),
+        start(first0 * tables[0].pitch + first1 * tables[1].pitch),
+        step0(tables[0].step * tables[0].pitch),
+        step1(tables[1].step * tables[1].pitch) {}
 
   int64_t first0, first1, count0, count1;
   int64_t start, step0, step1;  // in elements of a plane
@@ -151,7 +155,8 @@ struct Norm {
     const T* plane = x + row.plane * plan.input[0] * plan.input[1] * plan.input[2] * plan.inner + lines.start;
     for (int64_t i = 0; i < count && i < kLanes; ++i) {
       if (!(sum[i] > kMost || sum[i] < kLeast)) continue;
-      const int64_t output = (e + i) / plan.inner, first = output * plan.stride - (plan.at_input - plan.at_window) / plan.inner;
+      const int64_t output = (e + i) / plan.inner,
+                    first = output * plan.stride - (plan.at_input - plan.at_window) / plan.inner;
       const auto each = [&](auto body) {
         for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
           for (int64_t l1 = 0; l1 < lines.count1; ++l1) {

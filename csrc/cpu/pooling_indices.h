@@ -165,8 +165,7 @@ struct IndexedMaximum {
 };
 
 template <bool kMinimum, typename T>
-void indexed_rows(const PoolPlan& plan, const T* x, T* y, int64_t* indices, char* scratch, int64_t begin,
-                  int64_t end) {
+void indexed_rows(const PoolPlan& plan, const T* x, T* y, int64_t* indices, char* scratch, int64_t begin, int64_t end) {
   typedef IndexedMaximum<kMinimum, T> Maximum_;
   typedef typename Maximum_::Place Place;
   const int64_t size = plan.rows_at_once * plan.line_size;

@@ -38,14 +38,14 @@ at::Tensor pool_maximum(const at::Tensor& x, const WindowShapes& s, at::MemoryFo
     });
     return y;
   }
-  AT_DISPATCH_V2(
-      x.scalar_type(), "torch_convarith::max_pool", AT_WRAP([&] {
-        parallel_rows(w.planes, w.output_numel() * w.inner * w.kernel_numel(), [&](int64_t begin, int64_t end) {
-          max_pool_planes(w, minimum, in.const_data_ptr<scalar_t>(), y.mutable_data_ptr<scalar_t>(), places, begin,
-                          end);
-        });
-      }),
-      AT_EXPAND(AT_ALL_TYPES), at::kHalf, at::kBFloat16);
+  AT_DISPATCH_V2(x.scalar_type(), "torch_convarith::max_pool", AT_WRAP([&] {
+                   parallel_rows(w.planes, w.output_numel() * w.inner * w.kernel_numel(),
+                                 [&](int64_t begin, int64_t end) {
+                                   max_pool_planes(w, minimum, in.const_data_ptr<scalar_t>(),
+                                                   y.mutable_data_ptr<scalar_t>(), places, begin, end);
+                                 });
+                 }),
+                 AT_EXPAND(AT_ALL_TYPES), at::kHalf, at::kBFloat16);
   return y;
 }
 

@@ -64,8 +64,7 @@ class Planned {
   }
 
   // Rows of x from lines of y.
-  static Planned backward(const Windows& w, const WindowKernels& kernels, const Weights& weights,
-                          double exponent = 0) {
+  static Planned backward(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent = 0) {
     Planned p(w, kernels, weights, exponent);
     for (int i = 0; i < 2; ++i) {
       const Axis& a = w.axis[i];
@@ -102,8 +101,7 @@ class Planned {
   }
 
  private:
-  Planned(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent)
-      : weights_(weights) {
+  Planned(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent) : weights_(weights) {
     plan_.inner = w.inner;
     for (int i = 0; i < kAxes; ++i) {
       plan_.input[i] = w.axis[i].input;

@@ -75,14 +75,14 @@ at::Tensor avg_pool_transpose(const at::Tensor& y, at::IntArrayRef input_size, a
     });
     return x;
   }
-  AT_DISPATCH_V2(
-      y.scalar_type(), "torch_convarith::avg_pool_transpose", AT_WRAP([&] {
-        parallel_rows(w.planes, w.output_numel() * w.inner * w.kernel_numel(), [&](int64_t begin, int64_t end) {
-          average_transpose_planes(w, divisors, from.const_data_ptr<scalar_t>(), x.mutable_data_ptr<scalar_t>(), begin,
-                                   end);
-        });
-      }),
-      AT_EXPAND(AT_FLOATING_TYPES), AT_EXPAND(AT_COMPLEX_TYPES), at::kHalf, at::kBFloat16);
+  AT_DISPATCH_V2(y.scalar_type(), "torch_convarith::avg_pool_transpose", AT_WRAP([&] {
+                   parallel_rows(w.planes, w.output_numel() * w.inner * w.kernel_numel(),
+                                 [&](int64_t begin, int64_t end) {
+                                   average_transpose_planes(w, divisors, from.const_data_ptr<scalar_t>(),
+                                                            x.mutable_data_ptr<scalar_t>(), begin, end);
+                                 });
+                 }),
+                 AT_EXPAND(AT_FLOATING_TYPES), AT_EXPAND(AT_COMPLEX_TYPES), at::kHalf, at::kBFloat16);
   return x;
 }
 

@@ -10,8 +10,10 @@ namespace {
 
 template <typename T>
 WindowKernels window_kernels_of() {
-  return {Lanes<T>::kLanes, sizeof(typename Lanes<T>::Sum), pool<T>, max_pool_with_indices<T>, pool_backward<T>, lrn<T>,
-          lrn_backward<T>, are_indices};
+  return {Lanes<T>::kLanes, sizeof(typename Lanes<T>::Sum),
+          pool<T>,          max_pool_with_indices<T>,
+          pool_backward<T>, lrn<T>,
+          lrn_backward<T>,  are_indices};
 }
 
 }  // namespace

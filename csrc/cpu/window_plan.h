@@ -1,5 +1,5 @@
-// What the kernels of pooling, unfold, fold and normalisation are told: plain data, made by window_engine.h. No functions
-// and no std:: types: compiled for every instruction set, as conv_plan.h.
+// What the kernels of pooling, unfold, fold and normalisation are told: plain data, made by window_engine.h. No
+// functions and no std:: types: compiled for every instruction set, as conv_plan.h.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +49,8 @@ struct PoolPlan {
 
 enum class Pooling : int { kMax, kMin, kAverage, kNorm, kSignedNorm };
 
-// y = x * s^-beta with s = k + alpha * (sum of x^2 over the window of `size` channels around this one). Work is cut into
-// blocks of neighbours within a channel, which are normalised together.
+// y = x * s^-beta with s = k + alpha * (sum of x^2 over the window of `size` channels around this one). Work is cut
+// into blocks of neighbours within a channel, which are normalised together.
 struct LrnPlan {
   int64_t channels, inner, size;
   double alpha, beta, k;
