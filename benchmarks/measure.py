@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns in one process, the CPU time of others, the machine's ceilings and its description."""
+"""What the benchmarks share: turns in one process, the CPU time of others, the machine and its ceilings."""
 
 from __future__ import annotations
 

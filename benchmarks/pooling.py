@@ -118,7 +118,8 @@ def main() -> None:
         busy = foreign or 0
         warning = f"  ! others used {busy:.1f} cores" if busy > 0.1 else ""
         print(
-            f"{kind:16s} {name:20s} torch {t * 1e3:8.3f} ms  ours {o * 1e3:8.3f} ms  {t / o:6.2f}x  {share:5.0%}{warning}",
+            f"{kind:16s} {name:20s} torch {t * 1e3:8.3f} ms  ours {o * 1e3:8.3f} ms  {t / o:6.2f}x"
+            f"  {share:5.0%}{warning}",
             flush=True,
         )
     print("\nkind             geometric mean   least   mean share of copy")
