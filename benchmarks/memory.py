@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run import BACKENDS, PASSES, Case, environment
+from measure import environment
+from run import BACKENDS, PASSES, Case
 
 from torch_convarith import problems
 from torch_convarith.problems import Problem

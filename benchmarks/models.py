@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run import ceilings, environment, measure
+from measure import ceilings, environment, measure
 from torch import Tensor, nn
 
 import torch_convarith as tc

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from run import environment
+from measure import environment
 from torch import nn
 
 import torch_convarith as tc

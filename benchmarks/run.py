@@ -19,11 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measure import Run, ceilings, copies_beyond_cache, cuda_ceilings, environment, measure, measure_cuda
 
 import torch_convarith as tc
 from torch_convarith import _ops, problems
@@ -45,8 +42,6 @@ OPERATORS = {
     "grad_input": ("conv_transpose", "conv"),
     "grad_weight": ("conv_weight", "conv_weight"),
 }
-
-Run = Callable[[], Any]
 
 
 class Case:
@@ -204,160 +199,6 @@ BACKENDS: dict[str, Callable[[Case, str], Run | None]] = {
 }
 NOT_A_CONVOLUTION = ("assemble", "copy_csr")
 OF_A_MATRIX = ("csr", "assemble", "copy_csr")  # go through the matrix's arrays, not only the tensors
-
-
-def cpu_seconds() -> tuple[float, float] | None:
-    """(busy on the whole machine, of it ours), or None where /proc/stat is not."""
-    try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    except OSError:
-        return None
-    user, nice, system, _idle, _wait, irq, soft, *_ = map(int, fields)
-    own = os.times()
-    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK"), own.user + own.system
-
-
-def statistics_of(values: list[float]) -> dict[str, float]:
-    """Of the rounds' seconds."""
-    quarters = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {
-        "median": statistics.median(values),
-        "lower": quarters[0],
-        "upper": quarters[2],
-        "minimum": min(values),
-        "rounds": len(values),
-    }
-
-
-def measure(runs: dict[str, Run], seconds: float, rounds: int) -> tuple[dict[str, dict[str, float]], float | None]:
-    """Statistics of each contestant, in seconds, and how many cores others kept busy."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    before, start = cpu_seconds(), time.perf_counter()
-    count = 0
-    while count < rounds or (time.perf_counter() - start < seconds and count < 10_000):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begin)
-        count += 1
-    elapsed, after = time.perf_counter() - start, cpu_seconds()
-    foreign = None
-    if before and after and elapsed > 0.05:
-        foreign = max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / elapsed
-    return {name: statistics_of(values) for name, values in times.items()}, foreign
-
-
-def copies_beyond_cache(nbytes: int) -> int:
-    """How many copies of so many bytes exceed the L2 cache of the GPU twice over."""
-    cache = torch.cuda.get_device_properties().L2_cache_size
-    return max(1, min(256, math.ceil(2 * cache / nbytes)))
-
-
-def recorded(runs: list[Run]) -> tuple[Run, bool]:
-    """All runs in turn, as a CUDA graph where they can be captured; and whether they were."""
-
-    def eager() -> None:
-        for run in runs:
-            run()
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # choices of algorithms, lazy initialisation
-            eager()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            eager()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return eager, False
-    return graph.replay, True
-
-
-def measure_cuda(
-    runs: dict[str, list[Run]], seconds: float, rounds: int
-) -> tuple[dict[str, dict[str, float]], dict[str, bool]]:
-    """Statistics of each contestant, in seconds for one run, and whether it was a graph."""
-    replays = {name: recorded(copies) for name, copies in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    start, count = time.perf_counter(), 0
-    while count < rounds or (time.perf_counter() - start < seconds and count < 10_000):
-        for name, (replay, _) in replays.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            replay()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / 1e3 / len(runs[name]))
-        count += 1
-    return {name: statistics_of(v) for name, v in times.items()}, {name: graph for name, (_, graph) in replays.items()}
-
-
-def ceilings(threads: int) -> dict[str, float]:
-    """The machine's: multiply-adds by a product of matrices, and a copy of 64 MB counted as read and written."""
-    a = torch.randn(1536, 1536)
-    big, out = torch.randn(1 << 24), torch.empty(1 << 24)
-    times, _ = measure({"gemm": lambda: a @ a, "copy": lambda: out.copy_(big)}, 0.5, 5)
-    return {
-        "threads": threads,
-        "gemm_gflops": 2 * 1536**3 / times["gemm"]["minimum"] / 1e9,
-        "copy_gbytes": 2 * big.nbytes / times["copy"]["minimum"] / 1e9,
-    }
-
-
-def cuda_ceilings(dtype: torch.dtype) -> dict[str, float]:
-    """The card's: multiply-adds by a product of matrices in the dtype, and a copy of 1 GB, read and written."""
-    a = torch.randn(8192, 8192, device="cuda").to(dtype)
-    big, out = torch.randn(1 << 28, device="cuda"), torch.empty(1 << 28, device="cuda")
-    times, _ = measure_cuda({"gemm": [lambda: a @ a], "copy": [lambda: out.copy_(big)]}, 1.0, 5)
-    return {
-        "gemm_gflops": 2 * 8192**3 / times["gemm"]["minimum"] / 1e9,
-        "copy_gbytes": 2 * big.nbytes / times["copy"]["minimum"] / 1e9,
-    }
-
-
-def environment(device: str = "cpu") -> dict[str, Any]:
-    """What the numbers depend on."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    gpu = {}
-    if device == "cuda":
-        card = torch.cuda.get_device_properties()
-        gpu = {
-            "gpu": card.name,
-            "capability": f"{card.major}.{card.minor}",
-            "multiprocessors": card.multi_processor_count,
-            "gpu_memory": card.total_memory,
-            "l2_cache": card.L2_cache_size,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    return {
-        **gpu,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "isa": tc.build_info()["isa"],
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_convarith": tc.__version__,
-        "compiler": tc.build_info()["compiler"],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def tolerance(dtype: str) -> float:

@@ -303,4 +303,16 @@ PyObject* call_conv_transpose(PyObject*, PyObject* const* args, Py_ssize_t count
   END_HANDLE_TH_ERRORS
 }
 
+PyObject* call_is_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (!is_quiet()) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!THPVariable_Check(args[i])) continue;
+    const at::Tensor* t = plain(args[i]);
+    if (t == nullptr || (t->requires_grad() && c10::GradMode::is_enabled())) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+  END_HANDLE_TH_ERRORS
+}
+
 }  // namespace convarith

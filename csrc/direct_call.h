@@ -11,4 +11,7 @@ PyObject* call_conv(PyObject*, PyObject* const* args, Py_ssize_t count);
 // conv_transpose(axes, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor, or None
 PyObject* call_conv_transpose(PyObject*, PyObject* const* args, Py_ssize_t count);
 
+// is_plain(*arguments) -> bool: whether an operator may be called below autograd, for nothing watches its tensors.
+PyObject* call_is_plain(PyObject*, PyObject* const* args, Py_ssize_t count);
+
 }  // namespace convarith

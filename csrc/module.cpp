@@ -121,6 +121,8 @@ PYBIND11_MODULE(_C, m) {
        METH_FASTCALL,
        "conv_transpose(axes, input, weight, bias, stride, padding, output_padding, groups, dilation), or None "
        "likewise"},
+      {"is_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_is_plain)), METH_FASTCALL,
+       "is_plain(*arguments): whether no tensor among them is watched, by autograd, a transform or a mode"},
       {nullptr, nullptr, 0, nullptr}};
   PyModule_AddFunctions(m.ptr(), direct);
   m.def("set_winograd", &cpu::set_winograd);

@@ -11,22 +11,6 @@
 namespace convarith::cpu {
 namespace {
 
-// The engine's dtypes, as ConvKernels numbers them; -1 for the others.
-int engine_dtype(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return 0;
-    case at::kDouble:
-      return 1;
-    case at::kBFloat16:
-      return 2;
-    case at::kHalf:
-      return 3;
-    default:
-      return -1;
-  }
-}
-
 // Elements from the first to the last, gaps included.
 int64_t reach(const at::Tensor& t) {
   int64_t last = 0;
@@ -35,9 +19,10 @@ int64_t reach(const at::Tensor& t) {
 }
 
 bool fast(const Problem& p, Pass pass, const at::Tensor& input, const at::Tensor& other, const at::Tensor& output) {
-  if (engine_dtype(input) < 0 || input.numel() == 0 || other.numel() == 0 || output.numel() == 0) return false;
-  return run_fast(p, pass, engine_dtype(input), input.const_data_ptr(), reach(input), other.const_data_ptr(),
-                  reach(other), output.mutable_data_ptr());
+  if (kernel_dtype(input.scalar_type()) < 0 || input.numel() == 0 || other.numel() == 0 || output.numel() == 0)
+    return false;
+  return run_fast(p, pass, kernel_dtype(input.scalar_type()), input.const_data_ptr(), reach(input),
+                  other.const_data_ptr(), reach(other), output.mutable_data_ptr());
 }
 
 at::Tensor conv(const at::Tensor& x, const at::Tensor& w, at::IntArrayRef stride, at::IntArrayRef padding,

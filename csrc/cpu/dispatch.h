@@ -28,6 +28,22 @@ struct Accumulate<at::BFloat16> {
 #define CONVARITH_DISPATCH(DTYPE, NAME, ...) \
   AT_DISPATCH_V2(DTYPE, NAME, AT_WRAP(__VA_ARGS__), AT_EXPAND(AT_ALL_TYPES_AND_COMPLEX), at::kHalf, at::kBFloat16)
 
+// The fast kernels' dtypes, as isa.h numbers them; -1 for the others.
+inline int kernel_dtype(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return 0;
+    case at::kDouble:
+      return 1;
+    case at::kBFloat16:
+      return 2;
+    case at::kHalf:
+      return 3;
+    default:
+      return -1;
+  }
+}
+
 // Rows of `work` multiply-adds each; chunks are large enough to be worth a thread.
 template <typename Body>
 void parallel_rows(int64_t rows, int64_t work, const Body& body) {

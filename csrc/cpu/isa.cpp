@@ -4,19 +4,23 @@
 
 #include <array>
 #include <cstdlib>
+#include <initializer_list>
 #include <string>
 
 namespace convarith::cpu {
 namespace baseline {
 ConvKernels conv_kernels(int dtype);
-}
+WindowKernels window_kernels(int dtype);
+}  // namespace baseline
 #if defined(__x86_64__) && defined(__GNUC__)
 namespace avx2 {
 ConvKernels conv_kernels(int dtype);
-}
+WindowKernels window_kernels(int dtype);
+}  // namespace avx2
 namespace avx512 {
 ConvKernels conv_kernels(int dtype);
-}
+WindowKernels window_kernels(int dtype);
+}  // namespace avx512
 #endif
 
 const char* isa_name(Isa isa) {
@@ -53,25 +57,27 @@ Isa active_isa() {
   return isa;
 }
 
-const ConvKernels& active_kernels(int dtype) {
-  static const std::array<ConvKernels, 4> table = [] {
-    std::array<ConvKernels, 4> kernels;
-    for (int d = 0; d < 4; ++d) {
-      switch (active_isa()) {
+// What the active instruction set has for each dtype; `of` are the functions of all instruction sets.
+template <typename Kernels>
+static std::array<Kernels, 4> active_table(std::initializer_list<Kernels (*)(int)> of) {
+  std::array<Kernels, 4> table;
+  for (int dtype = 0; dtype < 4; ++dtype) table[dtype] = of.begin()[static_cast<int>(active_isa())](dtype);
+  return table;
+}
+
 #if defined(__x86_64__) && defined(__GNUC__)
-        case Isa::kAvx512:
-          kernels[d] = avx512::conv_kernels(d);
-          break;
-        case Isa::kAvx2:
-          kernels[d] = avx2::conv_kernels(d);
-          break;
+#define CONVARITH_ALL_ISAS(FUNCTION) {baseline::FUNCTION, avx2::FUNCTION, avx512::FUNCTION}
+#else
+#define CONVARITH_ALL_ISAS(FUNCTION) {baseline::FUNCTION}
 #endif
-        default:
-          kernels[d] = baseline::conv_kernels(d);
-      }
-    }
-    return kernels;
-  }();
+
+const ConvKernels& active_kernels(int dtype) {
+  static const auto table = active_table<ConvKernels>(CONVARITH_ALL_ISAS(conv_kernels));
+  return table[dtype];
+}
+
+const WindowKernels& active_window_kernels(int dtype) {
+  static const auto table = active_table<WindowKernels>(CONVARITH_ALL_ISAS(window_kernels));
   return table[dtype];
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv_plan.h"
+#include "window_plan.h"
 
 namespace convarith::cpu {
 
@@ -12,7 +13,8 @@ const char* isa_name(Isa isa);
 Isa best_isa();    // of this CPU
 Isa active_isa();  // throws where the environment variable names none
 
-// dtype as in ConvKernels: 0 float32, 1 float64, 2 bfloat16, 3 float16.
+// dtype: 0 float32, 1 float64, 2 bfloat16, 3 float16.
 const ConvKernels& active_kernels(int dtype);
+const WindowKernels& active_window_kernels(int dtype);
 
 }  // namespace convarith::cpu

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .pooling import avg_pool, avg_pool_transpose
-from .windows import batched, check_shape, keep, kept, register_autograd
+from .windows import apply, batched, check_shape, keep, kept, register_autograd
 
 _ops = torch.ops.torch_convarith
 
@@ -119,13 +119,13 @@ class _LrnBackward(torch.autograd.Function):
 @torch.compiler.allow_in_graph  # pure, one operator: see conv.py
 def lrn(x: Tensor, *rest: Any) -> Tensor:
     """``x / (k + alpha * sum of x^2 over size channels)^beta``; ``rest``: channel_dim, size, alpha, beta, k."""
-    return _Lrn.apply(x, *rest)
+    return apply(_Lrn, _ops.lrn, x, *rest)
 
 
 @torch.compiler.allow_in_graph
 def lrn_backward(g: Tensor, x: Tensor, *rest: Any) -> Tensor:
     """The gradient of <g, lrn(x)> in x."""
-    return _LrnBackward.apply(g, x, *rest)
+    return apply(_LrnBackward, _ops.lrn_backward, g, x, *rest)
 
 
 @torch.library.register_fake("torch_convarith::lrn")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .conv import Ints
-from .windows import adjoint_pair, batched, check_shape, empty, keep, kept, pooled, register_autograd
+from .windows import adjoint_pair, apply, batched, check_shape, empty, keep, kept, pooled, register_autograd
 
 _ops = torch.ops.torch_convarith
 
@@ -151,13 +151,13 @@ class _MaxPoolTies(torch.autograd.Function):
 @torch.compiler.allow_in_graph  # pure, one operator: see conv.py
 def max_pool(x: Tensor, *rest: Any) -> Tensor:
     """The maximum of each window, ``rest`` being ``*geometry, minimum``."""
-    return _MaxPool.apply(x, *rest)
+    return apply(_MaxPool, _ops.max_pool, x, *rest)
 
 
 @torch.compiler.allow_in_graph
 def max_pool_with_indices(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """The maximum of each window, and where in its plane it stands: the first of equal ones."""
-    return _MaxPoolWithIndices.apply(x, *rest)
+    return apply(_MaxPoolWithIndices, _ops.max_pool_with_indices, x, *rest)
 
 
 @torch.compiler.allow_in_graph
@@ -307,13 +307,13 @@ class _LpPoolBackward(torch.autograd.Function):
 @torch.compiler.allow_in_graph
 def lp_pool(x: Tensor, *rest: Any) -> Tensor:
     """(sum |x|^p)^(1/p) of each window, ``rest`` being ``p, signed, *geometry``."""
-    return _LpPool.apply(x, *rest)
+    return apply(_LpPool, _ops.lp_pool, x, *rest)
 
 
 @torch.compiler.allow_in_graph
 def lp_pool_backward(g: Tensor, x: Tensor, y: Tensor, *rest: Any) -> Tensor:
     """The gradient of <g, lp_pool(x)> in x; y is lp_pool(x)."""
-    return _LpPoolBackward.apply(g, x, y, *rest)
+    return apply(_LpPoolBackward, _ops.lp_pool_backward, g, x, y, *rest)
 
 
 @torch.library.register_fake("torch_convarith::lp_pool")

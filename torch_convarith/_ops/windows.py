@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _C
 from ..geometry import GeometryError, pooling_output_size
 from .conv import Ints, _is_channels_last, pairs
 
@@ -41,6 +42,14 @@ def kept(ctx: Any) -> list[Any]:
     """What :func:`keep` saved."""
     tensors = iter(ctx.saved_tensors)
     return [next(tensors) if a is None else a[0] for a in ctx.kept]
+
+
+def apply(function: type[torch.autograd.Function], operator: Operator, *args: Any) -> Any:
+    """``function.apply``; where nothing watches, the operator itself: the Function costs more than a small pooling."""
+    if _C.is_plain(*args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+    return function.apply(*args)
 
 
 def register_autograd(name: str, function: type[torch.autograd.Function]) -> None:
@@ -103,11 +112,11 @@ def adjoint_pair(name: str, adjoint_name: str, axes: Callable[..., int]) -> tupl
 
     @torch.compiler.allow_in_graph  # pure, one operator: see conv.py
     def forward(x: Tensor, *rest: Any) -> Tensor:
-        return Forward.apply(x, *rest)
+        return apply(Forward, operator, x, *rest)
 
     @torch.compiler.allow_in_graph
     def adjoint(y: Tensor, size: Ints, *rest: Any) -> Tensor:
-        return Adjoint.apply(y, size, *rest)
+        return apply(Adjoint, adjoint_operator, y, size, *rest)
 
     register_autograd(name, Forward)
     register_autograd(adjoint_name, Adjoint)

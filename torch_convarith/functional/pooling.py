@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .. import _ops
 from ..geometry import Axis, Geometry, GeometryError, _per_axis_numbers, per_axis, pooling_output_size
+from .unfold import remembered
 
 TIES = ("first", "all", "split")
 
@@ -379,9 +381,18 @@ def _raw_geometry(
             f"Expected {axes + 1}D (unbatched) or {axes + 2}D (batched) input to {name}, but got input of size: "
             f"{list(input.shape)}"
         )
-    size = tuple(input.shape[-axes:])
+    return remembered(_window_geometry)(
+        name, tuple(input.shape), axes, kernel_size, stride, padding, dilation, ceil_mode
+    )
+
+
+@lru_cache(maxsize=256)
+def _window_geometry(
+    name: str, shape: tuple, axes: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> tuple[Any, ...]:
+    size = shape[-axes:]
     if any(i == 0 for i in size):
-        raise GeometryError(f"{name} needs inputs along every axis, got input of size {list(input.shape)}")
+        raise GeometryError(f"{name} needs inputs along every axis, got input of size {list(shape)}")
     kernel = per_axis(kernel_size, axes, "kernel_size")
     stride = per_axis(_stride(stride, kernel_size), axes, "stride")
     pads = [p if isinstance(p, Sequence) else (p, p) for p in per_axis(padding, axes, "padding")]

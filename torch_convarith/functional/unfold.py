@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
             f"{kernel_size}, but got input of size: {list(input.shape)}"
         )
     _refuse(padding)
-    geometry = Geometry.of(tuple(input.shape[-axes:]), kernel, stride, padding, dilation)
-    columns = _ops.unfold(input, *_raw(geometry))
+    geometry, _ = remembered(_raw)(tuple(input.shape[-axes:]), kernel, stride, padding, dilation)
+    columns = _ops.unfold(input, *geometry)
     return columns.flatten(-3, -2)
 
 
@@ -89,25 +90,41 @@ def fold(
             f"{list(input.shape)} and output_size {output_size}"
         )
     _refuse(padding)
-    geometry = Geometry.of(size, kernel, stride, padding, dilation)
-    taps, outputs = math.prod(kernel), math.prod(geometry.output_size)
+    geometry, windows = remembered(_raw)(size, kernel, stride, padding, dilation)
+    taps, outputs = math.prod(kernel), math.prod(windows)
     if input.shape[-2] % taps or input.shape[-1] != outputs:
         raise GeometryError(
             f"fold with output_size {size} and kernel_size {kernel} expects C * {taps} rows of {outputs} columns, one "
             f"per window (relationship 15), but got input of size {list(input.shape)}"
         )
     columns = input.reshape(*input.shape[:-2], input.shape[-2] // taps, taps, outputs)
-    x = _ops.fold(columns, size, *_raw(geometry))
+    x = _ops.fold(columns, size, *geometry)
     if not average:
         return x
-    seen = _ops.fold(torch.ones(taps, outputs, dtype=x.dtype, device=x.device), size, *_raw(geometry))
+    seen = _ops.fold(torch.ones(taps, outputs, dtype=x.dtype, device=x.device), size, *geometry)
     return x / seen.clamp(min=1)
 
 
-def _raw(geometry: Geometry) -> tuple[Any, ...]:
-    """kernel_size, stride, padding and dilation as the operators take them."""
-    padding = [side for pair in geometry.padding for side in pair]
-    return geometry.kernel_size, geometry.stride, padding, geometry.dilation
+def remembered(function: Any) -> Callable[..., Any]:
+    """A cached function of sizes, or the function itself where it is traced or a size is a symbol or a list."""
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function.__wrapped__(*args)
+        try:
+            return function(*args)
+        except TypeError:
+            return function.__wrapped__(*args)
+
+    return call
+
+
+@lru_cache(maxsize=256)
+def _raw(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> tuple[Any, ...]:
+    """kernel_size, stride, padding and dilation as the operators take them; and the windows along each axis."""
+    geometry = Geometry.of(size, kernel, stride, padding, dilation)
+    sides = tuple(side for pair in geometry.padding for side in pair)
+    return (geometry.kernel_size, geometry.stride, sides, geometry.dilation), geometry.output_size
 
 
 def _refuse(padding: Any) -> None:

@@ -1,0 +1,167 @@
+// The adjoint of summing windows: stage 1 sums the lines of y whose windows see a row of x, stage 2 goes along the last
+// axis, where input s * m + r gets the outputs m + offset, for the few offsets of residue r. For L^p the summands are
+// g * y^(1-p), and their sum is multiplied by |x|^(p-1) sign(x).
+#pragma once
+
+#include "pooling_forward.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+template <typename T>
+struct AverageBackward {
+  typedef typename Lanes<T>::Sums Sums;
+
+  explicit AverageBackward(const PoolPlan&) {}
+  static Sums share(const T* g, const T*, int64_t count) { return load_up_to(g, count); }
+  static Sums finish(Sums sum, const T*, int64_t) { return sum; }
+};
+
+template <int kPower, bool kSigned, typename T>
+struct NormBackward {
+  typedef typename Lanes<T>::Sums Sums;
+
+  explicit NormBackward(const PoolPlan& plan) : powers{plan.exponent} {}
+  Sums share(const T* g, const T* y, int64_t count) const {
+    return load_up_to(g, count) * powers.inverse_slope(load_up_to(y, count));
+  }
+  Sums finish(Sums sum, const T* x, int64_t count) const { return sum * powers.slope(load_up_to(x, count)); }
+
+  Powers<kPower, kSigned, Sums> powers;
+};
+
+template <int kStride, typename Policy, typename T>
+struct BackwardRows {
+  typedef typename Lanes<T>::Sum Sum;
+  typedef typename Lanes<T>::Sums Sums;
+  static constexpr int kLanes = Lanes<T>::kLanes;
+
+  const PoolPlan& plan;
+  Policy policy;
+  Sum* kept;    // [rows_at_once][line_size]: summed lines of y, from at_output on, between zeros
+  Sum* phases;  // for strides that are not written out: a line of x
+
+  void sum_lines(const Row& row, const T* g, const T* y, Sum* line) const {
+    const Lines lines(plan.lines, row.i0, row.i1);
+    const int64_t n = plan.output[2] * plan.inner, plane = plan.output[0] * plan.output[1] * n;
+    const int64_t start = row.plane * plane + lines.start;
+    for (int64_t e = 0; e < n; e += kLanes) {
+      Sums sum = {};
+      for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+        int64_t at = start + l0 * lines.step0 + e;
+        for (int64_t l1 = 0; l1 < lines.count1; ++l1, at += lines.step1) {
+          const Sums share = policy.share(g + at, y + at, n - e);
+          sum += plan.uniform ? share : share * weight_of(lines, l0, l1);
+        }
+      }
+      sum *= plan.uniform ? every<Sums>(static_cast<Sum>(plan.scale)) : load(static_cast<const Sum*>(plan.column) + e);
+      Sum* to = line + plan.at_output + e;
+      n - e >= kLanes ? store(to, sum) : store_first(to, sum, static_cast<int>(n - e));
+    }
+  }
+
+  Sum weight_of(const Lines& lines, int64_t l0, int64_t l1) const {
+    return static_cast<Sum>(plan.weight[0][lines.first0 + l0 * plan.lines[0].step] *
+                            plan.weight[1][lines.first1 + l1 * plan.lines[1].step]);
+  }
+
+  // Inputs of one residue, m of them on.
+  Sums residue(int64_t r, const Sum* from) const {
+    Sums sum = {};
+    for (int64_t j = plan.offsets_begin[r]; j < plan.offsets_begin[r + 1]; ++j) {
+      sum += load(from + plan.offsets[j] * plan.inner);
+    }
+    return sum;
+  }
+
+  void spread(const Sum* line, const T* x, T* result) const {
+    const int64_t n = plan.input[2];
+    const Sum* from = line + plan.at_output;
+    if constexpr (kStride == 1) {
+      for (int64_t e = 0; e < n * plan.inner; e += kLanes) {
+        const int64_t count = n * plan.inner - e;
+        store_up_to(result + e, policy.finish(residue(0, from + e), x + e, count), count);
+      }
+    } else if constexpr (kStride == 2) {
+      for (int64_t m = 0; 2 * m < n; m += kLanes) {
+        Sums a = residue(0, from + m), b = residue(1, from + m);
+        interleave<Sum>(a, b);
+        const int64_t i = 2 * m, count = n - i;
+        store_up_to(result + i, policy.finish(a, x + i, count), count);
+        if (count <= kLanes) break;
+        store_up_to(result + i + kLanes, policy.finish(b, x + i + kLanes, count - kLanes), count - kLanes);
+      }
+    } else if constexpr (kStride < 0) {  // channels behind the last axis
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t c = 0; c < plan.inner; c += kLanes) {
+          const Sums sum = residue(i % plan.stride, from + i / plan.stride * plan.inner + c);
+          const int64_t e = i * plan.inner + c, count = plan.inner - c;
+          store_up_to(result + e, policy.finish(sum, x + e, count), count);
+        }
+      }
+    } else {
+      for (int64_t r = 0; r < plan.stride; ++r) {
+        for (int64_t m = 0; m < plan.phase_columns; m += kLanes) {
+          const Sums sum = residue(r, from + m);
+          for (int l = 0; l < kLanes; ++l) phases[(m + l) * plan.stride + r] = sum[l];
+        }
+      }
+      for (int64_t i = 0; i < n; i += kLanes) {
+        store_up_to(result + i, policy.finish(load(phases + i), x + i, n - i), n - i);
+      }
+    }
+  }
+
+  void rows(const T* g, const T* x, const T* y, T* result, int64_t begin, int64_t end) const {
+    const int64_t n = plan.input[2] * plan.inner;
+    Row row(begin, plan.input);
+    for (int64_t first = begin; first < end; first += plan.rows_at_once) {
+      const int64_t count = least(plan.rows_at_once, end - first);
+      for (int64_t j = 0; j < count; ++j, row.advance()) sum_lines(row, g, y, kept + j * plan.line_size);
+      for (int64_t j = 0; j < count; ++j) {
+        spread(kept + j * plan.line_size, x + (first + j) * n, result + (first + j) * n);
+      }
+    }
+  }
+};
+
+template <typename Policy, typename T>
+void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data, void* result_data,
+                   char* scratch, int64_t begin, int64_t end) {
+  const T* g = static_cast<const T*>(g_data);
+  const T* x = static_cast<const T*>(x_data);
+  const T* y = static_cast<const T*>(y_data);
+  T* result = static_cast<T*>(result_data);
+  auto* kept = neutral_lines<T>(plan, 0, scratch);
+  auto* phases = kept + plan.rows_at_once * plan.line_size;
+  const auto run = [&](auto stride) {
+    const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
+    kernel.rows(g, x, y, result, begin, end);
+  };
+  if (plan.stride == 1) return run(Constant<1>{});
+  if (plan.inner != 1) return run(Constant<-1>{});
+  if (plan.stride == 2) return run(Constant<2>{});
+  run(Constant<0>{});
+}
+
+template <bool kSigned, typename T>
+void norm_backward_rows(const PoolPlan& plan, const void* g, const void* x, const void* y, void* result, char* scratch,
+                        int64_t begin, int64_t end) {
+  const auto by = plan.exponent == 1   ? backward_rows<NormBackward<1, kSigned, T>, T>
+                  : plan.exponent == 2 ? backward_rows<NormBackward<2, kSigned, T>, T>
+                  : plan.exponent == 3 ? backward_rows<NormBackward<3, kSigned, T>, T>
+                                       : backward_rows<NormBackward<0, kSigned, T>, T>;
+  by(plan, g, x, y, result, scratch, begin, end);
+}
+
+template <typename T>
+void pool_backward(Pooling kind, const PoolPlan& plan, const void* g, const void* x, const void* y, void* result,
+                   char* scratch, int64_t begin, int64_t end) {
+  const auto by = kind == Pooling::kAverage ? backward_rows<AverageBackward<T>, T>
+                  : kind == Pooling::kNorm  ? norm_backward_rows<false, T>
+                                            : norm_backward_rows<true, T>;
+  by(plan, g, x, y, result, scratch, begin, end);
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA

@@ -1,0 +1,344 @@
+// Pooling: a window is reduced along axes 0 and 1 first, whole lines of inputs at a time, and along the last axis then.
+// A policy says what is added, joined and finished. Both stages run over contiguous memory whatever the strides are,
+// and every output has one owner and one order of summation, so results do not depend on the number of threads.
+#pragma once
+
+#include "simd_math.h"
+#include "window_plan.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+// Where a row of a plane stands: a line of the last axis for one index of each other axis.
+struct Row {
+  Row(int64_t row, const int64_t* size)
+      : plane(row / (size[0] * size[1])), i0(row / size[1] % size[0]), i1(row % size[1]), size_(size) {}
+
+  void advance() {
+    if (++i1 < size_[1]) return;
+    i1 = 0;
+    if (++i0 < size_[0]) return;
+    i0 = 0;
+    ++plane;
+  }
+
+  int64_t plane, i0, i1;
+
+ private:
+  const int64_t* size_;
+};
+
+// The lines that row (i0, i1) sees: count0 times count1 of them, from `start` on.
+struct Lines {
+  Lines(const LineTable* tables, int64_t i0, int64_t i1)
+      : first0(tables[0].first[i0]),
+        first1(tables[1].first[i1]),
+        count0(tables[0].count[i0]),
+        count1(tables[1].count[i1]),
+        start(first0 * tables[0].pitch + first1 * tables[1].pitch),
+        step0(tables[0].step * tables[0].pitch),
+        step1(tables[1].step * tables[1].pitch) {}
+
+  int64_t first0, first1, count0, count1;
+  int64_t start, step0, step1;  // in elements of a plane
+};
+
+// Policies ------------------------------------------------------------------------------------------------------------
+
+// The larger (kMinimum: the smaller) of two; a NaN is larger than anything, as in torch.
+template <bool kMinimum, typename V>
+inline auto is_better(V v, V than) {
+  return kMinimum ? v < than : v > than;
+}
+template <bool kMinimum, typename V>
+inline V better(V best, V v) {
+  const V found = is_better<kMinimum>(v, best) ? v : best;
+  return v != v ? v : found;
+}
+
+template <bool kMinimum, typename T>
+struct Maximum {
+  typedef typename Lanes<T>::Sums Sums;
+  static constexpr double kNeutral = kMinimum ? __builtin_inf() : -__builtin_inf();
+
+  explicit Maximum(const PoolPlan&) {}
+  static Sums add(Sums best, Sums v) { return better<kMinimum>(best, v); }
+  static Sums join(Sums best, Sums v) { return better<kMinimum>(best, v); }
+  static Sums finish(const Row&, const T*, Sums best, int64_t, int64_t) { return best; }
+};
+
+template <typename T>
+struct Average {
+  typedef typename Lanes<T>::Sums Sums;
+  typedef typename Lanes<T>::Sum Sum;
+  static constexpr double kNeutral = 0;
+
+  explicit Average(const PoolPlan& p) : plan(p) {}
+  static Sums add(Sums sum, Sums v) { return sum + v; }
+  static Sums join(Sums sum, Sums v) { return sum + v; }
+  Sums finish(const Row& row, const T*, Sums sum, int64_t e, int64_t) const {
+    if (plan.uniform) return sum / static_cast<Sum>(plan.scale);
+    const Sum lines = static_cast<Sum>(plan.weight[0][row.i0] * plan.weight[1][row.i1]);
+    return sum / (lines * load(static_cast<const Sum*>(plan.column) + e));
+  }
+
+  const PoolPlan& plan;
+};
+
+// kPower is p where it is 1, 2 or 3, else 0; kSigned is torch's reading, which takes powers of x instead of |x|.
+template <int kPower, bool kSigned, typename V>
+struct Powers {
+  double p;
+
+  V of(V v) const {  // |v|^p
+    const V u = kSigned ? v : magnitude(v);
+    if constexpr (kPower == 1) return u;
+    if constexpr (kPower == 2) return u * u;
+    if constexpr (kPower == 3) return u * u * u;
+    return kSigned ? signed_power(u, p) : power(u, p);
+  }
+
+  V root(V s) const {  // s^(1/p)
+    if constexpr (kPower == 1) return s;
+    if constexpr (kPower == 2) return square_root(s);
+    return kSigned ? signed_power(s, 1 / p) : power(s, 1 / p);
+  }
+
+  V slope(V v) const {  // |v|^(p-1) sign(v)
+    const V one = every<V>(1), none = {};
+    if constexpr (kPower == 1) return kSigned ? one : v > 0 ? one : v < 0 ? -one : none;
+    if constexpr (kPower == 2) return v;
+    if constexpr (kPower == 3) return kSigned ? v * v : v * magnitude(v);
+    if constexpr (kSigned) return signed_power(v, p - 1);
+    const V u = power(magnitude(v), p - 1);
+    return v < 0 ? -u : u;
+  }
+
+  V inverse_slope(V y) const {  // y^(1-p); 0 where the sum is 0
+    const V one = every<V>(1), none = {};
+    if constexpr (kPower == 1) return kSigned ? (y == 0 ? none : one) : one;
+    if constexpr (kPower == 2) return y == 0 ? none : one / y;
+    if constexpr (kPower == 3) return y == 0 ? none : one / (y * y);
+    return y == 0 ? none : kSigned ? signed_power(y, 1 - p) : power(y, 1 - p);
+  }
+};
+
+template <int kPower, bool kSigned, typename T>
+struct Norm {
+  typedef typename Lanes<T>::Sums Sums;
+  typedef typename Lanes<T>::Sum Sum;
+  static constexpr double kNeutral = 0;
+  static constexpr int kLanes = Lanes<T>::kLanes;
+  // Sums of powers outside are not to be trusted: infinite, or with few digits left.
+  static constexpr Sum kLeast = sizeof(Sum) == 4 ? __FLT_MIN__ * 1024 : __DBL_MIN__ * 1024;
+  static constexpr Sum kMost = sizeof(Sum) == 4 ? __FLT_MAX__ : __DBL_MAX__;
+
+  explicit Norm(const PoolPlan& p) : plan(p), powers{p.exponent} {}
+  Sums add(Sums sum, Sums v) const { return sum + powers.of(v); }
+  static Sums join(Sums sum, Sums v) { return sum + v; }
+
+  Sums finish(const Row& row, const T* x, Sums sum, int64_t e, int64_t count) const {
+    if constexpr (kSigned) {
+      if (plan.uniform) return powers.root(plan.scale == 1 ? sum : sum * static_cast<Sum>(plan.scale));
+      const Sum lines = static_cast<Sum>(plan.weight[0][row.i0] * plan.weight[1][row.i1]);
+      return powers.root(sum * lines * load(static_cast<const Sum*>(plan.column) + e));
+    }
+    const Sums y = powers.root(sum);
+    if constexpr (kPower == 1) return y;
+    return any((sum > kMost) | (sum < kLeast)) ? rescaled(row, x, sum, y, e, count) : y;
+  }
+
+  // A sum that left the range of its type is taken again, with the window divided by its largest element.
+  __attribute__((noinline)) Sums rescaled(const Row& row, const T* x, Sums sum, Sums y, int64_t e,
+                                          int64_t count) const {
+    const Lines lines(plan.lines, row.i0, row.i1);
+    const T* plane = x + row.plane * plan.input[0] * plan.input[1] * plan.input[2] * plan.inner + lines.start;
+    for (int64_t i = 0; i < count && i < kLanes; ++i) {
+      if (!(sum[i] > kMost || sum[i] < kLeast)) continue;
+      const int64_t output = (e + i) / plan.inner,
+                    first = output * plan.stride - (plan.at_input - plan.at_window) / plan.inner;
+      const auto each = [&](auto body) {
+        for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+          for (int64_t l1 = 0; l1 < lines.count1; ++l1) {
+            for (int64_t t = 0; t < plan.kernel[2]; ++t) {
+              const int64_t at = first + t * plan.dilation;
+              if (at < 0 || at >= plan.input[2]) continue;
+              const Sum v = widen(plane[l0 * lines.step0 + l1 * lines.step1 + at * plan.inner + (e + i) % plan.inner]);
+              body(v < 0 ? -v : v);
+            }
+          }
+        }
+      };
+      Sum largest = 0, total = 0;
+      each([&](Sum v) { largest = v > largest ? v : largest; });
+      y[i] = largest;
+      if (largest == 0 || largest > kMost) continue;
+      each([&](Sum v) { total += powers.of(every<Sums>(v / largest))[0]; });
+      y[i] = largest * powers.root(every<Sums>(total))[0];
+    }
+    return y;
+  }
+
+  const PoolPlan& plan;
+  Powers<kPower, kSigned, Sums> powers;
+};
+
+// Stage 1 -----------------------------------------------------------------------------------------------------------
+
+// Vectors e, ..., e + kVectors - 1 of the lines, combined.
+template <int kVectors, typename Policy, typename T, typename Sum>
+inline void combine_lines(const Policy& policy, const Lines& lines, const T* from, int64_t count, Sum* to) {
+  typedef typename Lanes<T>::Sums Sums;
+  constexpr int kLanes = Lanes<T>::kLanes;
+  Sums sums[kVectors];
+  CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = every<Sums>(static_cast<Sum>(Policy::kNeutral));
+  for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+    const T* p = from + l0 * lines.step0;
+    for (int64_t l1 = 0; l1 < lines.count1; ++l1, p += lines.step1) {
+      CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const Sums x = count < kLanes ? load_first(p, static_cast<int>(count)) : load_sums(p + v * kLanes);
+        sums[v] = policy.add(sums[v], x);
+      }
+    }
+  }
+  if (count < kLanes) return store_first(to, sums[0], static_cast<int>(count));
+  CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, sums[v]);
+}
+
+template <typename Policy, typename T, typename Sum>
+inline void reduce_lines(const Policy& policy, const Lines& lines, const T* from, int64_t n, Sum* to) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  int64_t e = 0;
+  for (; e + 4 * kLanes <= n; e += 4 * kLanes) combine_lines<4>(policy, lines, from + e, kLanes, to + e);
+  for (; e + kLanes <= n; e += kLanes) combine_lines<1>(policy, lines, from + e, kLanes, to + e);
+  if (e < n) combine_lines<1>(policy, lines, from + e, n - e, to + e);
+}
+
+// Stage 2 -----------------------------------------------------------------------------------------------------------
+
+// The outputs of a vector from their first taps on. kKernel 0: any kernel and dilation.
+template <int kKernel, int kStride, typename Policy, typename Sum>
+inline typename Simd<Sum>::Vec reduce_taps(const Policy& policy, const PoolPlan& plan, const Sum* in) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  if constexpr (kStride == 2 && kKernel > 0) {
+    const auto a = load(in), b = load(in + kLanes);
+    auto sum = policy.join(evens<Sum>(a, b), odds<Sum>(a, b));
+    if constexpr (kKernel == 3) sum = policy.join(sum, evens<Sum>(load(in + 2), load(in + kLanes + 2)));
+    return sum;
+  }
+  auto sum = load_strided<kStride>(in, plan.stride);
+  const int64_t kernel = kKernel > 0 ? kKernel : plan.kernel[2], dilation = kKernel > 0 ? 1 : plan.dilation;
+  for (int64_t t = 1; t < kernel; ++t) {
+    sum = policy.join(sum, load_strided<kStride>(in + t * dilation, plan.stride));
+  }
+  return sum;
+}
+
+template <int kKernel, int kStride, typename Policy, typename T, typename Sum>
+inline void pool_row(const Policy& policy, const PoolPlan& plan, const Row& row, const T* x, const Sum* window, T* y) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t outputs = plan.output[2], stride = kStride > 0 ? kStride : plan.stride;
+  int64_t o = 0;
+  for (; o + kLanes <= outputs; o += kLanes) {
+    const auto sum = reduce_taps<kKernel, kStride>(policy, plan, window + o * stride);
+    store_sums(y + o, policy.finish(row, x, sum, o, kLanes));
+  }
+  if (o == outputs) return;
+  const auto sum = reduce_taps<kKernel, kStride>(policy, plan, window + o * stride);
+  store_first(y + o, policy.finish(row, x, sum, o, outputs - o), static_cast<int>(outputs - o));
+}
+
+// With channels behind the last axis, a tap is a distance of whole pixels; with stride 1 all pixels are one run.
+template <typename Policy, typename T, typename Sum>
+inline void pool_row_of_pixels(const Policy& policy, const PoolPlan& plan, const Row& row, const T* x,
+                               const Sum* window, T* y) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t runs = plan.stride == 1 ? 1 : plan.output[2];
+  const int64_t run = plan.stride == 1 ? plan.output[2] * plan.inner : plan.inner;
+  for (int64_t r = 0; r < runs; ++r) {
+    for (int64_t c = 0; c < run; c += kLanes) {
+      const Sum* in = window + r * plan.stride * plan.inner + c;
+      auto sum = load(in);
+      for (int64_t t = 1; t < plan.kernel[2]; ++t) sum = policy.join(sum, load(in + t * plan.dilation * plan.inner));
+      const int64_t e = r * plan.inner + c;
+      store_up_to(y + e, policy.finish(row, x, sum, e, run - c), run - c);
+    }
+  }
+}
+
+// Lines of neutral elements, for stage 1 to fill in their middle. Stage 2 may read up to their end.
+template <typename T>
+inline typename Lanes<T>::Sum* neutral_lines(const PoolPlan& plan, double neutral, char* scratch) {
+  typedef typename Lanes<T>::Sum Sum;
+  Sum* lines = reinterpret_cast<Sum*>(scratch);
+  for (int64_t e = 0; e < plan.rows_at_once * plan.line_size; ++e) lines[e] = static_cast<Sum>(neutral);
+  return lines;
+}
+
+template <int kKernel, int kStride, typename Policy, typename T>
+void pool_rows_by(const Policy& policy, const PoolPlan& plan, const T* x, T* y, char* scratch, int64_t begin,
+                  int64_t end) {
+  auto* kept = neutral_lines<T>(plan, Policy::kNeutral, scratch);
+  const int64_t plane_size = plan.input[0] * plan.input[1] * plan.input[2] * plan.inner;
+  const int64_t inputs = plan.input[2] * plan.inner, outputs = plan.output[2] * plan.inner;
+  Row ahead(begin, plan.output), row = ahead;
+  for (int64_t first = begin; first < end; first += plan.rows_at_once) {
+    const int64_t count = least(plan.rows_at_once, end - first);
+    for (int64_t j = 0; j < count; ++j, ahead.advance()) {
+      const Lines lines(plan.lines, ahead.i0, ahead.i1);
+      const T* from = x + ahead.plane * plane_size + lines.start;
+      reduce_lines(policy, lines, from, inputs, kept + j * plan.line_size + plan.at_input);
+    }
+    for (int64_t j = 0; j < count; ++j, row.advance()) {
+      const auto* window = kept + j * plan.line_size + plan.at_window;
+      T* to = y + (first + j) * outputs;
+      if constexpr (kStride < 0) {
+        pool_row_of_pixels(policy, plan, row, x, window, to);
+      } else {
+        pool_row<kKernel, kStride>(policy, plan, row, x, window, to);
+      }
+    }
+  }
+}
+
+template <typename Policy, typename T>
+void pool_rows(const PoolPlan& plan, const void* x_data, void* y_data, char* scratch, int64_t begin, int64_t end) {
+  const T* x = static_cast<const T*>(x_data);
+  T* y = static_cast<T*>(y_data);
+  const Policy policy(plan);
+  const int64_t k = plan.dilation == 1 ? plan.kernel[2] : 0, s = plan.stride;
+  if (plan.inner != 1) return pool_rows_by<0, -1>(policy, plan, x, y, scratch, begin, end);
+  if (k == 2 && s == 2) return pool_rows_by<2, 2>(policy, plan, x, y, scratch, begin, end);
+  if (k == 3 && s == 2) return pool_rows_by<3, 2>(policy, plan, x, y, scratch, begin, end);
+  if (k == 3 && s == 1) return pool_rows_by<3, 1>(policy, plan, x, y, scratch, begin, end);
+  if (s == 1) return pool_rows_by<0, 1>(policy, plan, x, y, scratch, begin, end);
+  if (s == 2) return pool_rows_by<0, 2>(policy, plan, x, y, scratch, begin, end);
+  return pool_rows_by<0, 0>(policy, plan, x, y, scratch, begin, end);
+}
+
+template <bool kSigned, typename T>
+void norm_pool_rows(const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end) {
+  if (plan.exponent == 1) return pool_rows<Norm<1, kSigned, T>, T>(plan, x, y, scratch, begin, end);
+  if (plan.exponent == 2) return pool_rows<Norm<2, kSigned, T>, T>(plan, x, y, scratch, begin, end);
+  if (plan.exponent == 3) return pool_rows<Norm<3, kSigned, T>, T>(plan, x, y, scratch, begin, end);
+  return pool_rows<Norm<0, kSigned, T>, T>(plan, x, y, scratch, begin, end);
+}
+
+template <typename T>
+void pool(Pooling kind, const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end) {
+  switch (kind) {
+    case Pooling::kMax:
+      return pool_rows<Maximum<false, T>, T>(plan, x, y, scratch, begin, end);
+    case Pooling::kMin:
+      return pool_rows<Maximum<true, T>, T>(plan, x, y, scratch, begin, end);
+    case Pooling::kAverage:
+      return pool_rows<Average<T>, T>(plan, x, y, scratch, begin, end);
+    case Pooling::kNorm:
+      return norm_pool_rows<false, T>(plan, x, y, scratch, begin, end);
+    case Pooling::kSignedNorm:
+      return norm_pool_rows<true, T>(plan, x, y, scratch, begin, end);
+  }
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA

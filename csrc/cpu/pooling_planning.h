@@ -1,0 +1,183 @@
+// Windows -> PoolPlan: the tables that the kernels read, which a Planned keeps. Plain C++.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "../problem.h"
+#include "window_plan.h"
+
+namespace convarith::cpu {
+
+// What each window's sum is divided by: the product of its axes' counts, or one number for all.
+struct Divisors {
+  std::array<std::vector<int64_t>, kAxes> count;  // [output]
+
+  static Divisors of(const Windows& w, bool count_include_pad) {
+    Divisors d;
+    for (int i = 0; i < kAxes; ++i) {
+      const Axis& a = w.axis[i];
+      for (int64_t o = 0; o < w.output[i]; ++o) {
+        const Range taps = taps_of_output(a, o);
+        const int64_t past_padding = ceil_div(a.input + a.hi - input_index(a, o, 0), a.dilation);
+        const int64_t padded = std::max<int64_t>(0, std::min(a.kernel, past_padding));
+        d.count[i].push_back(std::max<int64_t>(1, count_include_pad ? padded : taps.end - taps.begin));
+      }
+    }
+    return d;
+  }
+
+  static Divisors constant(const Windows& w, int64_t divisor) {
+    Divisors d;
+    for (int i = 0; i < kAxes; ++i) d.count[i].assign(w.output[i], i == 0 ? divisor : 1);
+    return d;
+  }
+
+  int64_t of_window(int64_t o0, int64_t o1, int64_t o2) const { return count[0][o0] * count[1][o1] * count[2][o2]; }
+};
+
+using Weights = std::array<std::vector<double>, kAxes>;  // [output] of each axis; a window's is their product
+
+class Planned {
+ public:
+  // Rows of y from lines of x.
+  static Planned forward(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent = 0) {
+    Planned p(w, kernels, weights, exponent);
+    for (int i = 0; i < 2; ++i) {
+      const Axis& a = w.axis[i];
+      for (int64_t o = 0; o < w.output[i]; ++o) {
+        const Range taps = taps_of_output(a, o);
+        p.first_[i].push_back(taps.begin < taps.end ? input_index(a, o, taps.begin) : 0);
+        p.count_[i].push_back(taps.end - taps.begin);
+      }
+      p.plan_.lines[i].step = a.dilation;
+    }
+    p.plan_.lines[1].pitch = w.axis[2].input * w.inner;
+    p.plan_.lines[0].pitch = w.axis[1].input * p.plan_.lines[1].pitch;
+    p.lay_out_forward(w.axis[2], kernels);
+    return p;
+  }
+
+  // Rows of x from lines of y.
+  static Planned backward(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent = 0) {
+    Planned p(w, kernels, weights, exponent);
+    for (int i = 0; i < 2; ++i) {
+      const Axis& a = w.axis[i];
+      for (int64_t in = 0; in < a.input; ++in) {
+        int64_t first = 0, count = 0;  // outputs fall as taps rise
+        for (int64_t t = 0; t < a.kernel; ++t) {
+          const int64_t o = output_index(a, w.output[i], in, t);
+          if (o < 0) continue;
+          first = o;
+          ++count;
+        }
+        p.first_[i].push_back(first);
+        p.count_[i].push_back(count);
+      }
+      p.plan_.lines[i].step = a.dilation / std::gcd(a.dilation, a.stride);
+    }
+    p.plan_.lines[1].pitch = w.output[2] * w.inner;
+    p.plan_.lines[0].pitch = w.output[1] * p.plan_.lines[1].pitch;
+    p.lay_out_backward(w.axis[2], kernels);
+    return p;
+  }
+
+  // Valid as long as this is.
+  const PoolPlan& plan() {
+    for (int i = 0; i < 2; ++i) {
+      plan_.lines[i].first = first_[i].data();
+      plan_.lines[i].count = count_[i].data();
+      plan_.weight[i] = weights_[i].data();
+    }
+    plan_.column = column_.data();
+    plan_.offsets = offsets_.data();
+    plan_.offsets_begin = offsets_begin_.data();
+    return plan_;
+  }
+
+ private:
+  Planned(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent) : weights_(weights) {
+    plan_.inner = w.inner;
+    for (int i = 0; i < kAxes; ++i) {
+      plan_.input[i] = w.axis[i].input;
+      plan_.output[i] = w.output[i];
+      plan_.kernel[i] = w.axis[i].kernel;
+    }
+    plan_.stride = w.axis[2].stride;
+    plan_.dilation = w.axis[2].dilation;
+    plan_.exponent = exponent;
+    plan_.uniform = true;
+    plan_.scale = 1;
+    for (const std::vector<double>& axis : weights) {
+      if (axis.empty()) continue;
+      plan_.uniform &= std::all_of(axis.begin(), axis.end(), [&](double v) { return v == axis.front(); });
+      plan_.scale *= axis.front();
+    }
+    if (!plan_.uniform) fill_column(kernels);
+  }
+
+  void fill_column(const WindowKernels& kernels) {
+    const int64_t n = plan_.output[2] * plan_.inner;
+    column_.resize((n + kernels.lanes) * kernels.sum_item);
+    for (int64_t e = 0; e < n + kernels.lanes; ++e) {
+      const double weight = e < n ? weights_[2][e / plan_.inner] : 1;
+      const float rounded = static_cast<float>(weight);
+      const void* from = kernels.sum_item == sizeof(float) ? static_cast<const void*>(&rounded) : &weight;
+      std::memcpy(column_.data() + e * kernels.sum_item, from, kernels.sum_item);
+    }
+  }
+
+  static int64_t whole_vectors(int64_t count, const WindowKernels& kernels) {
+    return ceil_div(count, kernels.lanes) * kernels.lanes;
+  }
+
+  void set_rows_at_once(const WindowKernels& kernels) {
+    constexpr int64_t kMost = 16, kBytes = 12288;  // a part of the first cache
+    plan_.rows_at_once = std::clamp<int64_t>(kBytes / (plan_.line_size * kernels.sum_item), 1, kMost);
+  }
+
+  void lay_out_forward(const Axis& a, const WindowKernels& kernels) {
+    const int64_t input = std::max<int64_t>(0, a.lo), window = std::max<int64_t>(0, -a.lo);
+    const int64_t outputs = plan_.inner == 1 ? whole_vectors(plan_.output[2], kernels) : plan_.output[2];
+    const int64_t seen = window + outputs * a.stride + effective_kernel(a);
+    plan_.at_input = input * plan_.inner;
+    plan_.at_window = window * plan_.inner;
+    plan_.line_size = std::max(seen, input + a.input) * plan_.inner + 2 * kernels.lanes;
+    set_rows_at_once(kernels);
+    // Lines of values and, for max_pool_with_indices, of places; and its columns.
+    plan_.scratch = (2 * plan_.rows_at_once + 1) * plan_.line_size * kernels.sum_item;
+  }
+
+  void lay_out_backward(const Axis& a, const WindowKernels& kernels) {
+    int64_t least = 0, most = 0;
+    for (int64_t r = 0; r < a.stride; ++r) {
+      offsets_begin_.push_back(static_cast<int64_t>(offsets_.size()));
+      for (int64_t t = a.kernel - 1; t >= 0; --t) {
+        const int64_t distance = a.lo + r - t * a.dilation;
+        if (distance - floor_div(distance, a.stride) * a.stride != 0) continue;
+        offsets_.push_back(floor_div(distance, a.stride));
+        least = std::min(least, offsets_.back());
+        most = std::max(most, offsets_.back());
+      }
+    }
+    offsets_begin_.push_back(static_cast<int64_t>(offsets_.size()));
+    const int64_t columns = ceil_div(a.input, a.stride);
+    plan_.phase_columns = whole_vectors(columns, kernels);
+    plan_.at_output = -least * plan_.inner;
+    plan_.line_size = (std::max(plan_.output[2], columns + most) - least) * plan_.inner + 2 * kernels.lanes;
+    set_rows_at_once(kernels);
+    plan_.scratch = (plan_.rows_at_once * plan_.line_size + plan_.phase_columns * a.stride) * kernels.sum_item;
+  }
+
+  PoolPlan plan_ = {};
+  std::vector<int64_t> first_[2], count_[2], offsets_, offsets_begin_;
+  Weights weights_;
+  std::vector<char> column_;
+};
+
+}  // namespace convarith::cpu

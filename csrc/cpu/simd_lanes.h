@@ -1,0 +1,202 @@
+// Vectors of sums from memory of any dtype, whole or in part, and back. As simd.h, whose rules hold here.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "simd.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// What T is computed in: `Sum` one by one, `Sums` in vectors of kLanes.
+template <typename T>
+struct Lanes {
+  typedef typename SumOf<T>::type Sum;
+  typedef typename Simd<Sum>::Vec Sums;
+  static constexpr int kLanes = Simd<Sum>::kLanes;
+};
+
+typedef uint16_t Halves __attribute__((vector_size(CONVARITH_BYTES / 2)));
+typedef uint16_t LooseHalves __attribute__((vector_size(CONVARITH_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(CONVARITH_BYTES)));
+typedef Simd<float>::Vec Floats;
+typedef Simd<double>::Vec Doubles;
+
+template <typename V>
+inline V every(decltype(V{}[0]) value) {  // value in every lane
+  return value - V{};
+}
+
+inline Floats floats_of(Brain16, Halves bits) {
+  return (Floats)(__builtin_convertvector(bits, Words) << 16);
+}
+inline Floats floats_of(Half16, Halves bits) {  // as widen()
+  const Words wide = __builtin_convertvector(bits, Words), magnitude = wide & 0x7fffu;
+  const Words scaled = (Words)((Floats)(magnitude << 13) * (Floats)every<Words>(0x77800000u));
+  return (Floats)((magnitude >= 0x7c00u ? (magnitude << 13) | 0x7f800000u : scaled) | (wide & 0x8000u) << 16);
+}
+
+inline Halves bits_of(Brain16, Floats v) {  // as narrow()
+  const Words bits = (Words)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? every<Words>(0x7fc0u) : rounded, Halves);
+}
+inline Halves bits_of(Half16, Floats v) {
+  const Words bits = (Words)v, sign = bits & 0x80000000u, magnitude = bits ^ sign;
+  const Words normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const Words small = (Words)((Floats)magnitude + 0.5f) - 0x3f000000u;
+  Words half = magnitude < 0x38800000u ? small : normal;
+  half = magnitude >= 0x477ff000u ? every<Words>(0x7c00u) : half;
+  half = magnitude > 0x7f800000u ? every<Words>(0x7e00u) : half;
+  return __builtin_convertvector(half | sign >> 16, Halves);
+}
+
+// Whole vectors.
+inline Floats load_sums(const float* p) {
+  return load(p);
+}
+inline Doubles load_sums(const double* p) {
+  return load(p);
+}
+template <typename T>
+inline Floats load_sums(const T* p) {
+  return floats_of(T{}, *reinterpret_cast<const LooseHalves*>(p));
+}
+
+inline void store_sums(float* p, Floats v) {
+  store(p, v);
+}
+inline void store_sums(double* p, Doubles v) {
+  store(p, v);
+}
+template <typename T>
+inline void store_sums(T* p, Floats v) {
+  *reinterpret_cast<LooseHalves*>(p) = bits_of(T{}, v);
+}
+
+// Lanes [begin, end) of a vector at p, zeros in the others. Memory of the others is not touched.
+#if CONVARITH_BYTES == 64
+inline uint32_t lane_mask(int begin, int end) {
+  return ((1u << end) - 1u) & ~((1u << begin) - 1u);  // at most 16 lanes
+}
+inline Floats load_lanes(const float* p, int begin, int end) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>(lane_mask(begin, end)), p);
+}
+inline Doubles load_lanes(const double* p, int begin, int end) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>(lane_mask(begin, end)), p);
+}
+template <typename T>
+inline Floats load_lanes(const T* p, int begin, int end) {
+  return floats_of(T{}, (Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(lane_mask(begin, end)), p));
+}
+inline void store_first(float* p, Floats v, int count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lane_mask(0, count)), v);
+}
+inline void store_first(double* p, Doubles v, int count) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lane_mask(0, count)), v);
+}
+template <typename T>
+inline void store_first(T* p, Floats v, int count) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lane_mask(0, count)), (__m256i)bits_of(T{}, v));
+}
+#else
+template <typename T>
+inline typename Lanes<T>::Sums load_lanes(const T* p, int begin, int end) {
+  T lanes[Lanes<T>::kLanes] = {};
+  for (int i = begin; i < end; ++i) lanes[i] = p[i];
+  return load_sums(lanes);
+}
+template <typename T>
+inline void store_first(T* p, typename Lanes<T>::Sums v, int count) {
+  T lanes[Lanes<T>::kLanes];
+  store_sums(lanes, v);
+  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+}
+#if CONVARITH_BYTES == 32 && defined(__x86_64__)
+typedef int32_t Ints32 __attribute__((vector_size(32)));
+typedef int64_t Ints64 __attribute__((vector_size(32)));
+inline Floats load_lanes(const float* p, int begin, int end) {
+  const Ints32 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return _mm256_maskload_ps(p, (__m256i)((lane >= begin) & (lane < end)));
+}
+inline Doubles load_lanes(const double* p, int begin, int end) {
+  const Ints64 lane = {0, 1, 2, 3};
+  return _mm256_maskload_pd(p, (__m256i)((lane >= begin) & (lane < end)));
+}
+#endif
+#endif
+
+template <typename T>
+inline typename Lanes<T>::Sums load_first(const T* p, int count) {
+  return load_lanes(p, 0, count);
+}
+
+// Up to a vector's lanes: the usual whole vector without a mask.
+template <typename T>
+inline typename Lanes<T>::Sums load_up_to(const T* p, int64_t count) {
+  return count >= Lanes<T>::kLanes ? load_sums(p) : load_first(p, static_cast<int>(count));
+}
+template <typename T>
+inline void store_up_to(T* p, typename Lanes<T>::Sums v, int64_t count) {
+  if (count >= Lanes<T>::kLanes) {
+    store_sums(p, v);
+  } else {
+    store_first(p, v, static_cast<int>(count));
+  }
+}
+
+// Whether a comparison held in some lane.
+template <typename Mask>
+inline bool any(Mask mask) {
+#if CONVARITH_BYTES == 64
+  return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif CONVARITH_BYTES == 32 && defined(__x86_64__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#elif defined(__x86_64__)
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+  auto found = mask[0];
+  for (unsigned i = 1; i < sizeof(mask) / sizeof(found); ++i) found |= mask[i];
+  return found != 0;
+#endif
+}
+
+// Every second entry of two vectors, beginning with the second; and the two vectors that have a and b in turn.
+template <typename T>
+inline typename Simd<T>::Vec odds(typename Simd<T>::Vec a, typename Simd<T>::Vec b) {
+  typedef decltype(a < b) Index;
+  Index index;
+  for (int i = 0; i < Simd<T>::kLanes; ++i) index[i] = 2 * i + 1;
+  return __builtin_shuffle(a, b, index);
+}
+template <typename T>
+inline void interleave(typename Simd<T>::Vec& a, typename Simd<T>::Vec& b) {
+  typedef decltype(a < b) Index;
+  Index low, high;
+  for (int i = 0; i < Simd<T>::kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * Simd<T>::kLanes;
+    high[i] = low[i] + Simd<T>::kLanes / 2;
+  }
+  const typename Simd<T>::Vec first = __builtin_shuffle(a, b, low);
+  b = __builtin_shuffle(a, b, high);
+  a = first;
+}
+
+// A vector of entries `stride` apart. With stride 2 the entry behind the last is read too.
+template <int kStride, typename T>
+inline typename Simd<T>::Vec load_strided(const T* p, int64_t stride) {
+  if constexpr (kStride == 1) return load(p);
+  if constexpr (kStride == 2) return evens<T>(load(p), load(p + Simd<T>::kLanes));
+  typename Simd<T>::Vec v;
+  for (int i = 0; i < Simd<T>::kLanes; ++i) v[i] = p[i * stride];
+  return v;
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA

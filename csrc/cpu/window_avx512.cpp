@@ -1,0 +1,12 @@
+// window_kernels.h for AVX-512 (F, DQ, BW, VL).
+#if defined(__x86_64__) && defined(__GNUC__)
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#include <cstdint>
+
+#include "window_plan.h"
+
+#define CONVARITH_ISA avx512
+#define CONVARITH_BYTES 64
+#define CONVARITH_REGISTERS 32
+#include "window_kernels.h"
+#endif

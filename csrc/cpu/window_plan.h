@@ -1,0 +1,75 @@
+// What the kernels of pooling, unfold, fold and normalisation are told: plain data, made by window_engine.h. No
+// functions and no std:: types: compiled for every instruction set, as conv_plan.h.
+#pragma once
+
+#include <cstdint>
+
+#include "conv_plan.h"
+
+namespace convarith::cpu {
+
+// One of the two leading axes, seen from one side: entry i of that side sees count[i] entries of the other, from
+// first[i] on, `step` apart; those stand `pitch` elements from each other in a plane.
+struct LineTable {
+  const int64_t* first;
+  const int64_t* count;
+  int64_t step, pitch;
+};
+
+// Windows over x (planes, *input, inner), y (planes, *output, inner); see problem.h. A row of one is reduced in two
+// stages: whole lines of the other are combined to one, and its entries along the last axis then.
+struct PoolPlan {
+  int64_t inner;
+  int64_t input[3], output[3], kernel[3];
+  int64_t stride, dilation;  // of the last axis
+  LineTable lines[2];
+
+  // Forward: the combined line, with the last axis's padding made real, so that no window leaves it.
+  int64_t line_size, at_input, at_window;  // in sums
+
+  // So many rows go through the first stage before the second reads their lines: what has just been written, and not as
+  // it is read, would have to wait for the cache.
+  int64_t rows_at_once;
+
+  // Backward: input s * m + r of the last axis sums the outputs m + offset, for the offsets of residue r. The combined
+  // line has zeros on either side.
+  const int64_t* offsets;
+  const int64_t* offsets_begin;      // [stride + 1]
+  int64_t at_output, phase_columns;  // columns of one residue
+
+  // What a window's sum is divided by (average), multiplied with (L^p), or shares (backward): weight0[o0] * weight1[o1]
+  // * column[e], e an element of a row of y. Where all are alike they are `scale`, and no table is read.
+  bool uniform;
+  double scale;
+  const double* weight[2];
+  const void* column;  // of the sums' type, filled up to whole vectors
+  double exponent;     // p
+  int64_t scratch;     // bytes of a thread
+};
+
+enum class Pooling : int { kMax, kMin, kAverage, kNorm, kSignedNorm };
+
+// y = x * s^-beta with s = k + alpha * (sum of x^2 over the window of `size` channels around this one). Work is cut
+// into blocks of neighbours within a channel, which are normalised together.
+struct LrnPlan {
+  int64_t channels, inner, size;
+  double alpha, beta, k;
+  int64_t block, blocks;  // neighbours of a block (whole vectors of them), blocks of a plane
+};
+
+// The kernels of one instruction set for one dtype; `lanes` and `sum_item` (bytes) are those of the type that it is
+// summed in. Each works on rows of what it writes, lrn on blocks, [begin, end).
+struct WindowKernels {
+  int64_t lanes, sum_item;
+  void (*pool)(Pooling kind, const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end);
+  void (*max_pool_with_indices)(bool minimum, const PoolPlan& plan, const void* x, void* y, int64_t* indices,
+                                char* scratch, int64_t begin, int64_t end);
+  void (*pool_backward)(Pooling kind, const PoolPlan& plan, const void* g, const void* x, const void* y, void* result,
+                        char* scratch, int64_t begin, int64_t end);
+  void (*lrn)(const LrnPlan& plan, const void* x, void* y, int64_t begin, int64_t end);
+  void (*lrn_backward)(const LrnPlan& plan, const void* g, const void* x, void* result, char* scratch, int64_t begin,
+                       int64_t end);
+  bool (*are_indices)(const int64_t* indices, int64_t count, int64_t inputs);  // from 0 to inputs - 1; for any dtype
+};
+
+}  // namespace convarith::cpu
