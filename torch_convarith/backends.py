@@ -44,8 +44,9 @@ class Kernel:
     Attributes:
         operator: ``"conv"``, ``"conv_transpose"`` or ``"conv_weight"``.
         algorithm: ``"panel"`` and ``"offset"`` multiply packed weights with tiles of the input, copied or through a
-            table of offsets; ``"winograd"``; ``"outer"`` and ``"dot"`` give the weight's gradient with vectors along
-            the out channels or along the outputs; ``"reference"`` is plain C++ for every dtype and very small sizes.
+            table of offsets; ``"winograd"``; ``"depthwise"`` keeps the outputs of few channels per group in registers;
+            ``"outer"`` and ``"dot"`` give the weight's gradient with vectors along the out channels or along the
+            outputs; ``"reference"`` is plain C++ for every dtype and very small sizes.
         isa: instruction set: ``"baseline"``, ``"avx2"`` or ``"avx512"``.
         phases: separate convolutions: the phases of the stride of a transposed convolution, else 1; 0 for
             ``"reference"``.

@@ -181,8 +181,8 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool last = in.channel == 1 && out.channel == 1 && d.channels >= k.lanes && pixels > 1;
   d.transposing = !last;
   const bool strided = p.axis[1].stride > 1 || p.axis[2].stride > 1;
-  if (d.transposing && (pixels > (strided ? kTransposedStridedPixels : kTransposedPixels) || 2 * d.channels < k.lanes || k.sum_item != 4 ||
-                        !plane(in, d.source) || !plane(out, d.grid))) {
+  if (d.transposing && (pixels > (strided ? kTransposedStridedPixels : kTransposedPixels) || 2 * d.channels < k.lanes ||
+                        k.sum_item != 4 || !plane(in, d.source) || !plane(out, d.grid))) {
     return nullptr;
   }
   d.in_batch = in.batch;
