@@ -52,37 +52,6 @@ struct Windows {
   CONVARITH_HD constexpr int64_t output_numel() const { return output[0] * output[1] * output[2]; }
 };
 
-// Planes on either side of a maximum's indices, which count the inputs of a plane; inner as in Windows.
-//   x (planes, inputs, inner)   indices and y (planes, outputs, inner)
-struct Selection {
-  int64_t planes;
-  int64_t inner;
-  int64_t inputs;
-  int64_t outputs;
-};
-
-// Local response normalisation, y = x s^-beta with s = k + alpha * (sum of x^2 over size channels around this one).
-//   x, y (planes, channels, inner)
-struct Lrn {
-  int64_t planes;
-  int64_t channels;
-  int64_t inner;
-  int64_t size;
-  double alpha;
-  double beta;
-  double k;
-
-  // Channels that c's sum has: c - size / 2 to c + (size - 1) / 2.
-  CONVARITH_HD constexpr Range window(int64_t c) const { return clipped(c - size / 2, c + (size + 1) / 2); }
-  // Channels whose sum has c.
-  CONVARITH_HD constexpr Range seen_by(int64_t c) const { return clipped(c - (size - 1) / 2, c + size / 2 + 1); }
-
- private:
-  CONVARITH_HD constexpr Range clipped(int64_t begin, int64_t end) const {
-    return {begin < 0 ? 0 : begin, end < channels ? end : channels};
-  }
-};
-
 // The guide's stretched tensor: stride - 1 zeros between units, then padding. Unit o stands at o * stride + lo, which
 // is where a convolution with one tap reads from. So the axis is that convolution's, and a unit cropped away is an
 // output that meets no input.

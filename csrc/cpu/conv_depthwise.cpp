@@ -152,8 +152,8 @@ void Channelwise::run(const void* in, int64_t, const void* other, int64_t, void*
            [&](int64_t begin, int64_t end) { k.channelwise_store(plan, sums.get(), out, begin, end); });
 }
 
-// Planes up to this size are transposed.
-constexpr int64_t kTransposedPixels = 256;
+// Planes up to this size are transposed; with a stride, where the sweeps would split rows, larger ones are.
+constexpr int64_t kTransposedPixels = 256, kTransposedStridedPixels = 4096;
 
 PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool transposed = pass == Pass::kInput;
@@ -180,8 +180,9 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const int64_t pixels = std::max(d.source[0] * d.source[1], d.grid[0] * d.grid[1]);
   const bool last = in.channel == 1 && out.channel == 1 && d.channels >= k.lanes && pixels > 1;
   d.transposing = !last;
-  if (d.transposing && (pixels > kTransposedPixels || 2 * d.channels < k.lanes || k.sum_item != 4 ||
-                        !plane(in, d.source) || !plane(out, d.grid))) {
+  const bool strided = p.axis[1].stride > 1 || p.axis[2].stride > 1;
+  if (d.transposing && (pixels > (strided ? kTransposedStridedPixels : kTransposedPixels) || 2 * d.channels < k.lanes ||
+                        k.sum_item != 4 || !plane(in, d.source) || !plane(out, d.grid))) {
     return nullptr;
   }
   d.in_batch = in.batch;
