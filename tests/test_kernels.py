@@ -216,7 +216,7 @@ WINOGRAD = [
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("case", WINOGRAD, ids=lambda case: "x".join(map(str, case[:5])) + "-f%dx%d" % case[5])
+@pytest.mark.parametrize("case", WINOGRAD, ids=lambda case: "x".join(map(str, (*case[:5], *case[5]))))
 def test_winograd_stays_within_its_bound(case, memory):
     n, c, k, height, width, kernel, stride, padding, groups = case
     generator = torch.Generator().manual_seed(7)
@@ -246,14 +246,23 @@ def test_winograd_stays_within_its_bound(case, memory):
 @pytest.mark.parametrize(
     ("layer", "products"),
     [  # 36 for every tile, in channel and out channel
-        (dict(input_size=(4, 64, 56, 56), weight=(64, 64, 3, 3), padding=1), 4 * 14 * 14),
-        (dict(input_size=(8, 96, 27, 27), weight=(256, 96, 5, 5), padding=2), 8 * 14 * 14),
+        ({"input_size": (4, 64, 56, 56), "weight": (64, 64, 3, 3), "padding": 1}, 4 * 14 * 14),
+        ({"input_size": (8, 96, 27, 27), "weight": (256, 96, 5, 5), "padding": 2}, 8 * 14 * 14),
         # 33 cells of 2 x 2, at the ends of which a phase has no output; 4 phases
         (
-            dict(input_size=(8, 64, 64, 64), weight=(128, 64, 4, 4), stride=2, padding=1, operator="conv_transpose"),
+            {
+                "input_size": (8, 64, 64, 64),
+                "weight": (128, 64, 4, 4),
+                "stride": 2,
+                "padding": 1,
+                "operator": "conv_transpose",
+            },
             8 * 7 * 7 * 4,
         ),
-        (dict(input_size=(8, 256, 13, 13), weight=(384, 256, 3, 3), padding=1, operator="conv_weight"), 8 * 4 * 4),
+        (
+            {"input_size": (8, 256, 13, 13), "weight": (384, 256, 3, 3), "padding": 1, "operator": "conv_weight"},
+            8 * 4 * 4,
+        ),
     ],
     ids=["3x3", "5x5", "4x4-transposed", "3x3-gradient"],
 )
