@@ -249,7 +249,7 @@ WINOGRAD = [
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("case", WINOGRAD, ids=lambda case: "x".join(map(str, case[:5])) + "-f%dx%d" % case[5])
+@pytest.mark.parametrize("case", WINOGRAD, ids=lambda case: "x".join(map(str, (*case[:5], *case[5]))))
 def test_winograd_stays_within_its_bound(case, memory):
     n, c, k, height, width, kernel, stride, padding, groups = case
     generator = torch.Generator().manual_seed(7)
@@ -279,21 +279,19 @@ def test_winograd_stays_within_its_bound(case, memory):
 @pytest.mark.parametrize(
     ("layer", "products"),
     [  # 36 for every tile, in channel and out channel
-        (dict(input_size=(4, 64, 56, 56), weight=(64, 64, 3, 3), padding=1), 4 * 14 * 14),
-        (dict(input_size=(8, 96, 27, 27), weight=(256, 96, 5, 5), padding=2), 8 * 14 * 14),
-        # 33 cells of 2 x 2, at the ends of which a phase has no output; 4 phases
-        (
-            dict(input_size=(8, 64, 64, 64), weight=(128, 64, 4, 4), stride=2, padding=1, operator="conv_transpose"),
-            8 * 7 * 7 * 4,
-        ),
-        (dict(input_size=(8, 256, 13, 13), weight=(384, 256, 3, 3), padding=1, operator="conv_weight"), 8 * 4 * 4),
+        (("conv", (4, 64, 56, 56), (64, 64, 3, 3), 1, 1), 4 * 14 * 14),
+        (("conv", (8, 96, 27, 27), (256, 96, 5, 5), 1, 2), 8 * 14 * 14),
+        # 33 x 33 cells of 2 x 2, at the ends of which a phase has no output; 4 phases
+        (("conv_transpose", (8, 64, 64, 64), (128, 64, 4, 4), 2, 1), 8 * 7 * 7 * 4),
+        (("conv_weight", (8, 256, 13, 13), (384, 256, 3, 3), 1, 1), 8 * 4 * 4),
     ],
     ids=["3x3", "5x5", "4x4-transposed", "3x3-gradient"],
 )
 def test_winograd_says_how_often_it_multiplies(layer, products):
-    kernel = tc.explain_kernel(**layer)
+    operator, x, w, stride, padding = layer
+    kernel = tc.explain_kernel(x, w, stride, padding, operator=operator)
     assert kernel.algorithm == "winograd"
-    assert kernel.multiplications == 36 * products * layer["weight"][0] * layer["weight"][1]
+    assert kernel.multiplications == 36 * products * w[0] * w[1]
     assert kernel.scratch_bytes <= 64 << 20
 
 

@@ -4,9 +4,9 @@
 stride, their transposes and their weight gradients may run in float32 and the half precisions by Winograd's
 F(m x m, r x r), m + r = 7 [Lavin & Gray 2015, arXiv:1509.09308]: 36 products for m x m outputs of an r x r kernel, a
 quarter of the multiplications for 3 x 3. It is deterministic and rounds differently. Against float64 its largest error
-stays within ``WINOGRAD_BOUND`` of the largest magnitude that the sum could have had, ``conv(|x|, |w|)``; magnitudes near
-the largest float overflow earlier. An infinity or a NaN in the input spreads over the m x m cells of every tile that
-sees it (a cell is one output, or one for each phase of a transposed stride); in the weight's gradient, over all the
+stays within ``WINOGRAD_BOUND`` of the largest magnitude that the sum could have had, ``conv(|x|, |w|)``. Magnitudes
+near the largest float overflow earlier. An infinity or a NaN in the input spreads over the m x m cells of every tile
+that sees it (a cell is one output, or one for each phase of a transposed stride); in the weight's gradient, over all
 taps between the channels that it meets. Weights that are not finite go to the plain kernels where there is padding.
 Switch it off for bitwise comparisons with the direct sum:
 
@@ -35,7 +35,7 @@ from . import _ops
 from .geometry import Geometry
 
 WINOGRAD_BOUND = 1e-5
-"""Of ``|conv(x, w) - exact|`` in float32, relative to the largest entry of ``conv(|x|, |w|)``; likewise of the others."""
+"""Of ``|conv(x, w) - exact|`` in float32, relative to the largest entry of ``conv(|x|, |w|)``; so for the others."""
 
 winograd: bool
 

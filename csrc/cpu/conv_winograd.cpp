@@ -219,7 +219,8 @@ void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKerne
 // The cost model, in cycles of one thread as measured with 16 lanes: products; transforms of the tiles of both sides,
 // of which strided cells cost more to load or store; transforms of the weights.
 bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
-  if (p.in.lanes < 12 || p.out.lanes < 12) return false;
+  // So few lanes leave transforms half empty; as channels to sum over, the direct kernels do better.
+  if (p.in.lanes < (pass == Pass::kOutput ? 16 : 12) || p.out.lanes < 12) return false;
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const auto in = static_cast<double>(p.in.lanes), tiles = static_cast<double>(tile_count(p));
   const WinogradSide& strided = pass == Pass::kInput ? p.out : p.in;

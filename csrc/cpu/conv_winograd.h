@@ -171,6 +171,7 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
       }
       clear(to, begin);
       clear(to + end, width - end);
+      if (begin == end) continue;
       copy_run(
           image + lane.channel * s.channel + y_in * s.axis[0] + ((c.first[1] + begin) * s.step[1] + shift) * s.axis[1],
           s.step[1] * s.axis[1], end - begin, to + begin);
