@@ -13,7 +13,7 @@ CUDA_FLAGS = --threads 0 --expt-relaxed-constexpr $(foreach arch,$(CUDA_ARCHS),-
   -D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_BFLOAT16_CONVERSIONS__ -D__CUDA_NO_HALF2_OPERATORS__
 OUT ?= out
 # The CPU engine without torch, against plain loops.
-STANDALONE := $(wildcard csrc/cpu/conv_*.cpp) csrc/cpu/isa.cpp tests/standalone/engine.cpp
+STANDALONE := $(wildcard csrc/cpu/conv_*.cpp csrc/cpu/window_*.cpp) csrc/cpu/isa.cpp tests/standalone/engine.cpp
 STANDALONE_FLAGS := -std=c++17 -fno-math-errno -fno-trapping-math -Itests/standalone
 CASES ?= 400
 AARCH64 ?= aarch64-linux-gnu-g++
