@@ -61,3 +61,15 @@ def instead_of_the_cpus(kernels: str) -> Iterator[None]:
         yield
     finally:
         library._destroy()
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 convolutions on tensor cores may round to tf32. torch's own testing library, which other tests
+    import, forbids to set torch.backends.cudnn.allow_tf32."""
+    before = torch._C._get_cudnn_allow_tf32()
+    torch._C._set_cudnn_allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_allow_tf32(before)

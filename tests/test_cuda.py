@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from kernels_under_test import tf32
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -18,10 +19,8 @@ def gpu():
     """Skips without one; float32 is full precision for as long as a test does not ask for tf32."""
     if not torch.cuda.is_available() or not tc.build_info()["cuda"]:
         pytest.skip("needs a GPU, and torch and torch_convarith built for CUDA")
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    with tf32(False):
+        yield
 
 
 @pytest.fixture
@@ -222,8 +221,8 @@ def test_tf32_where_it_is_allowed():
     x, w = random(8, 64, 28, 28).to("cuda", torch.float32), random(96, 64, 3, 3, seed=1).to("cuda", torch.float32)
     exact = C.conv2d(x.double(), w.double(), padding=1)
     full = (C.conv2d(x, w, padding=1) - exact).abs().max()
-    torch.backends.cudnn.allow_tf32 = True
-    rounded = (C.conv2d(x, w, padding=1) - exact).abs().max()
+    with tf32(True):
+        rounded = (C.conv2d(x, w, padding=1) - exact).abs().max()
     assert full < 1e-4 * exact.abs().max()
     assert rounded < 3e-3 * exact.abs().max()
     assert rounded > full

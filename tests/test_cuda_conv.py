@@ -12,6 +12,7 @@ import torch
 from cases import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels_under_test import tf32
 from test_kernels import CASES, by, integers, tensors
 
 import torch_convarith as tc
@@ -257,15 +258,10 @@ def error(got, arguments, operator):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_float32_is_tf32_only_where_torch_allows_it(operator):
     arguments = random_problem()
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        errors = {}
-        for allowed in (False, True):
-            torch.backends.cudnn.allow_tf32 = allowed
-            with forced("tensor_core:64x64") as emulated:
-                errors[allowed] = error(run(emulated, operator, *arguments[operator]), arguments, operator)
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    errors = {}
+    for allowed in (False, True):
+        with tf32(allowed), forced("tensor_core:64x64") as emulated:
+            errors[allowed] = error(run(emulated, operator, *arguments[operator]), arguments, operator)
     assert errors[False] < 1e-6  # a few roundings to 24 bits
     assert 1e-6 < errors[True] < 2**-10  # every factor to 11 bits
 
@@ -315,12 +311,8 @@ def test_explain_kernel():
     assert kernel.tile in TILES
     assert kernel.scratch_bytes == 0  # weights stand in channels_last as they are multiplied
     assert explain(*VGG).algorithm == "tensor_core"
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = False
+    with tf32(False):
         assert explain(*VGG).algorithm == "multiply_add"
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
     assert explain(*VGG, dtype=torch.int32).algorithm == "reference"
     assert explain(*VGG, dtype=torch.complex64).algorithm == "reference"
     for operator in OPERATORS:
