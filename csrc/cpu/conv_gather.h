@@ -11,7 +11,7 @@ namespace {
 
 // Blocks of rows as equal as they can be: 10 = 5 + 5 rather than 8 + 2.
 constexpr int kRowBlock = CONVARITH_REGISTERS >= 32 ? 8 : 4;
-constexpr int kVectors = 3;      // of a panel
+constexpr int kVectors = 3;      // of a sweep
 constexpr int kWideVectors = 6;  // of a sweep with few rows
 constexpr int kWideRows = CONVARITH_REGISTERS >= 32 ? 4 : 2;
 
@@ -92,9 +92,8 @@ void pack(const GatherPlan& p, const void* from, void* to, int64_t begin, int64_
 
 // Multiplying --------------------------------------------------------------------------------------------------------
 
-// sums[r][x] (+)= sum over k of w[k][r] * b[k][x], r < kRows, x < kVecs vectors. With kPanel, b's rows follow each
-// other; otherwise they stand at `offset`.
-template <typename T, int kRows, int kVecs, bool kPanel>
+// sums[r][x] (+)= sum over k of w[k][r] * b[k][x], r < kRows, x < kVecs vectors; b's rows stand at `offset`.
+template <typename T, int kRows, int kVecs>
 void multiply(int64_t depth, const T* w, const T* b, const int32_t* offset, T* sums, int64_t pitch, bool add) {
   typedef typename Simd<T>::Vec V;
   constexpr int kLanes = Simd<T>::kLanes;
@@ -103,7 +102,7 @@ void multiply(int64_t depth, const T* w, const T* b, const int32_t* offset, T* s
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = V{};
   }
   for (int64_t k = 0; k < depth; ++k) {
-    const T* row = kPanel ? b + k * (kVectors * kLanes) : b + offset[k];
+    const T* row = b + offset[k];
     if constexpr (kVecs <= 3) {
       V x[kVecs];
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(row + j * kLanes);
@@ -133,41 +132,41 @@ template <typename T>
 using Multiply = void (*)(int64_t, const T*, const T*, const int32_t*, T*, int64_t, bool);
 
 // The microkernel for a block of rows and a sweep of vectors.
-template <typename T, bool kPanel, int kRows>
+template <typename T, int kRows>
 Multiply<T> multiply_vectors(int64_t vectors) {
   switch (vectors) {
     case 1:
-      return multiply<T, kRows, 1, kPanel>;
+      return multiply<T, kRows, 1>;
     case 2:
-      return multiply<T, kRows, 2, kPanel>;
+      return multiply<T, kRows, 2>;
     case 3:
-      return multiply<T, kRows, 3, kPanel>;
+      return multiply<T, kRows, 3>;
     default:
-      if constexpr (kRows <= kWideRows && !kPanel) return multiply<T, kRows, kWideVectors, kPanel>;
+      if constexpr (kRows <= kWideRows) return multiply<T, kRows, kWideVectors>;
       __builtin_unreachable();
   }
 }
 
-template <typename T, bool kPanel>
+template <typename T>
 Multiply<T> multiply_for(int64_t rows, int64_t vectors) {
   switch (rows) {
     case 1:
-      return multiply_vectors<T, kPanel, 1>(vectors);
+      return multiply_vectors<T, 1>(vectors);
     case 2:
-      return multiply_vectors<T, kPanel, 2>(vectors);
+      return multiply_vectors<T, 2>(vectors);
     case 3:
-      return multiply_vectors<T, kPanel, 3>(vectors);
+      return multiply_vectors<T, 3>(vectors);
     case 4:
-      return multiply_vectors<T, kPanel, 4>(vectors);
+      return multiply_vectors<T, 4>(vectors);
 #if CONVARITH_REGISTERS >= 32
     case 5:
-      return multiply_vectors<T, kPanel, 5>(vectors);
+      return multiply_vectors<T, 5>(vectors);
     case 6:
-      return multiply_vectors<T, kPanel, 6>(vectors);
+      return multiply_vectors<T, 6>(vectors);
     case 7:
-      return multiply_vectors<T, kPanel, 7>(vectors);
+      return multiply_vectors<T, 7>(vectors);
     case 8:
-      return multiply_vectors<T, kPanel, 8>(vectors);
+      return multiply_vectors<T, 8>(vectors);
 #endif
     default:
       __builtin_unreachable();
@@ -312,8 +311,8 @@ void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, con
       vectors = vectors >= widest ? widest : least<int64_t>(vectors, kVectors);
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
         const RowBlock r = row_block_at<Sum>(p, block);
-        multiply_for<Sum, false>(r.real, vectors)(depth, weights + r.first * depth, tile + column, p.offset,
-                                                  sums + (r.first - first_row) * p.columns + column, p.columns, c0 > 0);
+        multiply_for<Sum>(r.real, vectors)(depth, weights + r.first * depth, tile + column, p.offset,
+                                           sums + (r.first - first_row) * p.columns + column, p.columns, c0 > 0);
       }
       column += vectors * kLanes;
     }

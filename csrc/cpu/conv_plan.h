@@ -203,7 +203,7 @@ struct ChannelwisePlan {
 struct ConvKernels {
   int64_t lanes;  // of the sums' type
   int64_t row_block;
-  int64_t vectors;                     // of a panel
+  int64_t vectors;                     // of a sweep
   int64_t outer_vectors;               // of a block of columns of the outer product
   int64_t item, sum_item;              // bytes
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs

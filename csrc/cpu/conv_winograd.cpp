@@ -220,13 +220,14 @@ void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKerne
 // of which strided cells cost more to load or store; transforms of the weights.
 bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
   // So few lanes leave transforms half empty; as channels to sum over, the direct kernels do better.
-  if (p.in.lanes < (pass == Pass::kOutput ? 16 : 12) || p.out.lanes < 12) return false;
+  if (p.in.lanes < 12 || p.out.lanes < 12) return false;
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const auto in = static_cast<double>(p.in.lanes), tiles = static_cast<double>(tile_count(p));
   const WinogradSide& strided = pass == Pass::kInput ? p.out : p.in;
   double cost = 0.54 * kWinogradProducts * tiles * in * vectors(p.out.lanes);
   cost += 190 * tiles * (vectors(p.in.lanes) + vectors(p.out.lanes)) + 190 * in * vectors(p.out.lanes);
-  if (strided.step[0] * strided.step[1] > 1) cost += 540 * tiles * vectors(strided.lanes);
+  if (strided.step[0] * strided.step[1] > 1) cost += 900 * tiles * vectors(strided.lanes);
+  if (pass == Pass::kWeight && thread_count() > 1) cost += 150'000;  // its three stages wait for each other
 
   // The direct kernels leave out taps that never meet an input; they too pack the weights.
   double taps = 1, positions = static_cast<double>(p.batch);
@@ -242,11 +243,13 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   }
   const auto channels = static_cast<double>(problem.in_channels), rows = static_cast<double>(problem.out_channels);
   const auto lanes = static_cast<double>(k.lanes);
-  double direct = 25 * taps * channels * rows / lanes;
+  double direct = 15 * taps * channels * rows / lanes;
   if (pass == Pass::kInput) {
-    direct += 0.71 * positions * taps * channels * rows / lanes;
+    direct += 0.6 * positions * taps * channels * rows / lanes;
   } else {
-    direct += 0.59 * positions * taps * channels * vectors(problem.out_channels);
+    // With few channels, the tile that a convolution reads costs as much as its use.
+    const double cycles = pass == Pass::kOutput ? 0.57 + 0.6 / channels : 0.57;
+    direct += cycles * positions * taps * channels * vectors(problem.out_channels);
   }
   return cost < 0.8 * direct;
 }

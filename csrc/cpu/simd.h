@@ -342,9 +342,12 @@ inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t c
       }
     }
   }
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Waggressive-loop-optimizations"  // seen where inlined: of 2^62 iterations
   for (; row < rows; ++row) {
     for (int64_t i = 0; i < count; ++i) to[i * to_pitch + row] = widen(from[row * from_pitch + i]);
   }
+#pragma GCC diagnostic pop
 }
 #endif
 

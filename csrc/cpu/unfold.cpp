@@ -85,22 +85,12 @@ void fold_rows(const Windows& w, const T* y, T* x, int64_t begin, int64_t end) {
   }
 }
 
-// (*leading, taps, outputs) of windows over (*leading, *input).
-std::vector<int64_t> unfolded_shape(const WindowShapes& s, size_t axes) {
-  std::vector<int64_t> shape(s.x.begin(), s.x.end() - static_cast<int64_t>(axes));
-  shape.push_back(s.windows.kernel_numel());
-  shape.push_back(s.windows.output_numel());
-  return shape;
-}
-
 at::Tensor unfold(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
                   at::IntArrayRef dilation) {
-  check_dense(x, "x");
-  const WindowShapes s =
-      make_windows(x.sizes(), at::MemoryFormat::Contiguous, kernel_size, stride, padding, dilation, false);
+  const WindowShapes s = make_unfold(x, kernel_size, stride, padding, dilation);
   const Windows& w = s.windows;
   const at::Tensor in = x.contiguous();
-  at::Tensor y = at::empty(unfolded_shape(s, kernel_size.size()), x.options());
+  at::Tensor y = at::empty(unfold_shape(s, kernel_size.size()), x.options());
   CONVARITH_DISPATCH_ANY(x.scalar_type(), "torch_convarith::unfold", [&] {
     parallel_rows(w.planes * w.kernel_numel(), w.output_numel(), [&](int64_t begin, int64_t end) {
       unfold_rows(w, in.const_data_ptr<scalar_t>(), y.mutable_data_ptr<scalar_t>(), begin, end);
@@ -111,14 +101,7 @@ at::Tensor unfold(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArray
 
 at::Tensor fold(const at::Tensor& y, at::IntArrayRef input_size, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                 at::IntArrayRef padding, at::IntArrayRef dilation) {
-  check_dense(y, "y");
-  TORCH_CHECK(y.dim() >= 2, "expected y (*leading, taps, outputs), got shape ", y.sizes());
-  TORCH_CHECK(input_size.size() == kernel_size.size(), "expected one input size per axis of the kernel ", kernel_size,
-              ", got ", input_size);
-  std::vector<int64_t> x(y.sizes().begin(), y.sizes().end() - 2);
-  x.insert(x.end(), input_size.begin(), input_size.end());
-  const WindowShapes s = make_windows(x, at::MemoryFormat::Contiguous, kernel_size, stride, padding, dilation, false);
-  check_shape(y, "y", unfolded_shape(s, kernel_size.size()));
+  const WindowShapes s = make_fold(y, input_size, kernel_size, stride, padding, dilation);
   const Windows& w = s.windows;
   const at::Tensor from = y.contiguous();
   at::Tensor result = at::empty(s.x, y.options());
