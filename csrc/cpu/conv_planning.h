@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "conv_engine.h"
@@ -18,19 +19,70 @@ namespace convarith::cpu {
 
 constexpr int64_t kPackedBytes = int64_t{24} << 20;  // of packed weights, and of panels and sums, at a time
 
+// What a thread's calls have released and its next calls take again: fresh pages from the system would cost more than
+// what is computed in them. Bounded, and freed with the thread.
+class Kept {
+ public:
+  struct Block {
+    void* data = nullptr;
+    int64_t bytes = 0;
+  };
+  Kept() = default;
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+  ~Kept() {
+    for (const Block& block : blocks_) std::free(block.data);
+  }
+
+  // The smallest that has room, unless it is far too large; or an empty one.
+  Block take(int64_t bytes) {
+    Block* best = nullptr;
+    for (Block& block : blocks_) {
+      if (block.bytes >= bytes && block.bytes / 4 <= bytes && (best == nullptr || block.bytes < best->bytes)) {
+        best = &block;
+      }
+    }
+    return best == nullptr ? Block{} : std::exchange(*best, {});
+  }
+
+  // In place of the smallest.
+  void keep(Block block) {
+    Block* least = &blocks_[0];
+    int64_t total = block.bytes;
+    for (Block& other : blocks_) {
+      if (other.bytes < least->bytes) least = &other;
+      total += other.bytes;
+    }
+    if (block.bytes > least->bytes && total - least->bytes <= kMost) std::swap(block, *least);
+    std::free(block.data);
+  }
+
+ private:
+  static constexpr int64_t kMost = int64_t{32} << 20;
+  std::array<Block, 4> blocks_ = {};
+};
+
 // Memory for the length of one call.
 class Buffer {
  public:
-  explicit Buffer(int64_t bytes) : data_(std::aligned_alloc(64, (std::max<int64_t>(bytes, 1) + 63) / 64 * 64)) {
-    TORCH_CHECK(data_, "out of memory: ", bytes, " bytes of scratch");
+  explicit Buffer(int64_t bytes) {
+    bytes = (std::max<int64_t>(bytes, 1) + 63) / 64 * 64;
+    block_ = kept().take(bytes);
+    if (block_.data == nullptr) block_ = {std::aligned_alloc(64, bytes), bytes};
+    TORCH_CHECK(block_.data, "out of memory: ", bytes, " bytes of scratch");
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
-  char* get() const { return static_cast<char*>(data_); }
+  ~Buffer() { kept().keep(block_); }
+  char* get() const { return static_cast<char*>(block_.data); }
 
  private:
-  void* data_;
+  static Kept& kept() {
+    thread_local Kept kept;
+    return kept;
+  }
+
+  Kept::Block block_;
 };
 
 // A gather's plan with the tables that it points to.

@@ -227,7 +227,7 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   double cost = 0.54 * kWinogradProducts * tiles * in * vectors(p.out.lanes);
   cost += 190 * tiles * (vectors(p.in.lanes) + vectors(p.out.lanes)) + 190 * in * vectors(p.out.lanes);
   if (strided.step[0] * strided.step[1] > 1) cost += 900 * tiles * vectors(strided.lanes);
-  if (pass == Pass::kWeight && thread_count() > 1) cost += 150'000;  // its three stages wait for each other
+  if (pass == Pass::kWeight) cost += 150'000;  // its three stages wait for each other
 
   // The direct kernels leave out taps that never meet an input; they too pack the weights.
   double taps = 1, positions = static_cast<double>(p.batch);
