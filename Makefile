@@ -50,6 +50,9 @@ bench: $(VENV)/.built  ## measure the operators against torch's own
 	$(BIN)/python benchmarks/run.py --suite layers transposed --seconds 0.5 --out $(OUT)/layers.json
 	$(BIN)/python benchmarks/run.py --suite lenet --passes forward --backends torch ours ours:matrix unfold csr scipy assemble copy_csr \
 	  --seconds 0.5 --out $(OUT)/matrix.json
+	$(BIN)/python benchmarks/models.py --seconds 3 --out $(OUT)/models.json
+	$(BIN)/python benchmarks/pooling.py --out $(OUT)/pooling.json
+	$(BIN)/python benchmarks/memory.py --out $(OUT)/memory.json
 	$(BIN)/python benchmarks/report.py $(OUT)/layers.json
 
 lint: $(VENV)/.installed  ## ruff, mypy and clang-format, changing nothing
