@@ -172,7 +172,7 @@ std::vector<std::array<int64_t, 3>> residues_of(const Gather& gather, const int6
 bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   GatherPlan& g = gather.plan;
   g.taps = static_cast<int64_t>(gather.shifts.size());
-  g.panel = blocking.panel;
+  g.compact = blocking.compact;
   g.outer = blocking.outer;
 
   int64_t left = std::max<int64_t>(blocking.pixels, 1), inner = 1;
@@ -248,12 +248,12 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   }
 
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
-  const int64_t columns = g.panel ? runs * g.box[3] : g.tile_image * g.box[0];
+  const int64_t columns = g.compact ? runs * g.box[3] : g.tile_image * g.box[0];
   const int64_t widest = 8 * k.lanes;  // a sweep may go past the last column by less than this
   g.columns = g.outer ? runs * g.box[3] : spread(columns + widest, k);
   g.at_tile = 0;
-  g.at_panel = aligned(g.raw ? 0 : (g.tile_size + 2 * widest) * k.sum_item);
-  g.at_sums = g.at_panel;
+  g.at_own = aligned(g.raw ? 0 : (g.tile_size + 2 * widest) * k.sum_item);
+  g.at_sums = g.at_own;
   return true;
 }
 
@@ -317,7 +317,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
     const int64_t channels_at_once = std::max<int64_t>(1, b.depth / static_cast<int64_t>(gather.shifts.size() + 1));
     b.pixels =
         std::min(b.pixels, std::max<int64_t>(196, (int64_t{3} << 17) / k.sum_item / (g.rows + channels_at_once)));
-    b.panel = true;
+    b.compact = true;
   }
   return b;
 }

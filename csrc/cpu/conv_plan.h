@@ -36,9 +36,9 @@ struct GatherPlan {
   int64_t row_split;      // tasks that share a box, each with its rows
   int64_t box[4];         // batch, z, y, x
   int64_t boxes[4];
-  bool raw;    // the tile is the input itself: nothing to pad, split or convert
-  bool panel;  // runs count outputs; otherwise the tile's cells
-  bool outer;  // lanes along the rows; otherwise along the outputs
+  bool raw;      // the tile is the input itself: nothing to pad, split or convert
+  bool compact;  // runs count outputs; otherwise the tile's cells
+  bool outer;    // lanes along the rows; otherwise along the outputs
 
   int64_t move[3];  // cells between neighbouring outputs: the stride, or 1 where the tile is split
   int64_t low[3];   // first cell of a box's tile, relative to the box's first output's
@@ -51,7 +51,7 @@ struct GatherPlan {
   int64_t packed;  // where the plan's weights begin in the packed ones
 
   // Scratch of a thread, in bytes from its start.
-  int64_t at_tile, at_panel, at_sums, at_runs, at_pixels, scratch;
+  int64_t at_tile, at_own, at_sums, at_runs, at_pixels, scratch;
   int64_t columns;  // sums per row: the box's outputs, rounded up to whole panels
 };
 

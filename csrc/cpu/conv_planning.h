@@ -182,7 +182,7 @@ void for_taps(const Problem& p, const Body& body) {
 Gather forward_gather(const Problem& p, bool all_taps);
 
 struct Blocking {
-  bool panel;
+  bool compact;
   bool outer;
   int64_t pixels;                   // of a box, about
   int64_t depth;                    // channels * taps of a tile, about

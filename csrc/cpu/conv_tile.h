@@ -105,7 +105,7 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
                                   b.first[3] * p.stride[2] * p.in_axis[2]
                             : n * p.tile_image + z * p.move[0] * p.tile_plane + y * p.move[1] * p.tile_row;
         run->length = b.size[3];
-        run->column = p.panel ? column : run->source;
+        run->column = p.compact ? column : run->source;
         run->out =
             p.out_offset + nb * p.out_batch + zb * p.out_axis[0] + yb * p.out_axis[1] + b.first[3] * p.out_axis[2];
         column += b.size[3];

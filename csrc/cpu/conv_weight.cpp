@@ -83,7 +83,7 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   if (wanted == Algorithm::kOuter) plan.dot = false;
 
   Blocking blocking = {};
-  blocking.panel = true;  // runs count outputs
+  blocking.compact = true;  // runs count outputs
   blocking.outer = !plan.dot;
   blocking.may_be_raw = !plan.dot;
   blocking.pixels = plan.dot ? 1024 : 256;
@@ -113,7 +113,7 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   const int64_t lines = plan.dot ? g.rows * runs * ((g.box[3] + k.lanes - 1) / k.lanes * k.lanes)
                         : own    ? plan.box_pixels * plan.columns
                                  : 0;
-  g.at_runs = g.at_panel + aligned(lines * k.sum_item);
+  g.at_runs = g.at_own + aligned(lines * k.sum_item);
   g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
   g.scratch = g.at_pixels + aligned(plan.box_pixels * static_cast<int64_t>(sizeof(int32_t)));
   return made;
