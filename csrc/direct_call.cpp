@@ -10,6 +10,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,6 +25,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/conv.h"
 
 namespace convarith {
 namespace {
@@ -148,12 +150,21 @@ at::Tensor contract(Gives gives, const at::Tensor& a, const at::Tensor& b, at::I
   return gives == Gives::kY ? g.call(conv, a, b) : g.call(conv_transpose, a, b, input_size);
 }
 
-at::Tensor with_bias(at::Tensor result, const std::optional<at::Tensor>& bias) {
-  if (bias.has_value()) {
-    std::array<int64_t, kAxes + 1> shape = {bias->size(0), 1, 1, 1};
-    result.add_(bias->view(at::IntArrayRef(shape.data(), result.dim() - 1)));
+// On the CPU a bias is added where the results are stored, in the sums' precision.
+at::Tensor contract_and_add(Gives gives, const at::Tensor& a, const at::Tensor& b,
+                            const std::optional<at::Tensor>& bias, at::IntArrayRef input_size, const Geometry& g) {
+  if (!bias.has_value()) return contract(gives, a, b, input_size, g);
+  if (a.is_cpu()) {
+    const bool forward = gives == Gives::kY;
+    RECORD_FUNCTION(forward ? "torch_convarith::conv" : "torch_convarith::conv_transpose",
+                    std::vector<c10::IValue>({a, b, bias}));
+    const at::Tensor values = bias->contiguous();
+    return forward ? cpu::conv(a, b, values, g.stride, g.padding, g.dilation, g.groups)
+                   : cpu::conv_transpose(a, b, values, input_size, g.stride, g.padding, g.dilation, g.groups);
   }
-  return result;
+  at::Tensor result = contract(gives, a, b, input_size, g);
+  std::array<int64_t, kAxes + 1> shape = {bias->size(0), 1, 1, 1};
+  return result.add_(bias->view(at::IntArrayRef(shape.data(), result.dim() - 1)));
 }
 
 struct Direct : torch::autograd::Function<Direct> {
@@ -169,7 +180,7 @@ struct Direct : torch::autograd::Function<Direct> {
     data["padding"] = g.padding;
     data["dilation"] = g.dilation;
     data["groups"] = g.groups;
-    return with_bias(contract(gives, a, b, input_size, g), bias);
+    return contract_and_add(gives, a, b, bias, input_size, g);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
@@ -246,7 +257,7 @@ PyObject* run(Gives gives, const Call& call, at::IntArrayRef expected, const Geo
       result = Direct::apply(call.input, *call.weight, bias, gives, expected, g);
     } else {
       at::AutoDispatchBelowADInplaceOrView below;
-      result = with_bias(contract(gives, call.input, *call.weight, expected, g), bias);
+      result = contract_and_add(gives, call.input, *call.weight, bias, expected, g);
     }
     check_output(gives, result, expected);
     if (!call.batched) result = result.squeeze(0);

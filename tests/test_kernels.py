@@ -108,6 +108,37 @@ def test_every_algorithm_gives_the_plain_loops_integers(name):
         assert torch.equal(by(algorithm, "conv_weight", x, y, w.shape[2:], *geometry), dw), algorithm
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case[7][::2] == case[7][1::2] and min(case[7]) >= 0]
+)
+def test_a_bias_is_added_in_the_precision_of_the_sums(name, dtype):
+    *_, stride, padding, dilation = CASES[name]
+    x, w, geometry = tensors(CASES[name], torch.float64, largest=9)  # sums that bfloat16 must round
+    axes, groups = x.dim() - 2, geometry[-1]
+    y = OPS.conv(x, w, *geometry)
+    conv, conv_transpose = getattr(tc.functional, f"conv{axes}d"), getattr(tc.functional, f"conv_transpose{axes}d")
+    output_padding = [
+        i - ((o - 1) * s + (k - 1) * d + 1 - 2 * p)
+        for i, o, k, s, d, p in zip(x.shape[2:], y.shape[2:], w.shape[2:], stride, dilation, padding[::2], strict=True)
+    ]
+    small = integers(y.shape, 3, torch.float64, largest=9)
+    for algorithm in ("reference", *GATHERS, "winograd"):
+        tolerance = {"rtol": 1e-4, "atol": 1e-2} if algorithm == "winograd" else {"rtol": 0, "atol": 0}
+        tolerance["rtol"] += torch.finfo(dtype).eps if algorithm == "winograd" else 0
+        with _ops.forced_algorithm(algorithm):
+            bias = integers(y.shape[1:2], 4, torch.float64, largest=100)
+            got = conv(x.to(dtype), w.to(dtype), bias.to(dtype), stride, padding[::2], dilation, groups)
+            expected = y + bias.view(-1, *(1,) * axes)
+            torch.testing.assert_close(got, expected.to(dtype), **tolerance, msg=lambda m: f"{algorithm}: {m}")  # noqa: B023
+            bias = integers(x.shape[1:2], 5, torch.float64, largest=100)
+            got = conv_transpose(
+                small.to(dtype), w.to(dtype), bias.to(dtype), stride, padding[::2], output_padding, groups, dilation
+            )
+            expected = OPS.conv_transpose(small, w, x.shape[2:], *geometry) + bias.view(-1, *(1,) * axes)
+            torch.testing.assert_close(got, expected.to(dtype), **tolerance, msg=lambda m: f"{algorithm}: {m}")  # noqa: B023
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "name", ["remainders", "depthwise", "crop-stride", "first-layer", "pointwise", "1d", "3d-stride"]

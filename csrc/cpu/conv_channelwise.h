@@ -20,11 +20,11 @@ struct TapLine {
   T* w;
 };
 
-// out[x] = sum over rows and taps of w * in[x * step + tap], for some pixels x; the second vector of channels stands
-// `last` behind the first.
+// out[x] = bias + sum over rows and taps of w * in[x * step + tap], for some pixels x; the second vector of channels
+// stands `last` behind the first.
 template <typename T, int kCount, int kVecs>
 void pixel_block(const TapLine<T>* rows, int64_t row_count, const ColumnTap* taps, int64_t tap_count, int64_t at,
-                 int64_t step, int64_t last, T* out, int64_t out_step) {
+                 int64_t step, int64_t last, const T* bias, T* out, int64_t out_step) {
   typedef typename Simd<T>::Vec V;
   constexpr int kLanes = Simd<T>::kLanes;
   V sums[kCount][kVecs] = {};
@@ -40,14 +40,14 @@ void pixel_block(const TapLine<T>* rows, int64_t row_count, const ColumnTap* tap
     }
   }
   CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, out += out_step) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) store(out + j * last, sums[x][j]);
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) store(out + j * last, sums[x][j] + load(bias + j * kLanes));
   }
 }
 
 // `count` pixels that see the same taps; where a block does not fit, it overlaps the one before it.
 template <typename T, int kVecs>
 void pixel_run(const TapLine<T>* rows, int64_t row_count, const ColumnTap* taps, int64_t tap_count, int64_t at,
-               int64_t step, int64_t last, T* out, int64_t out_step, int64_t count) {
+               int64_t step, int64_t last, const T* bias, T* out, int64_t out_step, int64_t count) {
   for (int64_t x = 0; x < count;) {
     const int64_t left = count - x;
     const int64_t size = count >= kPixels && left > kFewPixels ? kPixels : (count >= kFewPixels ? kFewPixels : 1);
@@ -55,7 +55,7 @@ void pixel_run(const TapLine<T>* rows, int64_t row_count, const ColumnTap* taps,
     const auto block = size == kPixels      ? pixel_block<T, kPixels, kVecs>
                        : size == kFewPixels ? pixel_block<T, kFewPixels, kVecs>
                                             : pixel_block<T, 1, kVecs>;
-    block(rows, row_count, taps, tap_count, at + first * step, step, last, out + first * out_step, out_step);
+    block(rows, row_count, taps, tap_count, at + first * step, step, last, bias, out + first * out_step, out_step);
     x = first + size;
   }
 }
@@ -152,7 +152,8 @@ inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, 
 
 template <typename T, int kVecs>
 void channelwise_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* in, int64_t in_row, int64_t in_pixel,
-                      T* w, TapLine<T>* lines, T* out, int64_t out_row, int64_t out_pixel, int64_t begin, int64_t end) {
+                      T* w, const T* bias, TapLine<T>* lines, T* out, int64_t out_row, int64_t out_pixel, int64_t begin,
+                      int64_t end) {
   for (int64_t y = begin; y < end; ++y) {
     const int64_t rows = tap_lines(p, y, in, in_row, w, p.kernel[1] * kVecs * Simd<T>::kLanes, lines);
     for (int64_t x = 0; x < p.column_phases; ++x) {
@@ -167,8 +168,8 @@ void channelwise_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* 
         } else {
           meeting(p, taps, count, j, &k0, &k1);
         }
-        pixel_run<T, kVecs>(lines, rows, taps + k0, k1 - k0, j * step, step, c.last, to + j * p.out_step[1] * out_pixel,
-                            p.out_step[1] * out_pixel, run);
+        pixel_run<T, kVecs>(lines, rows, taps + k0, k1 - k0, j * step, step, c.last, bias,
+                            to + j * p.out_step[1] * out_pixel, p.out_step[1] * out_pixel, run);
         j += run;
       }
     }
@@ -195,18 +196,24 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
         transpose(weights + j * c.last * p.w_channel, p.w_channel, kLanes, taps, w + j * kLanes, c.vectors * kLanes);
       }
     }
+    T bias[kChannelVectors * kLanes] = {};
+    for (int64_t j = 0; p.bias && j < c.vectors; ++j) {
+      copy_run(static_cast<const T*>(p.bias) + c.first + j * c.last, 1, least<int64_t>(kLanes, c.size),
+               bias + j * kLanes);
+    }
     const T* in = static_cast<const T*>(in_data) + image * p.in_batch + c.first * p.in_channel;
     T* out = static_cast<T*>(out_data) + image * p.out_batch + c.first * p.out_channel;
     const int64_t y0 = box * p.box, y1 = least(p.grid[0], y0 + p.box);
     if (p.transposing) {  // whole planes
       planes_to_pixels(in, p.in_channel, c.size, p.source[0] * p.source[1], pixels);
-      channelwise_rows<T, 1>(p, c, pixels, p.source[1] * kLanes, kLanes, w, lines, results, p.grid[1] * kLanes, kLanes,
-                             y0, y1);
+      channelwise_rows<T, 1>(p, c, pixels, p.source[1] * kLanes, kLanes, w, bias, lines, results, p.grid[1] * kLanes,
+                             kLanes, y0, y1);
       pixels_to_planes(results, p.grid[0] * p.grid[1], c.size, out, p.out_channel);
     } else if (c.vectors == 1) {
-      channelwise_rows<T, 1>(p, c, in, p.in_axis[0], p.in_axis[1], w, lines, out, p.out_axis[0], p.out_axis[1], y0, y1);
+      channelwise_rows<T, 1>(p, c, in, p.in_axis[0], p.in_axis[1], w, bias, lines, out, p.out_axis[0], p.out_axis[1],
+                             y0, y1);
     } else {
-      channelwise_rows<T, kChannelVectors>(p, c, in, p.in_axis[0], p.in_axis[1], w, lines, out, p.out_axis[0],
+      channelwise_rows<T, kChannelVectors>(p, c, in, p.in_axis[0], p.in_axis[1], w, bias, lines, out, p.out_axis[0],
                                            p.out_axis[1], y0, y1);
     }
   }

@@ -15,6 +15,10 @@ constexpr int64_t kMostStripBytes = int64_t{1} << 18;
 struct Depthwise : Plan {
   explicit Depthwise(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  bool add_bias(const void* bias) override {
+    plan.bias = bias;
+    return true;
+  }
   void run(const void* in, int64_t in_count, const void* w, int64_t w_count, void* out) override;
   void point();
 
@@ -122,6 +126,10 @@ struct Channelwise : Plan {
   Explanation explain() const override {
     const int64_t sums = pass == Pass::kWeight ? sums_bytes() : 0;
     return {Algorithm::kDepthwise, sums + thread_count() * plan.scratch, plan.out_step[0] * plan.out_step[1], macs};
+  }
+  bool add_bias(const void* bias) override {
+    plan.bias = bias;
+    return true;
   }
   void run(const void* in, int64_t in_count, const void* other, int64_t other_count, void* out) override;
   int64_t sums_bytes() const { return plan.parts * plan.channels * plan.kernel[0] * plan.kernel[1] * k.sum_item; }

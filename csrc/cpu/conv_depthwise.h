@@ -257,10 +257,11 @@ inline __attribute__((always_inline)) const T* add_taps(const T* source, int64_t
   return w;
 }
 
-// Rows of outputs of one row of weights, to to[r * pitch + vector j]. The last block overlaps the one before it.
+// Rows of outputs of one row of weights, and its bias, to to[r * pitch + vector j]. The last block overlaps the one
+// before it.
 template <typename T, int kRows, int kVecs>
 void sweep(const DepthwisePlan& p, const RowPhase& row_phase, const ColumnPhase& column_phase, const T* strip,
-           int64_t last, const T* w, int64_t rows, T* to, int64_t pitch) {
+           int64_t last, const T* w, int64_t rows, T bias, T* to, int64_t pitch) {
   const int64_t step = p.in_step[0] * p.row_pitch;
   const int64_t* shift = p.shift + column_phase.shift_begin;
   const int64_t shifts = column_phase.shift_end - column_phase.shift_begin;
@@ -302,7 +303,7 @@ void sweep(const DepthwisePlan& p, const RowPhase& row_phase, const ColumnPhase&
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
       if (r >= rows - row) break;
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-        store(to + (row + r) * pitch + (j < kVecs - 1 ? j * Simd<T>::kLanes : last), sums[r][j]);
+        store(to + (row + r) * pitch + (j < kVecs - 1 ? j * Simd<T>::kLanes : last), sums[r][j] + bias);
       }
     }
   }
@@ -310,7 +311,7 @@ void sweep(const DepthwisePlan& p, const RowPhase& row_phase, const ColumnPhase&
 
 template <typename T>
 using Sweep = void (*)(const DepthwisePlan&, const RowPhase&, const ColumnPhase&, const T*, int64_t, const T*, int64_t,
-                       T*, int64_t);
+                       T, T*, int64_t);
 
 template <typename T, int kVecs = kSweepVectors>
 Sweep<T> sweep_for(int64_t rows, int64_t vectors) {
@@ -387,6 +388,7 @@ void depthwise(const DepthwisePlan& p, const void* in_data, const void* w_data, 
           const Sweep<Sum> sweep_rows = sweep_for<Sum>(block_rows, count);
           for (int64_t m = 0; m < p.rows; ++m) {
             T* to = lines + m * p.out_channel + column * p.out_step[1] * p.out_axis[1];
+            const Sum bias = p.bias ? widen(static_cast<const T*>(p.bias)[group * p.rows + m]) : Sum(0);
             for (int64_t x = 0; x < p.column_phases; ++x) {
               const int64_t phase = y * p.column_phases + x;
               const Sum* taps = weights + (m * p.taps + p.phase_taps[2 * phase]) * p.channels;
@@ -395,7 +397,7 @@ void depthwise(const DepthwisePlan& p, const void* in_data, const void* w_data, 
               if constexpr (sizeof(T) == sizeof(Sum)) {
                 if (direct) sums = to, pitch = p.out_step[0] * p.out_axis[0];
               }
-              sweep_rows(p, row_phase, p.column_phase[x], source + column, last, taps, rows, sums, pitch);
+              sweep_rows(p, row_phase, p.column_phase[x], source + column, last, taps, rows, bias, sums, pitch);
             }
             if (direct) continue;
             const int64_t outputs = least((last + kLanes) * p.out_step[1], b.size[1] - column * p.out_step[1]);

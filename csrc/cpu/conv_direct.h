@@ -23,9 +23,10 @@ inline void axpy(int64_t n, Acc v, const T* x, int64_t step, Acc* sum) {
   }
 }
 
-// Rows of y, each (batch, out channel, o0, o1): y[o] = sum over channels and taps of w[t] * x[o * s + t * d - lo].
+// Rows of y, each (batch, out channel, o0, o1): y[o] = sum over channels and taps of w[t] * x[o * s + t * d - lo], and
+// the channel's bias, which may be null.
 template <typename T, typename Acc>
-void conv_rows(const Problem& p, const T* x, const T* w, T* y, int64_t begin, int64_t end) {
+void conv_rows(const Problem& p, const T* x, const T* w, const T* bias, T* y, int64_t begin, int64_t end) {
   const auto& [a0, a1, a2] = p.axis;
   const int64_t outputs = p.output[2];
   std::vector<Acc> sum(outputs);
@@ -57,14 +58,16 @@ void conv_rows(const Problem& p, const T* x, const T* w, T* y, int64_t begin, in
       }
     }
     T* out = y + n * p.y.batch + k * p.y.channel + o0 * p.y.axis[0] + o1 * p.y.axis[1];
-    for (int64_t o = 0; o < outputs; ++o) out[o * p.y.axis[2]] = static_cast<T>(sum[o]);
+    for (int64_t o = 0; o < outputs; ++o) {
+      out[o * p.y.axis[2]] = static_cast<T>(bias ? sum[o] + static_cast<Acc>(bias[k]) : sum[o]);
+    }
   }
 }
 
 // Rows of x, each (batch, in channel, i0, i1): x = C^T y. The zeros that the guide inserts are entries C^T lacks: a tap
-// meets only the inputs of its own phase of the stride.
+// meets only the inputs of its own phase of the stride. With the channel's bias, which may be null.
 template <typename T, typename Acc>
-void conv_transpose_rows(const Problem& p, const T* y, const T* w, T* x, int64_t begin, int64_t end) {
+void conv_transpose_rows(const Problem& p, const T* y, const T* w, const T* bias, T* x, int64_t begin, int64_t end) {
   const auto& [a0, a1, a2] = p.axis;
   std::vector<Acc> sum(a2.input);
   for (int64_t row = begin; row < end; ++row) {
@@ -96,7 +99,9 @@ void conv_transpose_rows(const Problem& p, const T* y, const T* w, T* x, int64_t
       }
     }
     T* out = x + n * p.x.batch + c * p.x.channel + i0 * p.x.axis[0] + i1 * p.x.axis[1];
-    for (int64_t i = 0; i < a2.input; ++i) out[i * p.x.axis[2]] = static_cast<T>(sum[i]);
+    for (int64_t i = 0; i < a2.input; ++i) {
+      out[i * p.x.axis[2]] = static_cast<T>(bias ? sum[i] + static_cast<Acc>(bias[c]) : sum[i]);
+    }
   }
 }
 

@@ -67,8 +67,7 @@ bool wants_reference(const Problem& p) {
 }
 
 // The cost model's choice among the families; null where only conv_direct.h serves.
-PlanPtr choose(const Problem& problem, Pass pass, const ConvKernels& k) {
-  const Problem p = simplify(problem);
+PlanPtr choose(const Problem& p, Pass pass, const ConvKernels& k) {
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
   if (PlanPtr plan = plan_winograd(p, pass, k)) return plan;
   return pass == Pass::kWeight ? plan_weight(p, k) : plan_gathers(gathers_of(p, pass, k), k);
@@ -106,23 +105,31 @@ Explanation explain(const Problem& problem, Pass pass, int dtype) {
   const int64_t multiplications = problem.batch * problem.groups * problem.out_channels * problem.in_channels *
                                   problem.output_numel() * problem.kernel_numel();
   if (dtype >= 0 && multiplications > 0 && !wants_reference(problem)) {
-    if (const PlanPtr plan = choose(problem, pass, active_kernels(dtype))) return plan->explain();
+    if (const PlanPtr plan = choose(simplify(problem), pass, active_kernels(dtype))) return plan->explain();
   }
   return {Algorithm::kReference, 0, 0, multiplications};
 }
 
-bool run_fast(const Problem& problem, Pass pass, int dtype, const void* input, int64_t input_count, const void* other,
-              int64_t other_count, void* output) {
-  if (wants_reference(problem)) return false;
+Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, int64_t input_count, const void* other,
+             int64_t other_count, const void* bias, void* output) {
+  if (wants_reference(problem)) return Ran::kNothing;
   const ConvKernels& k = active_kernels(dtype);
   // Padding is multiplied here, by weights or by y; 0 * Inf would be NaN where C has no entry at all. Weights are
   // looked at before; so is the weight's gradient after, which is smaller than y and finite only where all was.
-  if (pass != Pass::kWeight && pads(problem) && !all_finite(k, other, other_count)) return false;
-  const PlanPtr plan = choose(problem, pass, k);
-  if (!plan) return false;
+  if (pass != Pass::kWeight && pads(problem) && !all_finite(k, other, other_count)) return Ran::kNothing;
+  // A simpler problem may have other channels; half precisions must add the bias before they round.
+  const bool as_it_is = bias != nullptr && pass == Pass::kInput && k.item != k.sum_item;
+  const Problem simple = as_it_is ? problem : simplify(problem);
+  const PlanPtr plan = choose(simple, pass, k);
+  if (!plan) return Ran::kNothing;
+  const bool same_channels = pass == Pass::kOutput || simple.in_channels == problem.in_channels;
+  const bool biased = bias == nullptr || (same_channels && plan->add_bias(bias));
   plan->run(input, input_count, other, other_count, output);
-  return pass != Pass::kWeight ||
-         all_finite(k, output, problem.groups * problem.out_channels * problem.in_channels * problem.kernel_numel());
+  if (pass == Pass::kWeight &&
+      !all_finite(k, output, problem.groups * problem.out_channels * problem.in_channels * problem.kernel_numel())) {
+    return Ran::kNothing;
+  }
+  return biased ? Ran::kAll : Ran::kWithoutBias;
 }
 
 }  // namespace convarith::cpu

@@ -36,10 +36,13 @@ struct Explanation {
 // What would be run, without running it.
 Explanation explain(const Problem& problem, Pass pass, int dtype);
 
-// Run the pass; false where only conv_direct.h can (the caller then does). Sizes must not be 0. `input` is x, or y
-// for kInput; `other` is w, or y for kWeight; counts are the elements that the pointers may reach.
-bool run_fast(const Problem& problem, Pass pass, int dtype, const void* input, int64_t input_count, const void* other,
-              int64_t other_count, void* output);
+// What run_fast() has done: nothing where only conv_direct.h can.
+enum class Ran : int { kNothing, kWithoutBias, kAll };
+
+// Run the pass. Sizes must not be 0. `input` is x, or y for kInput; `other` is w, or y for kWeight; counts are the
+// elements that the pointers may reach. `bias` is added to every channel of the result; it may be null.
+Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, int64_t input_count, const void* other,
+             int64_t other_count, const void* bias, void* output);
 
 // For tests: an algorithm's name, or "auto". Unknown names throw; where an algorithm cannot do a problem, the
 // cost model's choice is taken.

@@ -247,6 +247,12 @@ void prefetch_rows(const GatherPlan& p, const Run* runs, int64_t begin, int64_t 
 
 constexpr int kStripBlocks = 16;  // blocks of outputs that are stored together
 
+// The bias of some rows.
+template <typename T, typename Sum>
+inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_t count, Sum* to) {
+  copy_run(static_cast<const T*>(p.bias) + group * p.bias_group + first, 1, count, to);
+}
+
 // Lanes along the rows: a block of outputs by a block of rows.
 template <typename T>
 void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename SumOf<T>::type* packed,
@@ -268,17 +274,23 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const RowBlock r = row_block_at<Sum>(p, block);
       const int64_t vectors = r.width / kLanes, at_once = outer_rows(vectors), strip = kStripBlocks * at_once;
+      Sum bias[kOuterVectors * kLanes] = {};
+      if (p.bias) widen_bias<T>(p, g, r.first, r.real, bias);
       Sum* block_sums = reinterpret_cast<Sum*>(scratch + p.at_sums) + (r.first - first_row) * outputs;
       for (int64_t first = 0; first < outputs; first += strip) {
         const int64_t size = least(strip, outputs - first), parts = block_count(size, at_once);
         Sum* sums = block_sums + (p.channel_block < p.channels ? first * r.width : 0);
         T* rows_out = out + g * p.out_group + r.first * p.out_channel;
+        if (c0 == 0 && p.bias) {
+          for (int64_t i = 0; i < size * r.width; i += kLanes) store(sums + i, load(bias + i % r.width));
+        }
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t q = block_begin(part, size, parts), some = block_begin(part + 1, size, parts) - q;
           const Sum* from[kMostOuterRows];
           for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
-          outer_for<Sum>(some, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width, c0 > 0);
+          outer_for<Sum>(some, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width,
+                                        c0 > 0 || p.bias);
         }
         // While the sums are in the first cache.
         if (last) {
@@ -301,6 +313,13 @@ void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, con
   const int64_t g = task.group, first_row = row_block_at<Sum>(p, task.block_begin).first;
   const int64_t count = list_runs(p, b, runs), columns = runs[count - 1].column + runs[count - 1].length;
   const int64_t widest = row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width > kWideRows ? kVectors : kWideVectors;
+  const int64_t last_row = task.block_end < row_blocks<Sum>(p) ? row_block_at<Sum>(p, task.block_end).first : p.rows;
+  for (int64_t row = first_row; p.bias && row < last_row; ++row) {
+    Sum bias;
+    widen_bias<T>(p, g, row, 1, &bias);
+    Sum* line = sums + (row - first_row) * p.columns;
+    for (int64_t i = 0; i < columns; i += kLanes) store(line + i, bias - typename Simd<Sum>::Vec{});
+  }
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
@@ -312,12 +331,12 @@ void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, con
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
         const RowBlock r = row_block_at<Sum>(p, block);
         multiply_for<Sum>(r.real, vectors)(depth, weights + r.first * depth, tile + column, p.offset,
-                                           sums + (r.first - first_row) * p.columns + column, p.columns, c0 > 0);
+                                           sums + (r.first - first_row) * p.columns + column, p.columns,
+                                           c0 > 0 || p.bias);
       }
       column += vectors * kLanes;
     }
   }
-  const int64_t last_row = task.block_end < row_blocks<Sum>(p) ? row_block_at<Sum>(p, task.block_end).first : p.rows;
   for (int64_t row = first_row; row < last_row; ++row) {
     store_runs(runs, count, sums + (row - first_row) * p.columns, p.out_axis[2],
                out + g * p.out_group + row * p.out_channel);

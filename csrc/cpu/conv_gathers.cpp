@@ -451,6 +451,15 @@ struct Gathers : Plan {
     return e;
   }
 
+  bool add_bias(const void* bias) override {
+    if (gathers[0].swapped) return false;  // a row is a pixel there
+    for (Gather& gather : gathers) {
+      gather.plan.bias = bias;
+      gather.plan.bias_group = gather.plan.rows;
+    }
+    return true;
+  }
+
   void run(const void* in, int64_t, const void* w, int64_t, void* out) override {
     if (gathers[0].swapped) std::swap(in, w);
     const int64_t rows = gathers[0].plan.rows, at_once = rows_at_once(gathers, k);
@@ -461,6 +470,9 @@ struct Gathers : Plan {
       const GatherPlan& g = gathers[0].plan;
       run_rows(gathers, k, in, static_cast<const char*>(w) + row * g.w_row * k.item,
                static_cast<char*>(out) + row * g.out_channel * k.item);
+      for (Gather& gather : gathers) {
+        if (gather.plan.bias) gather.plan.bias = static_cast<const char*>(gather.plan.bias) + g.rows * k.item;
+      }
     }
   }
 

@@ -50,6 +50,9 @@ struct GatherPlan {
 
   int64_t packed;  // where the plan's weights begin in the packed ones
 
+  const void* bias;    // of every row, or null
+  int64_t bias_group;  // between groups
+
   // Scratch of a thread, in bytes from its start.
   int64_t at_tile, at_own, at_sums, at_runs, at_pixels, scratch;
   int64_t columns;  // sums per row: the box's outputs, rounded up to whole panels
@@ -104,6 +107,7 @@ struct WinogradPlan {
   int64_t box_tiles;           // room for a box's tiles
   int64_t box_begin, box_end;  // of this pass over the boxes
   int64_t w_group, w_out, w_in;
+  const void* bias;       // of every channel of `out`, or null
   const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, or -1
   int64_t kernel;         // the weight's taps, all residues together
   bool whole_kernel;      // they follow each other in memory
@@ -142,6 +146,7 @@ struct DepthwisePlan {
   int64_t in_batch, in_channel, in_axis[2];
   int64_t out_batch, out_channel, out_axis[2];
   int64_t w_group, w_row, w_channel;
+  const void* bias;  // of every row of every group, or null
 
   int64_t out_step[2], in_step[2];
   int64_t row_phases, column_phases;
@@ -184,6 +189,7 @@ struct ChannelwisePlan {
   int64_t in_batch, in_channel, in_axis[2];
   int64_t out_batch, out_channel, out_axis[2];
   int64_t w_channel;
+  const void* bias;    // of every channel, or null
   bool transposing;    // planes are transposed to pixels of one vector; otherwise channels are neighbours in memory
   int64_t blocks;      // of channels
   int64_t box, boxes;  // rows of outputs

@@ -161,6 +161,8 @@ std::optional<Algorithm> wanted_algorithm();
 struct Plan {
   virtual ~Plan() = default;
   virtual Explanation explain() const = 0;
+  // Has run() add a bias to every channel of the result; false where it cannot.
+  virtual bool add_bias(const void*) { return false; }
   // As run_fast() in conv_engine.h. A plan runs once.
   virtual void run(const void* input, int64_t input_count, const void* other, int64_t other_count, void* output) = 0;
 };

@@ -7,6 +7,10 @@ namespace {
 struct Winograd : Plan {
   explicit Winograd(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  bool add_bias(const void* bias) override {
+    plan.bias = bias;
+    return true;
+  }
   void run(const void* in, int64_t in_count, const void* w, int64_t w_count, void* out) override;
 
   const ConvKernels& k;

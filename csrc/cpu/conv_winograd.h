@@ -259,7 +259,7 @@ void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Matrix
 // A panel of rows of a box's outputs, out of their products.
 template <typename T, int kTaps>
 void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, const float* products, char* scratch,
-                       T* out) {
+                       const T* bias, T* out) {
   constexpr int kOutputs = kTile + 1 - kTaps;
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
   float* line = reinterpret_cast<float*>(scratch + p.at_line);
@@ -268,6 +268,8 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
   for (int64_t lane = panel * kWinogradPanel; lane < last; lane += kCellLanes) {
     Cells c = {lane, least<int64_t>(kCellLanes, last - lane), {b.first[1] * kOutputs, b.first[2] * kOutputs}, {}};
     for (int i = 0; i < 2; ++i) c.size[i] = least(b.size[i + 1] * kOutputs, p.cells[i] - c.first[i]);
+    float biases[kCellLanes] = {};
+    for (int64_t l = 0; bias && l < c.lanes; ++l) biases[l] = widen(bias[lane_at(p.out, lane + l).channel]);
     for (int64_t image = 0; image < b.size[0]; ++image) {
       const float* first = products + image * tiles * kWinogradPanel + lane % kWinogradPanel;
       // What a tile has past the last column stands where rows below begin: tiles from right to left write it before
@@ -277,6 +279,9 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
           transform_2d(kOutput<kOutputs>, first + (y * b.size[2] + x) * kWinogradPanel, kTile * apart, apart,
                        cells + (y * c.size[1] + x) * kOutputs * kCellLanes, c.size[1] * kCellLanes, kCellLanes);
         }
+      }
+      for (int64_t i = 0; bias && i < c.size[0] * c.size[1] * kCellLanes; i += kCellLanes) {
+        store(cells + i, load(cells + i) + load(biases));
       }
       store_cells(p.out, cells, c, line, out + (b.first[0] + image) * p.out.batch);
     }
@@ -523,7 +528,8 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
                                                               products + i * products_apart, chunk > 0);
           }
         }
-        transform_outputs<T, kTaps>(p, b, panel, products, scratch, static_cast<T*>(out) + g * p.out.group);
+        const T* bias = p.bias ? static_cast<const T*>(p.bias) + g * p.out.channels : nullptr;
+        transform_outputs<T, kTaps>(p, b, panel, products, scratch, bias, static_cast<T*>(out) + g * p.out.group);
       });
     }
   }

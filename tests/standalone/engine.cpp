@@ -219,23 +219,33 @@ int main(int count, char** arguments) {
       };
       const auto& [a, b] = operands[pass];
       const Tensor left = fill(*a), right = fill(*b);
+      const int64_t channels = c.p.groups * (pass == 0 ? c.p.out_channels : c.p.in_channels);
+      const Strides& strides = pass == 0 ? c.p.y : c.p.x;
+      std::vector<int> biases(channels);
+      for (int& v : biases) v = static_cast<int>(draw(-9, 9));
+      const Tensor bias = fill(biases);
+      const bool biased = pass < 2 && draw(0, 1);
       std::vector<std::string> algorithms = {"auto"};
       for (const char* name : cpu::kAlgorithmNames) algorithms.emplace_back(name);
       for (const std::string& name : algorithms) {
         cpu::force_algorithm(name);
         Tensor result(static_cast<int64_t>(out[pass].size()), kItem[dtype]);
         std::memset(result.data.get(), 0xff, static_cast<size_t>(result.size));
-        if (!cpu::run_fast(c.p, static_cast<cpu::Pass>(pass), dtype, left.data.get(), static_cast<int64_t>(a->size()),
-                           right.data.get(), static_cast<int64_t>(b->size()), result.data.get())) {
-          continue;
-        }
+        const cpu::Ran ran = cpu::run_fast(
+            c.p, static_cast<cpu::Pass>(pass), dtype, left.data.get(), static_cast<int64_t>(a->size()),
+            right.data.get(), static_cast<int64_t>(b->size()), biased ? bias.data.get() : nullptr, result.data.get());
+        if (ran == cpu::Ran::kNothing) continue;
         ++runs;
         for (size_t i = 0; i < out[pass].size(); ++i) {
           const double got = get(result.data.get(), static_cast<int64_t>(i), dtype);
+          int expected = out[pass][i];
+          if (biased && ran == cpu::Ran::kAll) {
+            expected += biases[static_cast<int64_t>(i) / strides.channel % channels];
+          }
           // Winograd rounds.
-          if (!(std::abs(got - out[pass][i]) < 0.01)) {
+          if (!(std::abs(got - expected) < 0.01)) {
             std::printf("%s by %s, pass %d, dtype %d: entry %zu is %g, not %d\n", describe(c.p).c_str(), name.c_str(),
-                        pass, dtype, i, got, out[pass][i]);
+                        pass, dtype, i, got, expected);
             return 1;
           }
         }
