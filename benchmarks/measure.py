@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import torch_convarith as tc
+from torch_convarith import _C
 
 Run = Callable[[], Any]
 
@@ -110,12 +111,19 @@ def measure_cuda(
 
 
 def ceilings(threads: int) -> dict[str, float]:
-    """The machine's: multiply-adds by a product of matrices, and a copy of 64 MB counted as read and written."""
+    """The machine's: multiply-adds in registers and by a product of matrices, and a copy of 64 MB, read and written."""
+    operations = 0
+
+    def multiply_adds() -> None:
+        nonlocal operations
+        operations = _C.run_multiply_adds(0, 1_000_000)
+
     a = torch.randn(1536, 1536)
     big, out = torch.randn(1 << 24), torch.empty(1 << 24)
-    times, _ = measure({"gemm": lambda: a @ a, "copy": lambda: out.copy_(big)}, 0.5, 5)
+    times, _ = measure({"fma": multiply_adds, "gemm": lambda: a @ a, "copy": lambda: out.copy_(big)}, 0.5, 5)
     return {
         "threads": threads,
+        "fma_gflops": operations / times["fma"]["minimum"] / 1e9,
         "gemm_gflops": 2 * 1536**3 / times["gemm"]["minimum"] / 1e9,
         "copy_gbytes": 2 * big.nbytes / times["copy"]["minimum"] / 1e9,
     }
@@ -130,6 +138,14 @@ def cuda_ceilings(dtype: torch.dtype) -> dict[str, float]:
         "gemm_gflops": 2 * 8192**3 / times["gemm"]["minimum"] / 1e9,
         "copy_gbytes": 2 * big.nbytes / times["copy"]["minimum"] / 1e9,
     }
+
+
+VARIABLES = (
+    "TORCH_CONVARITH_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS", "KMP_AFFINITY",
+    "GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_THRESHOLD_", "NVIDIA_TF32_OVERRIDE",
+)  # fmt: skip
+"""What changes the speed of either side."""
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -161,6 +177,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_convarith": tc.__version__,
         "compiler": tc.build_info()["compiler"],
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

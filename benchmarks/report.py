@@ -71,7 +71,7 @@ def summary(files: list[Path], baseline: str, ours: str, statistic: str) -> str:
         if not suites:
             continue
         options = data["options"]
-        heading = f"{options['threads']} threads, {options['dtype']}"
+        heading = f"{data['environment']['isa']}, {options['threads']} threads, {options['dtype']}"
         if options.get("channels_last"):
             heading += ", channels_last"
         lines += ["", f"| {heading} | layers | {' | '.join(PASSES)} |", f"|---|---|{'---|' * len(PASSES)}"]
@@ -126,9 +126,9 @@ def plots(data: dict[str, Any], baseline: str, ours: str, statistic: str, folder
             if name in row["times"]
         ]
         axes.scatter(*zip(*points, strict=True), s=12, label=name)
-    top, copy = data["ceilings"]["gemm_gflops"], data["ceilings"]["copy_gbytes"]
+    top, copy = data["ceilings"].get("fma_gflops", data["ceilings"]["gemm_gflops"]), data["ceilings"]["copy_gbytes"]
     intensity = [2.0**e for e in range(-2, 12)]
-    axes.plot(intensity, [min(top, copy * x) for x in intensity], color="black", label="matrix product, copy")
+    axes.plot(intensity, [min(top, copy * x) for x in intensity], color="black", label="multiply-adds, copy")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xlabel("floating-point operations (by definition) per byte of the tensors")

@@ -129,6 +129,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("winograd_enabled", &cpu::winograd_enabled);
   m.def("explain_cpu_kernel", &explain_cpu_kernel);
   m.def("explain_cuda_kernel", &explain_cuda_kernel);
+  m.def("run_multiply_adds", &cpu::run_multiply_adds, py::call_guard<py::gil_scoped_release>());
   m.def("_force_algorithm", &cpu::force_algorithm);  // for tests
   m.def("_force_cuda_kernel", &cuda::force_kernel);
 

@@ -1,5 +1,6 @@
 // The fast convolution kernels, written once with the compiler's vectors and compiled for every instruction set: see
 // simd.h for what the including file defines.
+#include "ceiling.h"
 #include "conv_channelwise.h"
 #include "conv_depthwise.h"
 #include "conv_gather.h"
@@ -23,6 +24,7 @@ ConvKernels kernels() {
   k.sweep_vectors = kSweepVectors;
   k.sweep_height = kSweepHeight;
   k.weigh_height = kWeighHeight;
+  k.multiply_adds = multiply_adds<Sum>;
   k.finite = finite<T>;
   k.pack_tasks = pack_tasks<T>;
   k.pack = pack<T>;

@@ -215,6 +215,7 @@ struct ConvKernels {
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs
   int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
 
+  int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
   bool (*finite)(const void* data, int64_t count);
   int64_t (*pack_tasks)(const GatherPlan& plan);
   void (*pack)(const GatherPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
