@@ -123,6 +123,8 @@ template <typename T, typename A>
 bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T* y, const int64_t* indices, T* x,
                          int64_t begin, int64_t end, int64_t first, int64_t last) {
   const auto are_indices = active_window_kernels(0).are_indices;
+  const int dtype = kernel_dtype(c10::CppTypeToScalarType<T>::value);
+  const auto scatter_add = dtype < 0 ? nullptr : active_window_kernels(dtype).scatter_add;
   std::vector<A> sums(std::is_same_v<T, A> ? 0 : inputs * inner);
   for (int64_t p = begin; p < end; ++p) {
     const int64_t* at = indices + p * outputs * inner;
@@ -134,13 +136,16 @@ bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T
       to = sums.data();
     }
     const bool whole = first == 0 && last == inner;
-    for (int64_t o = 0; o < (whole ? 1 : outputs); ++o) {
+    const bool looks_itself = inner == 1 && scatter_add != nullptr;
+    for (int64_t o = 0; !looks_itself && o < (whole ? 1 : outputs); ++o) {
       if (!are_indices(at + o * inner + first, whole ? outputs * inner : last - first, inputs)) return false;
     }
     for (int64_t i = 0; i < (whole ? 1 : inputs); ++i) {
       std::fill_n(to + i * inner + first, whole ? inputs * inner : last - first, A(0));
     }
-    if (inner == 1) {
+    if (looks_itself) {
+      if (!scatter_add(from, at, outputs, to, inputs)) return false;
+    } else if (inner == 1) {
       for (int64_t o = 0; o < outputs; ++o) to[at[o]] += static_cast<A>(from[o]);
     } else {
       for (int64_t o = 0; o < outputs; ++o) {

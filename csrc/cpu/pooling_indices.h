@@ -204,5 +204,24 @@ inline bool are_indices(const int64_t* indices, int64_t count, int64_t inputs) {
   return valid;
 }
 
+// sums[index[o]] += y[o]; false where an index is not one. Indices are looked at just before they are used: a pass of
+// its own would cost as much as memory lets them pass.
+template <typename T>
+bool scatter_add(const void* y_data, const int64_t* indices, int64_t count, void* sums_data, int64_t inputs) {
+  typedef Simd<int64_t>::Vec Places;
+  constexpr int kLanes = Simd<int64_t>::kLanes, kAtOnce = 2 * kLanes;
+  const T* y = static_cast<const T*>(y_data);
+  auto* sums = static_cast<typename Lanes<T>::Sum*>(sums_data);
+  int64_t o = 0;
+  for (; o + kAtOnce <= count; o += kAtOnce) {
+    const Places a = load(indices + o), b = load(indices + o + kLanes);
+    if (any((a | b | (inputs - 1 - a) | (inputs - 1 - b)) < 0)) return false;  // the sign says so
+    CONVARITH_UNROLL for (int i = 0; i < kAtOnce; ++i) sums[indices[o + i]] += widen(y[o + i]);
+  }
+  if (!are_indices(indices + o, count - o, inputs)) return false;
+  for (; o < count; ++o) sums[indices[o]] += widen(y[o]);
+  return true;
+}
+
 }  // namespace
 }  // namespace convarith::cpu::CONVARITH_ISA

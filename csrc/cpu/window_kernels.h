@@ -13,7 +13,8 @@ WindowKernels window_kernels_of() {
   return {Lanes<T>::kLanes, sizeof(typename Lanes<T>::Sum),
           pool<T>,          max_pool_with_indices<T>,
           pool_backward<T>, lrn<T>,
-          lrn_backward<T>,  are_indices};
+          lrn_backward<T>,  are_indices,
+          scatter_add<T>};
 }
 
 }  // namespace

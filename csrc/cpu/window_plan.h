@@ -70,6 +70,7 @@ struct WindowKernels {
   void (*lrn_backward)(const LrnPlan& plan, const void* g, const void* x, void* result, char* scratch, int64_t begin,
                        int64_t end);
   bool (*are_indices)(const int64_t* indices, int64_t count, int64_t inputs);  // from 0 to inputs - 1; for any dtype
+  bool (*scatter_add)(const void* y, const int64_t* indices, int64_t count, void* sums, int64_t inputs);
 };
 
 }  // namespace convarith::cpu
