@@ -41,14 +41,13 @@ struct BackwardRows {
   Sum* kept;    // [rows_at_once][line_size]: summed lines of y, from at_output on, between zeros
   Sum* phases;  // for strides that are not written out: a line of x
 
-  void sum_lines(const Row& row, const T* g, const T* y, Sum* line) const {
-    const Lines lines(plan.lines, row.i0, row.i1);
-    const int64_t n = plan.output[2] * plan.inner, plane = plan.output[0] * plan.output[1] * n;
-    const int64_t start = row.plane * plane + lines.start;
+  // Of a plane's g and y.
+  void sum_lines(const Lines& lines, const T* g, const T* y, Sum* line) const {
+    const int64_t n = plan.output[2] * plan.inner;
     for (int64_t e = 0; e < n; e += kLanes) {
       Sums sum = {};
       for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
-        int64_t at = start + l0 * lines.step0 + e;
+        int64_t at = lines.start + l0 * lines.step0 + e;
         for (int64_t l1 = 0; l1 < lines.count1; ++l1, at += lines.step1) {
           const Sums share = policy.share(g + at, y + at, n - e);
           sum += plan.uniform ? share : share * weight_of(lines, l0, l1);
@@ -114,16 +113,29 @@ struct BackwardRows {
 
   void rows(const T* g, const T* x, const T* y, T* result, int64_t begin, int64_t end) const {
     const int64_t n = plan.input[2] * plan.inner;
+    const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
     Row row(begin, plan.input);
     for (int64_t first = begin; first < end; first += plan.rows_at_once) {
       const int64_t count = least(plan.rows_at_once, end - first);
-      for (int64_t j = 0; j < count; ++j, row.advance()) sum_lines(row, g, y, kept + j * plan.line_size);
+      for (int64_t j = 0; j < count; ++j, row.advance()) {
+        const int64_t plane = row.plane * plane_size;
+        sum_lines(Lines(plan.lines, row.i0, row.i1), g + plane, y + plane, kept + j * plan.line_size);
+      }
       for (int64_t j = 0; j < count; ++j) {
         spread(kept + j * plan.line_size, x + (first + j) * n, result + (first + j) * n);
       }
     }
   }
 };
+
+// Calls body with the stride of the last axis as BackwardRows has it.
+template <typename Body>
+void with_backward_stride(const PoolPlan& plan, const Body& body) {
+  if (plan.stride == 1) return body(Constant<1>{});
+  if (plan.inner != 1) return body(Constant<-1>{});
+  if (plan.stride == 2) return body(Constant<2>{});
+  body(Constant<0>{});
+}
 
 template <typename Policy, typename T>
 void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data, void* result_data,
@@ -134,33 +146,10 @@ void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data,
   T* result = static_cast<T*>(result_data);
   auto* kept = neutral_lines<T>(plan, 0, scratch);
   auto* phases = kept + plan.rows_at_once * plan.line_size;
-  const auto run = [&](auto stride) {
+  with_backward_stride(plan, [&](auto stride) {
     const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
     kernel.rows(g, x, y, result, begin, end);
-  };
-  if (plan.stride == 1) return run(Constant<1>{});
-  if (plan.inner != 1) return run(Constant<-1>{});
-  if (plan.stride == 2) return run(Constant<2>{});
-  run(Constant<0>{});
-}
-
-template <bool kSigned, typename T>
-void norm_backward_rows(const PoolPlan& plan, const void* g, const void* x, const void* y, void* result, char* scratch,
-                        int64_t begin, int64_t end) {
-  const auto by = plan.exponent == 1   ? backward_rows<NormBackward<1, kSigned, T>, T>
-                  : plan.exponent == 2 ? backward_rows<NormBackward<2, kSigned, T>, T>
-                  : plan.exponent == 3 ? backward_rows<NormBackward<3, kSigned, T>, T>
-                                       : backward_rows<NormBackward<0, kSigned, T>, T>;
-  by(plan, g, x, y, result, scratch, begin, end);
-}
-
-template <typename T>
-void pool_backward(Pooling kind, const PoolPlan& plan, const void* g, const void* x, const void* y, void* result,
-                   char* scratch, int64_t begin, int64_t end) {
-  const auto by = kind == Pooling::kAverage ? backward_rows<AverageBackward<T>, T>
-                  : kind == Pooling::kNorm  ? norm_backward_rows<false, T>
-                                            : norm_backward_rows<true, T>;
-  by(plan, g, x, y, result, scratch, begin, end);
+  });
 }
 
 }  // namespace

@@ -123,13 +123,21 @@ struct Powers {
   }
 };
 
+// A window's sum times its weight.
+template <typename V>
+inline V weighted(const PoolPlan& plan, const Row& row, V sum, int64_t e) {
+  typedef decltype(+sum[0]) Sum;
+  if (plan.uniform) return plan.scale == 1 ? sum : sum * static_cast<Sum>(plan.scale);
+  const Sum lines = static_cast<Sum>(plan.weight[0][row.i0] * plan.weight[1][row.i1]);
+  return sum * lines * load(static_cast<const Sum*>(plan.column) + e);
+}
+
 template <int kPower, bool kSigned, typename T>
 struct Norm {
   typedef typename Lanes<T>::Sums Sums;
   typedef typename Lanes<T>::Sum Sum;
   static constexpr double kNeutral = 0;
   static constexpr int kLanes = Lanes<T>::kLanes;
-  // Sums of powers outside are not to be trusted: infinite, or with few digits left.
   static constexpr Sum kLeast = sizeof(Sum) == 4 ? __FLT_MIN__ * 1024 : __DBL_MIN__ * 1024;
   static constexpr Sum kMost = sizeof(Sum) == 4 ? __FLT_MAX__ : __DBL_MAX__;
 
@@ -138,45 +146,41 @@ struct Norm {
   static Sums join(Sums sum, Sums v) { return sum + v; }
 
   Sums finish(const Row& row, const T* x, Sums sum, int64_t e, int64_t count) const {
-    if constexpr (kSigned) {
-      if (plan.uniform) return powers.root(plan.scale == 1 ? sum : sum * static_cast<Sum>(plan.scale));
-      const Sum lines = static_cast<Sum>(plan.weight[0][row.i0] * plan.weight[1][row.i1]);
-      return powers.root(sum * lines * load(static_cast<const Sum*>(plan.column) + e));
-    }
-    const Sums y = powers.root(sum);
+    if constexpr (kSigned) return powers.root(weighted(plan, row, sum, e));
+    Sums y = powers.root(sum);
     if constexpr (kPower == 1) return y;
-    return any((sum > kMost) | (sum < kLeast)) ? rescaled(row, x, sum, y, e, count) : y;
-  }
-
-  // A sum that left the range of its type is taken again, with the window divided by its largest element.
-  __attribute__((noinline)) Sums rescaled(const Row& row, const T* x, Sums sum, Sums y, int64_t e,
-                                          int64_t count) const {
-    const Lines lines(plan.lines, row.i0, row.i1);
-    const T* plane = x + row.plane * plan.input[0] * plan.input[1] * plan.input[2] * plan.inner + lines.start;
-    for (int64_t i = 0; i < count && i < kLanes; ++i) {
-      if (!(sum[i] > kMost || sum[i] < kLeast)) continue;
-      const int64_t output = (e + i) / plan.inner,
-                    first = output * plan.stride - (plan.at_input - plan.at_window) / plan.inner;
-      const auto each = [&](auto body) {
-        for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
-          for (int64_t l1 = 0; l1 < lines.count1; ++l1) {
-            for (int64_t t = 0; t < plan.kernel[2]; ++t) {
-              const int64_t at = first + t * plan.dilation;
-              if (at < 0 || at >= plan.input[2]) continue;
-              const Sum v = widen(plane[l0 * lines.step0 + l1 * lines.step1 + at * plan.inner + (e + i) % plan.inner]);
-              body(v < 0 ? -v : v);
-            }
-          }
-        }
-      };
-      Sum largest = 0, total = 0;
-      each([&](Sum v) { largest = v > largest ? v : largest; });
-      y[i] = largest;
-      if (largest == 0 || largest > kMost) continue;
-      each([&](Sum v) { total += powers.of(every<Sums>(v / largest))[0]; });
-      y[i] = largest * powers.root(every<Sums>(total))[0];
+    const auto doubtful = is_doubtful(sum);
+    if (any(doubtful)) {
+      for (int64_t i = 0; i < count && i < kLanes; ++i) y[i] = doubtful[i] ? rescaled(row, x, e + i) : y[i];
     }
     return y;
+  }
+
+  // Sums that have left the range of their type, or all but a few digits.
+  static auto is_doubtful(Sums sum) { return (sum > kMost) | (sum < kLeast); }
+
+  // Entry e of a row, from its window divided by the largest element.
+  __attribute__((noinline)) Sum rescaled(const Row& row, const T* x, int64_t e) const {
+    const Lines lines(plan.lines, row.i0, row.i1);
+    const T* plane = x + row.plane * plan.input[0] * plan.input[1] * plan.input[2] * plan.inner + lines.start;
+    const int64_t first = e / plan.inner * plan.stride - (plan.at_input - plan.at_window) / plan.inner;
+    const auto each = [&](auto body) {
+      for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+        for (int64_t l1 = 0; l1 < lines.count1; ++l1) {
+          for (int64_t t = 0; t < plan.kernel[2]; ++t) {
+            const int64_t at = first + t * plan.dilation;
+            if (at < 0 || at >= plan.input[2]) continue;
+            const Sum v = widen(plane[l0 * lines.step0 + l1 * lines.step1 + at * plan.inner + e % plan.inner]);
+            body(v < 0 ? -v : v);
+          }
+        }
+      }
+    };
+    Sum largest = 0, total = 0;
+    each([&](Sum v) { largest = v > largest ? v : largest; });
+    if (largest == 0 || largest > kMost) return largest;
+    each([&](Sum v) { total += powers.of(every<Sums>(v / largest))[0]; });
+    return largest * powers.root(every<Sums>(total))[0];
   }
 
   const PoolPlan& plan;
@@ -314,30 +318,6 @@ void pool_rows(const PoolPlan& plan, const void* x_data, void* y_data, char* scr
   if (s == 1) return pool_rows_by<0, 1>(policy, plan, x, y, scratch, begin, end);
   if (s == 2) return pool_rows_by<0, 2>(policy, plan, x, y, scratch, begin, end);
   return pool_rows_by<0, 0>(policy, plan, x, y, scratch, begin, end);
-}
-
-template <bool kSigned, typename T>
-void norm_pool_rows(const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end) {
-  if (plan.exponent == 1) return pool_rows<Norm<1, kSigned, T>, T>(plan, x, y, scratch, begin, end);
-  if (plan.exponent == 2) return pool_rows<Norm<2, kSigned, T>, T>(plan, x, y, scratch, begin, end);
-  if (plan.exponent == 3) return pool_rows<Norm<3, kSigned, T>, T>(plan, x, y, scratch, begin, end);
-  return pool_rows<Norm<0, kSigned, T>, T>(plan, x, y, scratch, begin, end);
-}
-
-template <typename T>
-void pool(Pooling kind, const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end) {
-  switch (kind) {
-    case Pooling::kMax:
-      return pool_rows<Maximum<false, T>, T>(plan, x, y, scratch, begin, end);
-    case Pooling::kMin:
-      return pool_rows<Maximum<true, T>, T>(plan, x, y, scratch, begin, end);
-    case Pooling::kAverage:
-      return pool_rows<Average<T>, T>(plan, x, y, scratch, begin, end);
-    case Pooling::kNorm:
-      return norm_pool_rows<false, T>(plan, x, y, scratch, begin, end);
-    case Pooling::kSignedNorm:
-      return norm_pool_rows<true, T>(plan, x, y, scratch, begin, end);
-  }
 }
 
 }  // namespace

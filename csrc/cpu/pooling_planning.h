@@ -60,6 +60,7 @@ class Planned {
     p.plan_.lines[1].pitch = w.axis[2].input * w.inner;
     p.plan_.lines[0].pitch = w.axis[1].input * p.plan_.lines[1].pitch;
     p.lay_out_forward(w.axis[2], kernels);
+    p.lay_out_chunk(w.output[1], w.output[2], kernels);
     return p;
   }
 
@@ -84,6 +85,7 @@ class Planned {
     p.plan_.lines[1].pitch = w.output[2] * w.inner;
     p.plan_.lines[0].pitch = w.output[1] * p.plan_.lines[1].pitch;
     p.lay_out_backward(w.axis[2], kernels);
+    p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
     return p;
   }
 
@@ -172,6 +174,28 @@ class Planned {
     plan_.line_size = (std::max(plan_.output[2], columns + most) - least) * plan_.inner + 2 * kernels.lanes;
     set_rows_at_once(kernels);
     plan_.scratch = (plan_.rows_at_once * plan_.line_size + plan_.phase_columns * a.stride) * kernels.sum_item;
+  }
+
+  // Rows of a plane of `rows` x `columns`, and the lines that they see: those of the first one, and as many more for
+  // each further row as the end of what it sees may be ahead.
+  void lay_out_chunk(int64_t rows, int64_t columns, const WindowKernels& kernels) {
+    constexpr int64_t kBytes = 1 << 16;  // a small part of the second cache
+    if (plan_.exponent == 0 || plan_.exponent == 1 || plan_.exponent == 2 || plan_.exponent == 3) return;
+    const int64_t indices = *std::max_element(count_[0].begin(), count_[0].end());
+    int64_t lines = 0, ahead = 1, last = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      if (count_[1][i] == 0) continue;
+      const int64_t seen = (count_[1][i] - 1) * plan_.lines[1].step + 1, end = first_[1][i] + seen;
+      if (lines > 0) ahead = std::max(ahead, end - last);
+      lines = std::max(lines, seen);
+      last = end;
+    }
+    const int64_t line = indices * plan_.lines[1].pitch;
+    const int64_t most_lines = kBytes / std::max<int64_t>(1, line * kernels.sum_item);
+    plan_.chunk_rows = std::clamp<int64_t>(1 + (most_lines - lines) / ahead, 1, rows);
+    plan_.chunk_size = ceil_div((lines + (plan_.chunk_rows - 1) * ahead) * line, kernels.lanes) * kernels.lanes;
+    plan_.at_chunk = ceil_div(plan_.scratch, 64) * 64;
+    plan_.scratch = plan_.at_chunk + (plan_.chunk_size + plan_.chunk_rows * columns * plan_.inner) * kernels.sum_item;
   }
 
   PoolPlan plan_ = {};

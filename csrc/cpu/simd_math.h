@@ -13,12 +13,27 @@ inline Floats square_root(Floats v) {
 inline Doubles square_root(Doubles v) {
   return _mm512_maskz_sqrt_pd(0xff, v);
 }
+inline void to_doubles(Floats v, Doubles& low, Doubles& high) {
+  low = _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, v, 0));
+  high = _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, v, 1));
+}
+inline Floats to_floats(Doubles low, Doubles high) {
+  const __m256 part[] = {_mm512_maskz_cvtpd_ps(0xff, low), _mm512_maskz_cvtpd_ps(0xff, high)};
+  return _mm512_maskz_insertf32x8(0xffff, _mm512_castps256_ps512(part[0]), part[1], 1);
+}
 #elif defined(__x86_64__) && CONVARITH_BYTES == 32
 inline Floats square_root(Floats v) {
   return _mm256_sqrt_ps(v);
 }
 inline Doubles square_root(Doubles v) {
   return _mm256_sqrt_pd(v);
+}
+inline void to_doubles(Floats v, Doubles& low, Doubles& high) {
+  low = _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+  high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+}
+inline Floats to_floats(Doubles low, Doubles high) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(low)), _mm256_cvtpd_ps(high), 1);
 }
 #elif defined(__x86_64__)
 inline Floats square_root(Floats v) {
@@ -27,10 +42,30 @@ inline Floats square_root(Floats v) {
 inline Doubles square_root(Doubles v) {
   return _mm_sqrt_pd(v);
 }
+inline void to_doubles(Floats v, Doubles& low, Doubles& high) {
+  low = _mm_cvtps_pd(v);
+  high = _mm_cvtps_pd(_mm_movehl_ps(v, v));
+}
+inline Floats to_floats(Doubles low, Doubles high) {
+  return _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high));
+}
 #else
 template <typename V>
 inline V square_root(V v) {
   for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) v[i] = static_cast<decltype(+v[0])>(__builtin_sqrt(v[i]));
+  return v;
+}
+typedef float HalfFloats __attribute__((vector_size(CONVARITH_BYTES / 2)));
+inline void to_doubles(Floats v, Doubles& low, Doubles& high) {
+  HalfFloats part[2];
+  __builtin_memcpy(part, &v, sizeof(v));
+  low = __builtin_convertvector(part[0], Doubles);
+  high = __builtin_convertvector(part[1], Doubles);
+}
+inline Floats to_floats(Doubles low, Doubles high) {
+  const HalfFloats part[] = {__builtin_convertvector(low, HalfFloats), __builtin_convertvector(high, HalfFloats)};
+  Floats v;
+  __builtin_memcpy(&v, part, sizeof(v));
   return v;
 }
 #endif
@@ -52,8 +87,8 @@ inline Doubles power_of_floats(Doubles v, double p) {
   const Bits e = to_root_half >> 52;
   const Doubles m = (Doubles)(bits - (e << 52));
   const Doubles t = (m - 1.0) / (m + 1.0), t2 = t * t;
-  Doubles series = every<Doubles>(1.0 / 15);
-  CONVARITH_UNROLL for (int n = 13; n >= 1; n -= 2) series = series * t2 + 1.0 / n;
+  Doubles series = every<Doubles>(1.0 / 13);  // the next term is below 2^-39
+  CONVARITH_UNROLL for (int n = 11; n >= 1; n -= 2) series = series * t2 + 1.0 / n;
   constexpr double kTwoOverLn2 = 2.8853900817779268, kLn2 = 0.6931471805599453;
   Doubles z = (series * t * kTwoOverLn2 + __builtin_convertvector(e, Doubles)) * p;
   z = z > 300.0 ? every<Doubles>(300.0) : z;  // beyond what a float holds
@@ -61,23 +96,16 @@ inline Doubles power_of_floats(Doubles v, double p) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: an addition rounds to integers, in the low bits
   const Doubles rounded = z + kRound;
   const Doubles f = (z - (rounded - kRound)) * kLn2;
-  Doubles exponential = every<Doubles>(1.0 / 362880);
-  constexpr double kInverse[] = {1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1, 1};
-  CONVARITH_UNROLL for (int n = 0; n < 9; ++n) exponential = exponential * f + kInverse[n];
+  Doubles exponential = every<Doubles>(1.0 / 40320);  // the next term is below 2^-32
+  constexpr double kInverse[] = {1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1, 1};
+  CONVARITH_UNROLL for (int n = 0; n < 8; ++n) exponential = exponential * f + kInverse[n];
   return (Doubles)((Bits)exponential + ((Bits)rounded << 52));
 }
 
 inline Floats power(Floats v, double p) {
-  constexpr int kHalf = CONVARITH_BYTES / 8;  // lanes
-  typedef float HalfFloats __attribute__((vector_size(CONVARITH_BYTES / 2)));
-  HalfFloats part[2];
-  __builtin_memcpy(part, &v, sizeof(v));
-  static_assert(sizeof(HalfFloats) == kHalf * sizeof(float), "");
-  for (HalfFloats& h : part) {
-    h = __builtin_convertvector(power_of_floats(__builtin_convertvector(h, Doubles), p), HalfFloats);
-  }
-  Floats result;
-  __builtin_memcpy(&result, part, sizeof(v));
+  Doubles low, high;
+  to_doubles(v, low, high);
+  Floats result = to_floats(power_of_floats(low, p), power_of_floats(high, p));
   constexpr float kInfinity = __builtin_inff();
   result = v == 0.0f ? every<Floats>(p > 0 ? 0.0f : kInfinity) : result;
   result = v == kInfinity ? every<Floats>(p > 0 ? kInfinity : 0.0f) : result;

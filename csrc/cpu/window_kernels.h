@@ -1,9 +1,8 @@
 // The kernels of pooling, unfold, fold and normalisation, written once with the compiler's vectors and compiled for
 // every instruction set: see simd.h for what the including file defines.
 #include "lrn_kernels.h"
-#include "pooling_backward.h"
-#include "pooling_forward.h"
 #include "pooling_indices.h"
+#include "pooling_powers.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {

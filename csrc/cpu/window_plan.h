@@ -44,7 +44,12 @@ struct PoolPlan {
   const double* weight[2];
   const void* column;  // of the sums' type, filled up to whole vectors
   double exponent;     // p
-  int64_t scratch;     // bytes of a thread
+
+  // Where powers are taken one by one, so many rows go through all stages together; their elements of the other side,
+  // chunk_size at most, and their own stand from at_chunk (bytes) on.
+  int64_t chunk_rows, chunk_size, at_chunk;
+
+  int64_t scratch;  // bytes of a thread
 };
 
 enum class Pooling : int { kMax, kMin, kAverage, kNorm, kSignedNorm };
