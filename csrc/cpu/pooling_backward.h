@@ -91,12 +91,15 @@ struct BackwardRows {
         store_up_to(result + i + kLanes, policy.finish(b, x + i + kLanes, count - kLanes), count - kLanes);
       }
     } else if constexpr (kStride < 0) {  // channels behind the last axis
-      for (int64_t i = 0; i < n; ++i) {
+      for (int64_t i = 0, r = 0; i < n; ++i) {
         for (int64_t c = 0; c < plan.inner; c += kLanes) {
-          const Sums sum = residue(i % plan.stride, from + i / plan.stride * plan.inner + c);
+          const Sums sum = residue(r, from + c);
           const int64_t e = i * plan.inner + c, count = plan.inner - c;
           store_up_to(result + e, policy.finish(sum, x + e, count), count);
         }
+        if (++r < plan.stride) continue;
+        r = 0;
+        from += plan.inner;
       }
     } else {
       for (int64_t r = 0; r < plan.stride; ++r) {

@@ -25,16 +25,16 @@ at::Tensor pool_maximum(const at::Tensor& x, const WindowShapes& s, at::MemoryFo
   // Fast kernels count inputs in as many bits as a value has.
   if (dtype >= 0 && (places == nullptr || w.input_numel() < std::numeric_limits<int32_t>::max())) {
     const WindowKernels& kernels = active_window_kernels(dtype);
-    Planned planned = Planned::forward(w, kernels, {});
-    const PoolPlan& plan = planned.plan();
     const void* from = in.const_data_ptr();
     void* to = y.mutable_data_ptr();
+    if (places == nullptr) {
+      run_pool(kernels, minimum ? Pooling::kMin : Pooling::kMax, w, {}, 0, from, to);
+      return y;
+    }
+    Planned planned = Planned::forward(w, kernels, {});
+    const PoolPlan& plan = planned.plan();
     parallel_pool_rows(plan, pooled_rows(w), pooled_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
-      if (places != nullptr) {
-        kernels.max_pool_with_indices(minimum, plan, from, to, places, scratch, begin, end);
-      } else {
-        kernels.pool(minimum ? Pooling::kMin : Pooling::kMax, plan, from, to, scratch, begin, end);
-      }
+      kernels.max_pool_with_indices(minimum, plan, from, to, places, scratch, begin, end);
     });
     return y;
   }

@@ -89,6 +89,14 @@ class Planned {
     return p;
   }
 
+  // Room for planes with `inner` lanes each, `inputs` of x and `outputs` of y.
+  void add_planes(int64_t inputs, int64_t outputs, const WindowKernels& kernels) {
+    plan_.at_planes = ceil_div(plan_.scratch, 64) * 64;
+    const int64_t numel = inputs * plan_.input[0] * plan_.input[1] * plan_.input[2] +
+                          outputs * plan_.output[0] * plan_.output[1] * plan_.output[2];
+    plan_.scratch = plan_.at_planes + numel * plan_.inner * kernels.sum_item;
+  }
+
   // Valid as long as this is.
   const PoolPlan& plan() {
     for (int i = 0; i < 2; ++i) {

@@ -38,12 +38,8 @@ at::Tensor avg_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArr
   at::Tensor y = at::empty(s.y, x.options(), format);
   const int dtype = kernel_dtype(x.scalar_type());
   if (dtype >= 0) {
-    const WindowKernels& kernels = active_window_kernels(dtype);
-    Planned planned = Planned::forward(w, kernels, weights_of(divisors, [](int, double count) { return count; }));
-    const PoolPlan& plan = planned.plan();
-    parallel_pool_rows(plan, pooled_rows(w), pooled_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
-      kernels.pool(Pooling::kAverage, plan, in.const_data_ptr(), y.mutable_data_ptr(), scratch, begin, end);
-    });
+    const Weights weights = weights_of(divisors, [](int, double count) { return count; });
+    run_pool(active_window_kernels(dtype), Pooling::kAverage, w, weights, 0, in.const_data_ptr(), y.mutable_data_ptr());
     return y;
   }
   CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::avg_pool", [&] {
@@ -66,13 +62,9 @@ at::Tensor avg_pool_transpose(const at::Tensor& y, at::IntArrayRef input_size, a
   at::Tensor x = at::empty(s.x, y.options(), format);
   const int dtype = kernel_dtype(y.scalar_type());
   if (dtype >= 0) {
-    const WindowKernels& kernels = active_window_kernels(dtype);
-    Planned planned = Planned::backward(w, kernels, weights_of(divisors, [](int, double count) { return 1 / count; }));
-    const PoolPlan& plan = planned.plan();
-    parallel_pool_rows(plan, input_rows(w), input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
-      kernels.pool_backward(Pooling::kAverage, plan, from.const_data_ptr(), nullptr, nullptr, x.mutable_data_ptr(),
-                            scratch, begin, end);
-    });
+    const Weights weights = weights_of(divisors, [](int, double count) { return 1 / count; });
+    run_pool_backward(active_window_kernels(dtype), Pooling::kAverage, w, weights, 0, from.const_data_ptr(), nullptr,
+                      nullptr, x.mutable_data_ptr());
     return x;
   }
   AT_DISPATCH_V2(y.scalar_type(), "torch_convarith::avg_pool_transpose", AT_WRAP([&] {
@@ -107,12 +99,8 @@ at::Tensor lp_pool(const at::Tensor& x, double p, bool is_signed, at::IntArrayRe
   const auto format = window_format(x, kernel_size.size());
   const at::Tensor in = x.contiguous(format);
   at::Tensor y = at::empty(s.y, x.options(), format);
-  Planned planned = Planned::forward(w, kernels, norm_weights(w, is_signed), p);
-  const PoolPlan& plan = planned.plan();
-  parallel_pool_rows(plan, pooled_rows(w), pooled_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
-    kernels.pool(is_signed ? Pooling::kSignedNorm : Pooling::kNorm, plan, in.const_data_ptr(), y.mutable_data_ptr(),
-                 scratch, begin, end);
-  });
+  run_pool(kernels, is_signed ? Pooling::kSignedNorm : Pooling::kNorm, w, norm_weights(w, is_signed), p,
+           in.const_data_ptr(), y.mutable_data_ptr());
   return y;
 }
 
@@ -142,12 +130,8 @@ at::Tensor lp_pool_backward(const at::Tensor& g, const at::Tensor& x, const at::
     });
     return result.to(x.scalar_type());
   }
-  Planned planned = Planned::backward(w, kernels, norm_weights(w, is_signed), p);
-  const PoolPlan& plan = planned.plan();
-  parallel_pool_rows(plan, input_rows(w), input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
-    kernels.pool_backward(is_signed ? Pooling::kSignedNorm : Pooling::kNorm, plan, grad.const_data_ptr(),
-                          in.const_data_ptr(), out.const_data_ptr(), result.mutable_data_ptr(), scratch, begin, end);
-  });
+  run_pool_backward(kernels, is_signed ? Pooling::kSignedNorm : Pooling::kNorm, w, norm_weights(w, is_signed), p,
+                    grad.const_data_ptr(), in.const_data_ptr(), out.const_data_ptr(), result.mutable_data_ptr());
   return result.to(x.scalar_type());
 }
 

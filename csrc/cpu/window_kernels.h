@@ -2,18 +2,27 @@
 // every instruction set: see simd.h for what the including file defines.
 #include "lrn_kernels.h"
 #include "pooling_indices.h"
-#include "pooling_powers.h"
+#include "pooling_planes.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
 template <typename T>
 WindowKernels window_kernels_of() {
-  return {Lanes<T>::kLanes, sizeof(typename Lanes<T>::Sum),
-          pool<T>,          max_pool_with_indices<T>,
-          pool_backward<T>, lrn<T>,
-          lrn_backward<T>,  are_indices,
-          scatter_add<T>};
+  WindowKernels k = {};
+  k.lanes = Lanes<T>::kLanes;
+  k.item = sizeof(T);
+  k.sum_item = sizeof(typename Lanes<T>::Sum);
+  k.pool = pool<T>;
+  k.pool_backward = pool_backward<T>;
+  k.pool_planes = pool_planes<T>;
+  k.pool_backward_planes = pool_backward_planes<T>;
+  k.max_pool_with_indices = max_pool_with_indices<T>;
+  k.are_indices = are_indices;
+  k.scatter_add = scatter_add<T>;
+  k.lrn = lrn<T>;
+  k.lrn_backward = lrn_backward<T>;
+  return k;
 }
 
 }  // namespace

@@ -49,6 +49,8 @@ struct PoolPlan {
   // chunk_size at most, and their own stand from at_chunk (bytes) on.
   int64_t chunk_rows, chunk_size, at_chunk;
 
+  int64_t at_planes;  // bytes: transposed planes, of pooling_planes.h
+
   int64_t scratch;  // bytes of a thread
 };
 
@@ -62,20 +64,27 @@ struct LrnPlan {
   int64_t block, blocks;  // neighbours of a block (whole vectors of them), blocks of a plane
 };
 
-// The kernels of one instruction set for one dtype; `lanes` and `sum_item` (bytes) are those of the type that it is
-// summed in. Each works on rows of what it writes, lrn on blocks, [begin, end).
+// The kernels of one instruction set for one dtype; sums are in a type of their own. Each works on rows of what it
+// writes, or on what is said, [begin, end).
 struct WindowKernels {
-  int64_t lanes, sum_item;
+  int64_t lanes;           // of a vector of sums
+  int64_t item, sum_item;  // bytes
   void (*pool)(Pooling kind, const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end);
-  void (*max_pool_with_indices)(bool minimum, const PoolPlan& plan, const void* x, void* y, int64_t* indices,
-                                char* scratch, int64_t begin, int64_t end);
   void (*pool_backward)(Pooling kind, const PoolPlan& plan, const void* g, const void* x, const void* y, void* result,
                         char* scratch, int64_t begin, int64_t end);
+  // Groups of as many planes as a vector has lanes; not for half precisions.
+  void (*pool_planes)(Pooling kind, const PoolPlan& plan, int64_t planes, const void* x, void* y, char* scratch,
+                      int64_t begin, int64_t end);
+  void (*pool_backward_planes)(Pooling kind, const PoolPlan& plan, int64_t planes, const void* g, const void* x,
+                               const void* y, void* result, char* scratch, int64_t begin, int64_t end);
+  void (*max_pool_with_indices)(bool minimum, const PoolPlan& plan, const void* x, void* y, int64_t* indices,
+                                char* scratch, int64_t begin, int64_t end);
+  bool (*are_indices)(const int64_t* indices, int64_t count, int64_t inputs);  // from 0 to inputs - 1; for any dtype
+  bool (*scatter_add)(const void* y, const int64_t* indices, int64_t count, void* sums, int64_t inputs);
+  // Blocks.
   void (*lrn)(const LrnPlan& plan, const void* x, void* y, int64_t begin, int64_t end);
   void (*lrn_backward)(const LrnPlan& plan, const void* g, const void* x, void* result, char* scratch, int64_t begin,
                        int64_t end);
-  bool (*are_indices)(const int64_t* indices, int64_t count, int64_t inputs);  // from 0 to inputs - 1; for any dtype
-  bool (*scatter_add)(const void* y, const int64_t* indices, int64_t count, void* sums, int64_t inputs);
 };
 
 }  // namespace convarith::cpu
