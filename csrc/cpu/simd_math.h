@@ -87,8 +87,10 @@ inline Doubles power_of_floats(Doubles v, double p) {
   const Bits e = to_root_half >> 52;
   const Doubles m = (Doubles)(bits - (e << 52));
   const Doubles t = (m - 1.0) / (m + 1.0), t2 = t * t;
-  Doubles series = every<Doubles>(1.0 / 13);  // the next term is below 2^-39
-  CONVARITH_UNROLL for (int n = 11; n >= 1; n -= 2) series = series * t2 + 1.0 / n;
+  // Both series by Estrin's scheme: short chains of operations that wait for each other.
+  const Doubles t4 = t2 * t2, low = t2 * (1.0 / 3) + 1.0, middle = t2 * (1.0 / 7) + 1.0 / 5,
+                high = t2 * (1.0 / 11) + 1.0 / 9;
+  const Doubles series = (t4 * (1.0 / 13) + high) * (t4 * t4) + (middle * t4 + low);  // the next term is below 2^-39
   constexpr double kTwoOverLn2 = 2.8853900817779268, kLn2 = 0.6931471805599453;
   Doubles z = (series * t * kTwoOverLn2 + __builtin_convertvector(e, Doubles)) * p;
   z = z > 300.0 ? every<Doubles>(300.0) : z;  // beyond what a float holds
@@ -96,9 +98,10 @@ inline Doubles power_of_floats(Doubles v, double p) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: an addition rounds to integers, in the low bits
   const Doubles rounded = z + kRound;
   const Doubles f = (z - (rounded - kRound)) * kLn2;
-  Doubles exponential = every<Doubles>(1.0 / 40320);  // the next term is below 2^-32
-  constexpr double kInverse[] = {1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1, 1};
-  CONVARITH_UNROLL for (int n = 0; n < 8; ++n) exponential = exponential * f + kInverse[n];
+  const Doubles f2 = f * f, f4 = f2 * f2;
+  const Doubles first = (f * (1.0 / 6) + 0.5) * f2 + (f + 1.0);
+  const Doubles second = (f * (1.0 / 5040) + 1.0 / 720) * f2 + (f * (1.0 / 120) + 1.0 / 24);
+  const Doubles exponential = (f4 * (1.0 / 40320) + second) * f4 + first;  // the next term is below 2^-32
   return (Doubles)((Bits)exponential + ((Bits)rounded << 52));
 }
 
