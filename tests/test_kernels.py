@@ -278,31 +278,55 @@ WINOGRAD = [
     (1, 3, 33, 67, 59, (11, 11), (4, 4), (0, 0, 0, 0), 1),
 ]
 
+# N, C, K, input, kernel, stride, padding, dilation, groups
+WIDER_WINOGRAD = [
+    (2, 20, 40, (28, 28), (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), 1),
+    (1, 17, 33, (13, 31), (3, 3), (1, 1), (5, 2, -1, 3), (3, 1), 1),
+    (2, 9, 12, (20, 21), (5, 4), (1, 2), (4, 5, 0, 1), (2, 1), 2),
+    (1, 20, 20, (5, 30), (2, 2), (1, 1), (7, 7, 1, 1), (7, 4), 1),  # more phases than rows
+    (1, 17, 33, (5, 13, 9), (3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 1, 1), 1),
+    (2, 10, 20, (7, 8, 11), (2, 3, 3), (1, 1, 1), (2, -1, 1, 1, 0, 1), (3, 2, 2), 2),
+    (3, 8, 40, (4, 9, 14), (1, 3, 3), (1, 1, 1), (1, 0, 1, 1, 1, 1), (1, 1, 1), 1),
+    (2, 8, 20, (3, 9, 14), (3, 4, 4), (1, 2, 2), (1, 1, 1, 1, 1, 1), (1, 1, 1), 1),
+]
+
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", WINOGRAD, ids=lambda case: "x".join(map(str, (*case[:5], *case[5]))))
 def test_winograd_stays_within_its_bound(case, memory):
     n, c, k, height, width, kernel, stride, padding, groups = case
+    check_winograd(n, c, k, (height, width), kernel, (stride, padding, (1, 1), groups), memory)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("case", WIDER_WINOGRAD, ids=lambda case: "_".join("x".join(map(str, v)) for v in case[3:8]))
+def test_winograd_of_dilated_and_deeper_kernels(case, last):
+    n, c, k, size, kernel, stride, padding, dilation, groups = case
+    formats = (torch.channels_last, torch.channels_last_3d) if last else (torch.contiguous_format,) * 2
+    check_winograd(n, c, k, size, kernel, (stride, padding, dilation, groups), formats[len(size) - 2])
+
+
+def check_winograd(n, c, k, size, kernel, geometry, memory):
+    groups = geometry[-1]
     generator = torch.Generator().manual_seed(7)
-    x = torch.randn(n, c * groups, height, width, generator=generator).to(memory_format=memory)
+    x = torch.randn(n, c * groups, *size, generator=generator).to(memory_format=memory)
     w = torch.randn(k * groups, c, *kernel, generator=generator)
-    geometry = (stride, padding, (1, 1), groups)
     y = by("winograd", "conv", x, w, *geometry)
     gradient = torch.randn(y.shape, generator=generator).to(memory_format=memory)
     for operator, a, b, *sizes in (
         ("conv", x, w),
-        ("conv_transpose", gradient, w, (height, width)),
+        ("conv_transpose", gradient, w, size),
         ("conv_weight", x, gradient, kernel),
     ):
-        size = (*sizes, *geometry)
-        exact = by("outer", operator, a.double(), b.double(), *size)
-        scale = by("outer", operator, a.double().abs(), b.double().abs(), *size).max()
-        result = by("winograd", operator, a, b, *size)
+        args = (*sizes, *geometry)
+        exact = by("outer", operator, a.double(), b.double(), *args)
+        scale = by("outer", operator, a.double().abs(), b.double().abs(), *args).max()
+        result = by("winograd", operator, a, b, *args)
         assert (result - exact).abs().max() <= backends.WINOGRAD_BOUND * scale
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(1)
-            assert torch.equal(by("winograd", operator, a, b, *size), result)
+            assert torch.equal(by("winograd", operator, a, b, *args), result)
         finally:
             torch.set_num_threads(threads)
 

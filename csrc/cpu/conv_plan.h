@@ -80,7 +80,9 @@ struct WeightPlan {
 // Winograd's F(m x m, r x r), m + r = 7: a tile of 6 x 6 inputs gives m x m outputs of an r x r kernel through 36
 // products instead of m * m * r * r. A stride s makes s * s kernels of r = ceil(kernel / s) taps, one for each residue
 // of the taps modulo s: a convolution sums over them, so residues are more channels; a transposed one makes a phase of
-// its result by each, so residues are more rows. The weight's gradient is F(r x r, m x m): tiles of y are its kernels.
+// its result by each, so residues are more rows. So are, on the side that is summed over, the taps along z. A dilation
+// d makes d * d convolutions without one, of the cells modulo d: they are more images. The weight's gradient is
+// F(r x r, m x m): tiles of y are its kernels.
 constexpr int64_t kWinogradTile = 6;
 constexpr int64_t kWinogradProducts = kWinogradTile * kWinogradTile;
 constexpr int64_t kWinogradChunk = 64;  // channels: transformed inputs are [chunk][product][tile][channel of the chunk]
@@ -89,18 +91,20 @@ constexpr int64_t kWinogradPanel = 32;  // rows: products are [product][tile][ro
 constexpr int64_t kWinogradApart = 16;
 constexpr int64_t kWinogradWeights = kWinogradChunk * kWinogradPanel + kWinogradApart;  // from product to product
 
-// x or y as cells: cell (j, i), residue (r, q) is element (j * step + r + first, i * step + q + first) of its plane, 0
-// outside. Residues and channels together are lanes: lane = (channel * step[0] + r) * step[1] + q.
+// x or y as cells: along each of z, y and x, cell j of residue r and phase f is element
+// j * step + r * apart + f + first, 0 outside. Residues and channels together are lanes:
+// lane = ((channel * residues[0] + r0) * residues[1] + r1) * residues[2] + r2.
 struct WinogradSide {
   int64_t channels, lanes;  // of one group
-  int64_t step[2], first[2], extent[2];
-  int64_t batch, group, channel, axis[2];
+  int64_t step[3], residues[3], apart[3], first[3], extent[3];
+  int64_t batch, group, channel, axis[3];
 };
 
 struct WinogradPlan {
   WinogradSide in, out;  // what is transformed and what the products make; of the weight's gradient, x and y
-  int64_t batch, groups;
-  int64_t taps;      // r
+  int64_t groups;
+  int64_t images, planes, phases[2];  // image = ((batch * planes + z) * phases[0] + f0) * phases[1] + f1
+  int64_t taps;                       // r
   int64_t cells[2];  // of `out`: its extent in steps
   int64_t box[3];    // tiles of a box: images, rows, columns
   int64_t boxes[3];

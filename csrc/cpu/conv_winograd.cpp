@@ -38,7 +38,7 @@ int64_t box_count(const WinogradPlan& p) {
 
 int64_t tile_count(const WinogradPlan& p) {
   const int64_t m = kWinogradTile + 1 - p.taps;
-  return p.batch * parts(p.cells[0], m) * parts(p.cells[1], m);
+  return p.images * parts(p.cells[0], m) * parts(p.cells[1], m);
 }
 
 int64_t multiplications(const WinogradPlan& p) {
@@ -47,7 +47,7 @@ int64_t multiplications(const WinogradPlan& p) {
 
 Explanation Winograd::explain() const {
   return {Algorithm::kWinograd, weight_bytes + input_bytes + thread_count() * plan.scratch,
-          plan.out.step[0] * plan.out.step[1], multiplications(plan)};
+          plan.out.residues[1] * plan.out.residues[2], multiplications(plan)};
 }
 
 void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
@@ -124,9 +124,9 @@ WinogradSide side(const Strides& s, int64_t channels) {
   r.batch = s.batch;
   r.group = channels * s.channel;
   r.channel = s.channel;
-  for (int i = 0; i < 2; ++i) {
-    r.step[i] = 1;
-    r.axis[i] = s.axis[i + 1];
+  for (int i = 0; i < kAxes; ++i) {
+    r.step[i] = r.residues[i] = r.apart[i] = 1;
+    r.axis[i] = s.axis[i];
   }
   return r;
 }
@@ -134,54 +134,65 @@ WinogradSide side(const Strides& s, int64_t channels) {
 // The two sides, the taps and where their weights stand. False where there is no such algorithm.
 bool describe(const Problem& p, Pass pass, WinogradPlan& plan, std::vector<int32_t>& tap_of) {
   const Axis& planes = p.axis[0];
-  if (planes.kernel != 1 || planes.stride != 1 || planes.lo != 0 || planes.hi != 0) return false;
-  if (planes.input != 1 && p.batch != 1) return false;
-  plan.taps = 0;
+  if (planes.stride != 1 || planes.kernel > 5 || p.axis[1].stride * p.axis[2].stride > 16) return false;
+  plan.taps = parts(p.axis[1].kernel, p.axis[1].stride);
+  if (plan.taps < 2 || plan.taps > 5 || parts(p.axis[2].kernel, p.axis[2].stride) != plan.taps) return false;
+
+  const bool transposed = pass == Pass::kInput;
+  WinogradSide x = side(p.x, p.in_channels), y = side(p.y, p.out_channels);
+  plan.groups = p.groups;
+  plan.images = p.batch;
+  plan.planes = transposed ? planes.input : p.output[0];
+  x.first[0] = -planes.lo;
+  x.extent[0] = planes.input;
+  y.extent[0] = p.output[0];
   for (int i = 1; i < kAxes; ++i) {
     const Axis& a = p.axis[i];
-    if (a.dilation != 1 || parts(a.kernel, a.stride) != parts(p.axis[1].kernel, p.axis[1].stride)) return false;
-    plan.taps = parts(a.kernel, a.stride);
-  }
-  if (plan.taps < 2 || plan.taps > 5 || p.axis[1].stride * p.axis[2].stride > 16) return false;
-
-  WinogradSide x = side(p.x, p.in_channels), y = side(p.y, p.out_channels);
-  if (p.batch == 1) {
-    x.batch = p.x.axis[0];
-    y.batch = p.y.axis[0];
-  }
-  plan.batch = p.batch * planes.input;
-  plan.groups = p.groups;
-  for (int i = 0; i < 2; ++i) {
-    const Axis& a = p.axis[i + 1];
-    x.step[i] = a.stride;
-    x.lanes *= a.stride;
+    if (a.stride > 1 && a.dilation > 1) return false;
+    x.step[i] = a.stride * a.dilation;
+    y.step[i] = a.dilation;
+    x.residues[i] = a.stride;
+    plan.phases[i - 1] = a.dilation;
     x.first[i] = -a.lo;
     x.extent[i] = a.input;
-    y.extent[i] = plan.cells[i] = p.output[i + 1];
-    if (pass == Pass::kInput) {  // cell j of x has taps * stride elements from j * stride on: y from j - taps + 1 to j
-      const int64_t first = floor_div(a.lo, a.stride);
-      plan.cells[i] = floor_div(a.input - 1 + a.lo, a.stride) + 1 - first;
-      x.first[i] += first * a.stride;
-      y.first[i] = first - plan.taps + 1;
+    y.extent[i] = p.output[i];
+    plan.cells[i - 1] = parts(p.output[i], a.dilation);
+    if (transposed) {  // cell j of x is made by cells j - taps + 1 to j of y
+      const int64_t first = floor_div(a.lo, x.step[i]);
+      plan.cells[i - 1] = floor_div(a.input - 1 + a.lo, x.step[i]) + 1 - first;
+      x.first[i] += first * x.step[i];
+      y.first[i] = (first - plan.taps + 1) * y.step[i];
     }
   }
-  const bool transposed = pass == Pass::kInput;
+  plan.images *= plan.planes * plan.phases[0] * plan.phases[1];
+  WinogradSide& summed = transposed ? y : x;
+  summed.residues[0] = planes.kernel;
+  summed.apart[0] = planes.dilation;
+  if (transposed) {  // plane z of x is made by planes z + lo - tap * dilation of y
+    x.first[0] = 0;
+    y.first[0] = planes.lo;
+    y.apart[0] = -planes.dilation;
+  }
+  for (WinogradSide* s : {&x, &y}) s->lanes *= s->residues[0] * s->residues[1] * s->residues[2];
   plan.in = transposed ? y : x;
   plan.out = transposed ? x : y;
   plan.w_group = p.out_channels * p.w.batch;
   plan.w_out = transposed ? p.w.channel : p.w.batch;
   plan.w_in = transposed ? p.w.batch : p.w.channel;
-  plan.kernel = p.axis[1].kernel * p.axis[2].kernel;
-  plan.whole_kernel = p.w.axis[2] == 1 && p.w.axis[1] == p.axis[2].kernel;
-  for (int64_t residue = 0; residue < x.step[0] * x.step[1]; ++residue) {
+  plan.kernel = p.kernel_numel();
+  plan.whole_kernel = p.w.axis[2] == 1 && p.w.axis[1] == p.axis[2].kernel &&
+                      (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * p.axis[2].kernel);
+  // Of both sides' residues, those along z are the summed side's, and the others x's.
+  for (int64_t residue = 0; residue < planes.kernel * x.residues[1] * x.residues[2]; ++residue) {
+    const int64_t z = residue / x.residues[2] / x.residues[1];
+    const int64_t first[2] = {residue / x.residues[2] % x.residues[1], residue % x.residues[2]};
     for (int64_t t = 0; t < plan.taps * plan.taps; ++t) {
       int64_t tap[2] = {t / plan.taps, t % plan.taps};
-      const int64_t first[2] = {residue / x.step[1], residue % x.step[1]};
-      int64_t at = 0;
+      int64_t at = z * p.w.axis[0];
       bool real = true;
       for (int i = 0; i < 2; ++i) {
         if (transposed) tap[i] = plan.taps - 1 - tap[i];
-        tap[i] = tap[i] * x.step[i] + first[i];
+        tap[i] = tap[i] * x.residues[i + 1] + first[i];
         real = real && tap[i] < p.axis[i + 1].kernel;
         at += tap[i] * p.w.axis[i + 1];
       }
@@ -196,8 +207,8 @@ void set_boxes(WinogradPlan& p, int64_t most) {
   const int64_t m = kWinogradTile + 1 - p.taps, rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
   p.box[2] = even_part(columns, most);
   p.box[1] = p.box[2] < columns ? 1 : even_part(rows, most / columns);
-  p.box[0] = p.box[1] < rows || p.box[2] < columns ? 1 : even_part(p.batch, most / (rows * columns));
-  p.boxes[0] = parts(p.batch, p.box[0]);
+  p.box[0] = p.box[1] < rows || p.box[2] < columns ? 1 : even_part(p.images, most / (rows * columns));
+  p.boxes[0] = parts(p.images, p.box[0]);
   p.boxes[1] = parts(rows, p.box[1]);
   p.boxes[2] = parts(columns, p.box[2]);
   p.box_tiles = p.box[0] * p.box[1] * p.box[2];
@@ -227,15 +238,16 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   if (p.in.lanes < 12 || p.out.lanes < 12) return false;
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const auto in = static_cast<double>(p.in.lanes), tiles = static_cast<double>(tile_count(p));
-  const WinogradSide& strided = pass == Pass::kInput ? p.out : p.in;
   double cost = 0.54 * kWinogradProducts * tiles * in * vectors(p.out.lanes);
   cost += 190 * tiles * (vectors(p.in.lanes) + vectors(p.out.lanes)) + 190 * in * vectors(p.out.lanes);
-  if (strided.step[0] * strided.step[1] > 1) cost += 900 * tiles * vectors(strided.lanes);
+  for (const WinogradSide* s : {&p.in, &p.out}) {
+    if (s->lanes > s->channels || s->step[2] > 1) cost += 900 * tiles * vectors(s->lanes);
+  }
   if (pass == Pass::kWeight) cost += 150'000;  // its three stages wait for each other
 
   // The direct kernels leave out taps that never meet an input; they too pack the weights.
-  double taps = 1, positions = static_cast<double>(p.batch);
-  for (int i = 1; i < kAxes; ++i) {
+  double taps = 1, positions = static_cast<double>(problem.batch);
+  for (int i = 0; i < kAxes; ++i) {
     const Axis& a = problem.axis[i];
     int64_t met = 0;
     for (int64_t t = 0; t < a.kernel; ++t) {

@@ -111,26 +111,59 @@ inline __attribute__((always_inline)) void transform_2d(const Matrix<kOut, kIn>&
 
 constexpr int kCellLanes = Simd<float>::kLanes;
 
+// Lanes of a channel.
+inline int64_t residues(const WinogradSide& s) {
+  return s.residues[0] * s.residues[1] * s.residues[2];
+}
+
+struct Image {
+  int64_t batch, z, phase[2];
+};
+
+inline Image image_at(const WinogradPlan& p, int64_t image) {
+  const int64_t plane = image / p.phases[1] / p.phases[0];
+  return {plane / p.planes, plane % p.planes, {image / p.phases[1] % p.phases[0], image % p.phases[1]}};
+}
+
 // Some lanes of a rectangle of cells of one image and group.
 struct Cells {
   int64_t lane, lanes;  // first, and how many of kCellLanes there are
   int64_t first[2], size[2];
+  Image image;
 };
 
-// Of a lane: its channel and its residues.
+// Of a lane: the channel, the plane, and the element of cell (0, 0) in it.
 struct Lane {
-  int64_t channel, residue[2];
+  int64_t channel, z, first[2];
 };
 
-inline Lane lane_at(const WinogradSide& s, int64_t lane) {
-  const int64_t residues = s.step[0] * s.step[1];
-  return {lane / residues, {lane % residues / s.step[1], lane % s.step[1]}};
+inline Lane lane_at(const WinogradSide& s, const Image& image, int64_t lane) {
+  const int64_t r2 = lane % s.residues[2], r1 = lane / s.residues[2] % s.residues[1];
+  const int64_t channel = lane / s.residues[2] / s.residues[1];
+  return {channel / s.residues[0],
+          image.z + channel % s.residues[0] * s.apart[0] + s.first[0],
+          {r1 * s.apart[1] + image.phase[0] + s.first[1], r2 * s.apart[2] + image.phase[1] + s.first[2]}};
+}
+
+// The elements in row y of a lane's cells: where the first stands, and the cells [begin, end) that have one.
+struct Line {
+  int64_t at, begin, end;
+};
+
+inline Line line_at(const WinogradSide& s, const Cells& c, const Lane& lane, int64_t y) {
+  const int64_t row = (c.first[0] + y) * s.step[1] + lane.first[0];
+  Line line = {};
+  if (lane.z < 0 || lane.z >= s.extent[0] || row < 0 || row >= s.extent[1]) return line;
+  inside(c.first[1], s.step[2], lane.first[1], s.extent[2], c.size[1], &line.begin, &line.end);
+  const int64_t column = (c.first[1] + line.begin) * s.step[2] + lane.first[1];
+  line.at = lane.channel * s.channel + lane.z * s.axis[0] + row * s.axis[1] + column * s.axis[2];
+  return line;
 }
 
 // The lanes are channels, and cells are elements that follow each other.
 template <typename T>
 inline bool plain_cells(const WinogradSide& s) {
-  return sizeof(T) == sizeof(float) && s.step[0] == 1 && s.step[1] == 1 && s.axis[1] == 1;
+  return sizeof(T) == sizeof(float) && residues(s) == 1 && s.step[2] == 1 && s.axis[2] == 1;
 }
 
 inline void clear(float* to, int64_t count) {
@@ -144,37 +177,29 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
   const bool plain = plain_cells<T>(s);
   for (int64_t y = 0; y < c.size[0]; ++y) {
     float* row = cells + y * width * kCellLanes;
-    if (plain || (s.channel == 1 && s.step[0] == 1 && s.step[1] == 1)) {
-      const int64_t y_in = c.first[0] + y + s.first[0];
-      int64_t begin = 0, end = 0;
-      if (y_in >= 0 && y_in < s.extent[0]) inside(c.first[1], 1, s.first[1], s.extent[1], width, &begin, &end);
-      clear(row, begin * kCellLanes);
-      clear(row + end * kCellLanes, (width - end) * kCellLanes);
-      if (begin == end) continue;
-      const T* from = image + c.lane * s.channel + y_in * s.axis[0] + (c.first[1] + begin + s.first[1]) * s.axis[1];
-      float* to = row + begin * kCellLanes;
+    if (plain || (s.channel == 1 && residues(s) == 1)) {
+      const Line inputs = line_at(s, c, lane_at(s, c.image, c.lane), y);
+      clear(row, inputs.begin * kCellLanes);
+      clear(row + inputs.end * kCellLanes, (width - inputs.end) * kCellLanes);
+      if (inputs.begin == inputs.end) continue;
+      const T* from = image + inputs.at;
+      float* to = row + inputs.begin * kCellLanes;
       if (plain) {
-        transpose(from, s.channel, c.lanes, end - begin, to, kCellLanes);
+        transpose(from, s.channel, c.lanes, inputs.end - inputs.begin, to, kCellLanes);
         continue;
       }
-      for (int64_t x = begin; x < end; ++x, from += s.axis[1], to += kCellLanes) copy_run(from, 1, c.lanes, to);
+      for (int64_t x = inputs.begin; x < inputs.end; ++x, from += s.step[2] * s.axis[2], to += kCellLanes) {
+        copy_run(from, 1, c.lanes, to);
+      }
       continue;
     }
     for (int64_t l = 0; l < c.lanes; ++l) {
-      const Lane lane = lane_at(s, c.lane + l);
+      const Line inputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
       float* to = line + l * width;
-      const int64_t y_in = (c.first[0] + y) * s.step[0] + lane.residue[0] + s.first[0];
-      const int64_t shift = lane.residue[1] + s.first[1];
-      int64_t begin = 0, end = 0;
-      if (y_in >= 0 && y_in < s.extent[0]) {
-        inside(c.first[1], s.step[1], shift, s.extent[1], width, &begin, &end);
-      }
-      clear(to, begin);
-      clear(to + end, width - end);
-      if (begin == end) continue;
-      copy_run(
-          image + lane.channel * s.channel + y_in * s.axis[0] + ((c.first[1] + begin) * s.step[1] + shift) * s.axis[1],
-          s.step[1] * s.axis[1], end - begin, to + begin);
+      clear(to, inputs.begin);
+      clear(to + inputs.end, width - inputs.end);
+      if (inputs.begin == inputs.end) continue;
+      copy_run(image + inputs.at, s.step[2] * s.axis[2], inputs.end - inputs.begin, to + inputs.begin);
     }
     transpose(line, width, c.lanes, width, row, kCellLanes);
   }
@@ -186,11 +211,13 @@ void store_cells(const WinogradSide& s, const float* cells, const Cells& c, floa
   const int64_t width = c.size[1];
   if constexpr (sizeof(T) == sizeof(float)) {
     if (plain_cells<T>(s)) {
-      const bool one_run = width == s.axis[0];
-      const int64_t length = one_run ? c.size[0] * width : width;
-      for (int64_t y = 0; y < (one_run ? 1 : c.size[0]); ++y) {
-        transpose(cells + y * width * kCellLanes, kCellLanes, length, c.lanes,
-                  image + c.lane * s.channel + (c.first[0] + y) * s.axis[0] + c.first[1], s.channel);
+      const Lane lane = lane_at(s, c.image, c.lane);
+      const bool one_run = width == s.axis[1] && s.step[1] == 1;
+      const int64_t rows = one_run ? 1 : c.size[0], length = one_run ? c.size[0] * width : width;
+      for (int64_t y = 0; y < rows; ++y) {
+        const Line outputs = line_at(s, c, lane, y);
+        if (outputs.begin == outputs.end) continue;
+        transpose(cells + y * width * kCellLanes, kCellLanes, length, c.lanes, image + outputs.at, s.channel);
       }
       return;
     }
@@ -198,14 +225,11 @@ void store_cells(const WinogradSide& s, const float* cells, const Cells& c, floa
   for (int64_t y = 0; y < c.size[0]; ++y) {
     transpose(cells + y * width * kCellLanes, kCellLanes, width, c.lanes, line, width);
     for (int64_t l = 0; l < c.lanes; ++l) {
-      const Lane lane = lane_at(s, c.lane + l);
-      const int64_t y_out = (c.first[0] + y) * s.step[0] + lane.residue[0] + s.first[0];
-      if (y_out < 0 || y_out >= s.extent[0]) continue;
-      const int64_t shift = lane.residue[1] + s.first[1], step = s.step[1] * s.axis[1];
-      int64_t begin, end;
-      inside(c.first[1], s.step[1], shift, s.extent[1], width, &begin, &end);
-      T* to = image + lane.channel * s.channel + y_out * s.axis[0] + (c.first[1] * s.step[1] + shift) * s.axis[1];
-      for (int64_t x = begin; x < end; ++x) narrow(line[l * width + x], to[x * step]);
+      const Line outputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
+      if (outputs.begin == outputs.end) continue;
+      const float* from = line + l * width;
+      T* to = image + outputs.at;
+      for (int64_t x = outputs.begin; x < outputs.end; ++x, to += s.step[2] * s.axis[2]) narrow(from[x], *to);
     }
   }
 }
@@ -218,7 +242,7 @@ struct TileBox {
 
 inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
   const int64_t m = kTile + 1 - p.taps;
-  const int64_t extent[3] = {p.batch, block_count(p.cells[0], m), block_count(p.cells[1], m)};
+  const int64_t extent[3] = {p.images, block_count(p.cells[0], m), block_count(p.cells[1], m)};
   TileBox b;
   for (int i = 2; i >= 0; --i) {
     b.first[i] = index % p.boxes[i] * p.box[i];
@@ -243,8 +267,9 @@ void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Matrix
       const Cells c = {lane,
                        least<int64_t>(kCellLanes, last - lane),
                        {b.first[1] * step, b.first[2] * step},
-                       {(b.size[1] - 1) * step + kWindow, (b.size[2] - 1) * step + kWindow}};
-      load_cells(s, in + (b.first[0] + image) * s.batch, c, line, cells);
+                       {(b.size[1] - 1) * step + kWindow, (b.size[2] - 1) * step + kWindow},
+                       image_at(p, b.first[0] + image)};
+      load_cells(s, in + c.image.batch * s.batch, c, line, cells);
       float* column = to + image * tiles * kWinogradChunk + lane % kWinogradChunk;
       for (int64_t y = 0; y < b.size[1]; ++y) {
         for (int64_t x = 0; x < b.size[2]; ++x, column += kWinogradChunk) {
@@ -266,7 +291,7 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
   const int64_t tiles = b.size[1] * b.size[2], apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   const int64_t last = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   for (int64_t lane = panel * kWinogradPanel; lane < last; lane += kCellLanes) {
-    Cells c = {lane, least<int64_t>(kCellLanes, last - lane), {b.first[1] * kOutputs, b.first[2] * kOutputs}, {}};
+    Cells c = {lane, least<int64_t>(kCellLanes, last - lane), {b.first[1] * kOutputs, b.first[2] * kOutputs}, {}, {}};
     for (int i = 0; i < 2; ++i) c.size[i] = least(b.size[i + 1] * kOutputs, p.cells[i] - c.first[i]);
     float biases[kCellLanes] = {};
     for (int64_t l = 0; bias && l < c.lanes; ++l) biases[l] = widen(bias[lane_at(p.out, lane + l).channel]);
@@ -283,7 +308,8 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
       for (int64_t i = 0; bias && i < c.size[0] * c.size[1] * kCellLanes; i += kCellLanes) {
         store(cells + i, load(cells + i) + load(biases));
       }
-      store_cells(p.out, cells, c, line, out + (b.first[0] + image) * p.out.batch);
+      c.image = image_at(p, b.first[0] + image);
+      store_cells(p.out, cells, c, line, out + c.image.batch * p.out.batch);
     }
   }
 }
@@ -296,7 +322,7 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   constexpr int kSquare = kTaps * kTaps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
   float taps[kSquare * kCellLanes] = {};
-  const int64_t in_residues = p.in.step[0] * p.in.step[1], out_residues = p.out.step[0] * p.out.step[1];
+  const int64_t in_residues = residues(p.in), out_residues = residues(p.out);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
   // Channels whose kernels follow each other in memory are read together.
@@ -338,19 +364,19 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t first, int64_t
                     float* sums, char* scratch, T* w) {
   constexpr int kSquare = kTaps * kTaps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
-  const int64_t residues = p.in.step[0] * p.in.step[1];
+  const int64_t in_residues = residues(p.in);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const bool add = p.box_begin > 0, done = p.box_end == p.boxes[0] * p.boxes[1] * p.boxes[2];
   // Whole kernels, which follow each other in memory, are stored together.
   const bool whole =
-      sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % residues == 0;
+      sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % in_residues == 0;
   float taps[kSquare * kCellLanes];
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
     for (int64_t lane = first; lane < last; ++lane) {
       transform_2d(kOutput<kTaps>, products + (lane - first) * kWinogradPanel + row % kWinogradPanel,
                    kTile * kWinogradWeights, kWinogradWeights, taps, kTaps * kCellLanes, kCellLanes);
-      const int32_t* tap_of = p.tap_of + lane % residues * kSquare;
+      const int32_t* tap_of = p.tap_of + lane % in_residues * kSquare;
       for (int t = 0; t < kSquare; ++t) {
         float* sum = sums + ((lane - first) * kSquare + t) * kWinogradPanel + row % kWinogradPanel;
         float* tap = taps + t * kCellLanes;
@@ -358,17 +384,17 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t first, int64_t
         if (!done) {
           store(sum, load(tap));
         } else if (tap_of[t] >= 0 && whole) {
-          store(kernels + ((lane - first) / residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
+          store(kernels + ((lane - first) / in_residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
         } else if (tap_of[t] >= 0) {
-          T* to = w + row * p.w_out + lane / residues * p.w_in + tap_of[t];
+          T* to = w + row * p.w_out + lane / in_residues * p.w_in + tap_of[t];
           for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
         }
       }
     }
     if constexpr (sizeof(T) == sizeof(float)) {
       if (done && whole) {
-        transpose(kernels, kCellLanes, (last - first) / residues * p.kernel, rows,
-                  w + row * p.w_out + first / residues * p.w_in, p.w_out);
+        transpose(kernels, kCellLanes, (last - first) / in_residues * p.kernel, rows,
+                  w + row * p.w_out + first / in_residues * p.w_in, p.w_out);
       }
     }
   }
@@ -546,7 +572,7 @@ void winograd_gradient(const WinogradPlan& p, const void* inputs, const void* ou
     const int64_t g = task / panels / p.row_shares / chunks, chunk = task / panels / p.row_shares % chunks;
     const int64_t share = task / panels % p.row_shares, panel = task % panels;
     // Its lanes of the chunk: whole channels, where a chunk has them.
-    const int64_t residues = p.in.step[0] * p.in.step[1], unit = kWinogradChunk % residues == 0 ? residues : 1;
+    const int64_t unit = kWinogradChunk % residues(p.in) == 0 ? residues(p.in) : 1;
     const int64_t units = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk) / unit;
     const int64_t lane = block_begin(share, units, p.row_shares) * unit;
     const int64_t lanes = block_begin(share + 1, units, p.row_shares) * unit - lane;
