@@ -448,7 +448,7 @@ assert os.waitstatus_to_exitcode(status) == 0
 
 # Instruction sets ----------------------------------------------------------------------------------------------------
 
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 
 def run_with(isa, script):
@@ -461,7 +461,7 @@ def run_with(isa, script):
 def test_an_unknown_instruction_set_is_refused():
     done = run_with("sse9", "import torch_convarith as tc; tc.build_info()")
     assert done.returncode != 0
-    assert "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, not 'sse9'" in done.stderr
+    assert "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, not 'sse9'" in done.stderr
 
 
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(tc.build_info()["isa"])])

@@ -2,8 +2,7 @@
 // simd.h for what the including file defines.
 #include "conv_channelwise.h"
 #include "conv_depthwise.h"
-#include "conv_gather.h"
-#include "conv_weight.h"
+#include "conv_products.h"
 #include "conv_winograd.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -24,14 +23,7 @@ ConvKernels kernels() {
   k.sweep_height = kSweepHeight;
   k.weigh_height = kWeighHeight;
   k.finite = finite<T>;
-  k.pack_tasks = pack_tasks<T>;
-  k.pack = pack<T>;
-  k.gather = gather<T>;
-  k.weight_pack_tasks = weight_pack_tasks<T>;
-  k.weight_pack = weight_pack<T>;
-  k.weight_sum = weight_sum<T>;
-  k.weight_store_tasks = weight_store_tasks<T>;
-  k.weight_store = weight_store<T>;
+  set_products<T>(k);
   k.depthwise = depthwise<T>;
   k.depthwise_sum = depthwise_sum<T>;
   k.depthwise_store = depthwise_store<T>;

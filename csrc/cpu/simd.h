@@ -280,17 +280,17 @@ inline __attribute__((always_inline)) void transpose_vectors(typename Simd<T>::V
   }
 }
 
-// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i].
+// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h.
 #if CONVARITH_BYTES == 64
-template <typename T, typename Sum>
-inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
+template <typename From, typename Sum>
+inline void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   typename Simd<Sum>::Vec v[kLanes];
   for (int64_t row = 0; row < rows; row += kLanes) {
     const int64_t high = least<int64_t>(kLanes, rows - row);
     for (int64_t i = 0; i < count; i += kLanes) {
       const int64_t wide = least<int64_t>(kLanes, count - i);
-      const T* in = from + row * from_pitch + i;
+      const From in = from + (row * from_pitch + i);
       Sum* out = to + i * to_pitch + row;
       if (high == kLanes && wide == kLanes) {
         CONVARITH_UNROLL for (int r = 0; r < kLanes; ++r) v[r] = load_wide(in + r * from_pitch);
