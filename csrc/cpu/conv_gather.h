@@ -189,6 +189,23 @@ void store_runs(const Run* runs, int64_t count, const Sum* sums, int64_t step, T
   for (int64_t i = 0; i < count; ++i) scatter_run(sums + runs[i].column, runs[i].length, out + runs[i].out, step);
 }
 
+// to[i * to_pitch + r] = sums[r * pitch + i] for i < count, a block's width at most: entries that are narrower than sums
+// are rounded by whole lines.
+template <typename T, typename Sum>
+void transpose_narrow(const Sum* sums, int64_t pitch, int64_t rows, int64_t count, T* to, int64_t to_pitch) {
+  if constexpr (sizeof(T) == sizeof(Sum)) {
+    transpose(sums, pitch, rows, count, to, to_pitch);
+  } else {
+    constexpr int kStrip = 32;
+    Sum strip[kOuterVectors * Simd<Sum>::kLanes * kStrip];
+    for (int64_t r = 0; r < rows; r += kStrip) {
+      const int64_t wide = least<int64_t>(kStrip, rows - r);
+      transpose(sums + r * pitch, pitch, wide, count, strip, kStrip);
+      for (int64_t i = 0; i < count; ++i) scatter_run(strip + i * kStrip, wide, to + i * to_pitch + r, 1);
+    }
+  }
+}
+
 // Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out's
 // rows.
 template <typename T, typename Sum>
@@ -202,8 +219,8 @@ void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t en
     begin += run.length;
     if (p.out_channel == 1) {
       for (int64_t x = 0; x < run.length; ++x) scatter_run(sums + x * b.width, b.real, to + x * step, 1);
-    } else if (sizeof(T) == sizeof(Sum) && step == 1) {
-      transpose(sums, b.width, run.length, b.real, reinterpret_cast<Sum*>(to), p.out_channel);
+    } else if (step == 1) {
+      transpose_narrow(sums, b.width, run.length, b.real, to, p.out_channel);
     } else {
       Sum strip[kOuterVectors * Simd<Sum>::kLanes * kStrip];
       for (int64_t x = 0; x < run.length; x += kStrip) {

@@ -239,7 +239,7 @@ void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t
   typedef typename SumOf<T>::type Sum;
   const GatherPlan& p = plan.gather;
   const int64_t blocks = row_blocks<Sum>(p), rows = plan.row_count;
-  bool dense = p.w_channel == p.taps && sizeof(T) == sizeof(Sum);
+  bool dense = p.w_channel == p.taps;
   for (int64_t t = 0; t < p.taps; ++t) dense = dense && p.tap_weight[t] == t;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks;
@@ -251,11 +251,9 @@ void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t
       add_run(weight_sums<Sum>(plan, sums_data, g, share) + first, rows * pitch, sums);
     }
     T* w = static_cast<T*>(w_data) + g * p.w_group + columns.first * p.w_row;
-    if constexpr (sizeof(T) == sizeof(Sum)) {
-      if (dense) {
-        transpose(sums, pitch, rows, columns.real, w + plan.first_row, p.w_row);
-        continue;
-      }
+    if (dense) {
+      transpose_narrow(sums, pitch, rows, columns.real, w + plan.first_row, p.w_row);
+      continue;
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = plan.first_row + r, at = row / p.taps * p.w_channel + p.tap_weight[row % p.taps];

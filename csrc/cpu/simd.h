@@ -225,14 +225,33 @@ inline void store_narrow(T* p, typename Simd<typename SumOf<T>::type>::Vec v) {
   }
 }
 
+// The bits of a half precision that are all ones in infinities and NaNs only.
+inline uint16_t exponent_bits(Brain16) {
+  return 0x7f80;
+}
+inline uint16_t exponent_bits(Half16) {
+  return 0x7c00;
+}
+
 template <typename T>
 bool finite(const void* data, int64_t count) {
   const T* v = static_cast<const T*>(data);
-  typedef typename SumOf<T>::type Sum;
-  Sum bad = 0;  // v - v is 0, or NaN for an infinity or a NaN
   int64_t i = 0;
-  if constexpr (sizeof(T) == sizeof(Sum)) {
+  if constexpr (sizeof(T) == 2) {
+    typedef typename Simd<uint16_t>::Vec V;
+    const uint16_t exponent = exponent_bits(T{});
+    V smallest = V{} + exponent;  // how far an exponent is from all ones
+    for (; i + Simd<uint16_t>::kLanes <= count; i += Simd<uint16_t>::kLanes) {
+      const V rest = ~load(&v[i].bits) & exponent;
+      smallest = rest < smallest ? rest : smallest;
+    }
+    bool ok = true;
+    for (int j = 0; j < Simd<uint16_t>::kLanes; ++j) ok = ok && smallest[j] != 0;
+    for (; i < count; ++i) ok = ok && (~v[i].bits & exponent) != 0;
+    return ok;
+  } else {
     typedef typename Simd<T>::Vec V;
+    T bad = 0;  // v - v is 0, or NaN for an infinity or a NaN
     V sums[4] = {};
     for (; i + 4 * Simd<T>::kLanes <= count; i += 4 * Simd<T>::kLanes) {
       CONVARITH_UNROLL for (int j = 0; j < 4; ++j) {
@@ -242,12 +261,9 @@ bool finite(const void* data, int64_t count) {
     }
     const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     for (int j = 0; j < Simd<T>::kLanes; ++j) bad += sum[j];
+    for (; i < count; ++i) bad += v[i] - v[i];
+    return bad == 0;
   }
-  for (; i < count; ++i) {
-    const Sum x = widen(v[i]);
-    bad += x - x;
-  }
-  return bad == 0;
 }
 
 inline int64_t block_count(int64_t size, int64_t block) {
