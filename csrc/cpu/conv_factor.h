@@ -97,13 +97,13 @@ inline void copy_parts(const RowPart<T> (&part)[1], int64_t step, int64_t size, 
 // Cells [x, x + 16) of a part.
 template <int kStep>
 inline Words load_cells(const RowPart<Brain16>& part, int64_t x) {
-  const int64_t begin = most<int64_t>(0, least<int64_t>(part.begin - x, 16));
-  const int64_t end = most(begin, least<int64_t>(part.end - x, 16));
+  const int64_t begin = most<int64_t>(0, part.begin - x), end = least<int64_t>(part.end - x, 16);
+  if (begin >= end) return Words{};  // a masked load is slow where there is no memory, even if it loads nothing
   const uintptr_t p = reinterpret_cast<uintptr_t>(part.at) + static_cast<uintptr_t>((x - part.begin) * kStep * 2);
   const uint32_t mask = static_cast<uint32_t>((uint64_t{1} << kStep * end) - (uint64_t{1} << kStep * begin));
   if constexpr (kStep == 1) {
     const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
-    return __builtin_convertvector(reinterpret_cast<Halves>(bits), Words);
+    return words_of(reinterpret_cast<Halves>(bits));
   } else {
     return reinterpret_cast<Words>(_mm512_maskz_loadu_epi16(mask & 0x55555555u, reinterpret_cast<const void*>(p)));
   }

@@ -189,8 +189,8 @@ void store_runs(const Run* runs, int64_t count, const Sum* sums, int64_t step, T
   for (int64_t i = 0; i < count; ++i) scatter_run(sums + runs[i].column, runs[i].length, out + runs[i].out, step);
 }
 
-// to[i * to_pitch + r] = sums[r * pitch + i] for i < count, a block's width at most: entries that are narrower than sums
-// are rounded by whole lines.
+// to[i * to_pitch + r] = sums[r * pitch + i] for i < count, a block's width at most: entries that are narrower than
+// sums are rounded by whole lines.
 template <typename T, typename Sum>
 void transpose_narrow(const Sum* sums, int64_t pitch, int64_t rows, int64_t count, T* to, int64_t to_pitch) {
   if constexpr (sizeof(T) == sizeof(Sum)) {

@@ -42,7 +42,9 @@ const char* isa_name(Isa isa) {
 Isa best_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();  // asks the system too, which must save the registers
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::kBaseline;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+    return Isa::kBaseline;
+  }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
 #ifdef CONVARITH_WITH_BF16

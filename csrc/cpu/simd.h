@@ -8,8 +8,8 @@
 
 #include "conv_plan.h"
 
-#if CONVARITH_BYTES == 64
-#include <immintrin.h>  // for masked loads and stores, which the compiler's vectors have not
+#if CONVARITH_BYTES >= 32
+#include <immintrin.h>  // for masks and conversions, which the compiler's vectors have not
 #endif
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -168,12 +168,51 @@ inline void narrow(float v, T& out) {
   out.bits = static_cast<uint16_t>(narrow_bits<uint32_t>(v, out));
 }
 
+// Vectors: by the processor's own conversions where it has them.
+inline Words words_of(Halves bits) {
+#if CONVARITH_BYTES == 64
+  return as<Words>(_mm512_maskz_cvtepu16_epi32(0xffff, as<__m256i>(bits)));
+#else
+  return __builtin_convertvector(bits, Words);
+#endif
+}
+inline Halves halves_of(Words words) {
+#if CONVARITH_BYTES == 64
+  return as<Halves>(_mm512_maskz_cvtepi32_epi16(0xffff, as<__m512i>(words)));
+#else
+  return __builtin_convertvector(words, Halves);
+#endif
+}
+
+template <typename T>
+inline Floats widen_halves(Halves bits, T format) {
+  return widen_bits<Floats>(words_of(bits), format);
+}
+template <typename T>
+inline Halves narrow_floats(Floats v, T format) {
+  return halves_of(narrow_bits<Words>(v, format));
+}
+#if CONVARITH_BYTES == 64
+inline Floats widen_halves(Halves bits, Half16) {
+  return as<Floats>(_mm512_maskz_cvtph_ps(0xffff, as<__m256i>(bits)));
+}
+inline Halves narrow_floats(Floats v, Half16) {
+  return as<Halves>(_mm512_maskz_cvtps_ph(0xffff, as<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif CONVARITH_BYTES == 32
+inline Floats widen_halves(Halves bits, Half16) {
+  return as<Floats>(_mm256_cvtph_ps(as<__m128i>(bits)));
+}
+inline Halves narrow_floats(Floats v, Half16) {
+  return as<Halves>(_mm256_cvtps_ph(as<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#endif
+
 // Vectors of sums from memory and to memory, converted.
 template <typename T>
 inline typename Simd<typename SumOf<T>::type>::Vec load_wide(const T* p) {
   if constexpr (sizeof(T) == 2) {
-    const Halves bits = *reinterpret_cast<const LooseHalves*>(p);
-    return widen_bits<Floats>(__builtin_convertvector(bits, Words), T{});
+    return widen_halves(*reinterpret_cast<const LooseHalves*>(p), T{});
   } else {
     return load(p);
   }
@@ -189,7 +228,7 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_between(uintptr_t p, int
   const uint32_t mask = (uint32_t{1} << end) - (uint32_t{1} << begin);
   if constexpr (sizeof(T) == 2) {
     const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
-    return widen_bits<Floats>(__builtin_convertvector(reinterpret_cast<Halves>(bits), Words), T{});
+    return widen_halves(reinterpret_cast<Halves>(bits), T{});
   } else if constexpr (sizeof(T) == 4) {
     const __m512 v = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
     return reinterpret_cast<typename Simd<T>::Vec>(v);
@@ -208,7 +247,7 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_wide_some(const T* p, in
   if constexpr (sizeof(T) == 2) {
     Halves bits = {};
     for (int64_t i = 0; i < count; ++i) bits[i] = p[i].bits;
-    return widen_bits<Floats>(__builtin_convertvector(bits, Words), T{});
+    return widen_halves(bits, T{});
   } else {
     return load_some(p, count);
   }
@@ -218,8 +257,7 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_wide_some(const T* p, in
 template <typename T>
 inline void store_narrow(T* p, typename Simd<typename SumOf<T>::type>::Vec v) {
   if constexpr (sizeof(T) == 2) {
-    const Halves bits = __builtin_convertvector(narrow_bits<Words>(v, T{}), Halves);
-    *reinterpret_cast<LooseHalves*>(p) = bits;
+    *reinterpret_cast<LooseHalves*>(p) = narrow_floats(v, T{});
   } else {
     store(p, v);
   }
