@@ -456,6 +456,19 @@ template <typename Sum, typename T>
 inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   int64_t i = 0;
+#if CONVARITH_BYTES == 64
+  if constexpr (sizeof(T) == 2) {
+    if (step == 2) {  // every second half of a vector's words; the others are not touched
+      for (; i < count; i += kLanes) {
+        const uint32_t mask = count - i >= kLanes ? ~0u : (1u << 2 * (count - i)) - 1;
+        const Words words =
+            words_of(narrow_floats(count - i >= kLanes ? load(from + i) : load_some(from + i, count - i), T{}));
+        _mm512_mask_storeu_epi16(to + 2 * i, mask & 0x55555555u, as<__m512i>(words));
+      }
+      return;
+    }
+  }
+#endif
   if (step != 1) {
     for (; i < count; ++i) narrow(from[i], to[i * step]);
     return;
@@ -464,7 +477,12 @@ inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
   if constexpr (sizeof(T) == sizeof(Sum)) {
     store_some(to + i, load_some(from + i, count - i), count - i);
   } else {
+#if CONVARITH_BYTES == 64
+    const Halves rest = narrow_floats(load_some(from + i, count - i), T{});
+    _mm256_mask_storeu_epi16(to + i, static_cast<__mmask16>((1u << (count - i)) - 1), as<__m256i>(rest));
+#else
     for (; i < count; ++i) narrow(from[i], to[i]);
+#endif
   }
 }
 
