@@ -519,6 +519,9 @@ def test_explain_kernel():
     assert (kernel.operator, kernel.phases, kernel.isa) == ("conv_transpose", 4, tc.build_info()["isa"])
     # No inserted zero is multiplied: 1, 2, 2 and 4 of the 9 taps in the four phases of 28 x 28 outputs each.
     assert kernel.multiplications == 8 * 64 * 64 * 9 * 28 * 28
+    for operator in ("conv", "conv_transpose", "conv_weight"):  # nor any number that an odd one is paired with
+        odd = tc.explain_kernel((3, 31, 9, 7), (5, 31, 1, 1), operator=operator, dtype=torch.bfloat16)
+        assert odd.multiplications == 3 * 31 * 9 * 7 * 5
     assert tc.explain_kernel((1, 1, 4, 4), (1, 1, 3, 3)).algorithm == "reference"
     assert tc.explain_kernel((1, 32, 56, 56), (32, 32, 3, 3), dtype=torch.int32).algorithm == "reference"
     assert tc.explain_kernel((4, 64, 56, 56), (64, 1, 3, 3), groups=64, operator="conv_weight").algorithm == "depthwise"

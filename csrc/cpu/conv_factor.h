@@ -149,8 +149,9 @@ inline void copy_part_cells(const RowPart<T> (&part)[kMembers], int64_t step, in
     }
     const auto from = FactorOf<T>::at(at[0], at[kMembers - 1]);
     copy_run(from, 1, whole, row);
-    if constexpr (kMembers == 2)
+    if constexpr (kMembers == 2) {
       copy_run(FactorOf<T>::at((from + whole).first, nullptr), 1, channels - whole, row + whole);
+    }
   }
 }
 

@@ -58,12 +58,12 @@ Gather forward_gather(const Problem& p, bool all_taps) {
   return result;
 }
 
-// Of a prime number of outputs along one axis only, half of every product is wasted.
+// Where nothing but a row of odd length is left, one image of one axis, half of every product is wasted.
 int64_t pair_axis_of(const GatherPlan& g) {
   const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
   int64_t best = 0;
   for (int64_t axis = 1; axis < 4; ++axis) {
-    // A row is not halved unless evenly: its pairs are read as vectors.
+    // The two halves of a row are read as vectors, and so as long as each other.
     if (axis == 3 && extent[3] % 2 != 0) continue;
     if (parts(extent[axis], 2) * extent[best] < parts(extent[best], 2) * extent[axis]) best = axis;
   }

@@ -138,8 +138,9 @@ inline int64_t box_count(const GatherPlan& g) {
 }
 
 inline int64_t gather_macs(const GatherPlan& g) {
-  return (g.pair_apart > 0 ? 2 : 1) * g.batch * g.groups * g.rows * g.channels * g.taps * g.grid[0] * g.grid[1] *
-         g.grid[2];
+  const int64_t products = g.batch * g.groups * g.rows * g.channels * g.taps * g.grid[0] * g.grid[1] * g.grid[2];
+  if (g.pair_apart == 0) return products;
+  return 2 * products - (g.pair_alone ? products / g.pair_apart : 0);
 }
 
 inline int64_t thread_count() {
