@@ -81,6 +81,16 @@ CASES = {
     "1d-upsampling": (2, 6, 5, 1, (96,), (16,), (8,), (4, 4), (1,)),
     "3d": (1, 3, 5, 1, (5, 6, 7), (3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 1, 1)),
     "3d-stride": (2, 3, 4, 1, (5, 6, 9), (2, 3, 3), (1, 2, 2), (0, 1, 1, 0, 1, 1), (2, 1, 1)),
+    # What pairs of outputs can be made of, for the weight's gradient in bfloat16: images, rows, planes, half rows; an
+    # odd one out; or nothing. "one-channel" and others have odd numbers of channels.
+    "4-images": (4, 3, 20, 1, (7, 9), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "3-images-10-rows": (3, 4, 6, 1, (20, 7), (3, 3), (2, 1), (1, 1, 2, 1), (1, 1)),
+    "1-image-7-rows": (1, 4, 18, 1, (7, 35), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "1-image-6-rows": (1, 5, 3, 2, (12, 35), (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    "1-image-4-planes": (1, 3, 5, 1, (4, 3, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 1, 1)),
+    "1-image-64-columns": (1, 5, 7, 1, (64,), (3,), (1,), (1, 1), (1,)),
+    "1-image-38-columns": (1, 5, 20, 1, (75,), (4,), (2,), (3, 1), (1,)),
+    "1-image-37-columns": (1, 5, 7, 1, (37,), (3,), (1,), (1, 1), (1,)),
 }
 
 
@@ -140,11 +150,12 @@ def test_a_bias_is_added_in_the_precision_of_the_sums(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    "name", ["remainders", "depthwise", "crop-stride", "first-layer", "pointwise", "1d", "3d-stride"]
-)
-def test_other_dtypes(name, dtype):
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", CASES)
+def test_other_dtypes(name, memory, dtype):
     x, w, geometry = tensors(CASES[name], dtype, largest=1)
+    if x.dim() == 4:
+        x, w = x.to(memory_format=memory), w.to(memory_format=memory)
     for operator, algorithms in (("conv", GATHERS), ("conv_transpose", GATHERS), ("conv_weight", GRADIENTS)):
         y = by("reference", "conv", x, w, *geometry).sign()
         args = {"conv": (x, w), "conv_transpose": (y, w, x.shape[2:]), "conv_weight": (x, y, w.shape[2:])}[operator]
@@ -165,6 +176,30 @@ def test_half_precisions_are_rounded_as_torch_rounds(dtype):
     assert torch.equal(by("outer", "conv", x, w, [1], [0, 0], [1], 1), expected)
     nan = torch.full((1, 1, 64), float("nan"), dtype=dtype)
     assert by("outer", "conv", nan, w, [1], [0, 0], [1], 1).isnan().all()
+
+
+def same(a, b):
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.skipif(tc.build_info()["isa"] != "avx512_bf16", reason="needs the processor's products of bfloat16")
+@pytest.mark.parametrize("algorithm", ["outer", "offset"])
+@pytest.mark.parametrize("values", [(float("inf"),), (float("nan"),), (float("inf"), -float("inf")), (2.0**-130,)])
+def test_products_of_bfloat16_are_torchs(values, algorithm):
+    # Infinities, NaNs, and subnormal operands, which both take for zeros: 2^-130 * 2^10 could be told from 0.
+    x, w = torch.ones(2, 33, 14, 14).bfloat16(), torch.full((32, 33, 3, 3), 2.0**10).bfloat16()
+    if values[0] < 1:
+        x = torch.zeros_like(x)
+    for channel, value in enumerate(values):
+        x[0, channel, 5, 5] = value
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    y = torch.nn.functional.conv2d(x, w, padding=1)
+    assert same(by(algorithm, "conv", x, w, *geometry), y)
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        x[:, :32], x, w, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, True, False)
+    )
+    assert same(by(algorithm, "conv_transpose", x[:, :32], w, (14, 14), *geometry), dx)
+    assert same(by("outer", "conv_weight", x, x[:, :32], (3, 3), *geometry), dw)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -503,7 +538,7 @@ assert os.waitstatus_to_exitcode(status) == 0
 
 # Instruction sets ----------------------------------------------------------------------------------------------------
 
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 
 def run_with(isa, script):
@@ -516,7 +551,7 @@ def run_with(isa, script):
 def test_an_unknown_instruction_set_is_refused():
     done = run_with("sse9", "import torch_convarith as tc; tc.build_info()")
     assert done.returncode != 0
-    assert "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, not 'sse9'" in done.stderr
+    assert "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, not 'sse9'" in done.stderr
 
 
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(tc.build_info()["isa"])])
@@ -539,6 +574,9 @@ def test_explain_kernel():
     assert (kernel.operator, kernel.phases, kernel.isa) == ("conv_transpose", 4, tc.build_info()["isa"])
     # No inserted zero is multiplied: 1, 2, 2 and 4 of the 9 taps in the four phases of 28 x 28 outputs each.
     assert kernel.multiplications == 8 * 64 * 64 * 9 * 28 * 28
+    for operator in ("conv", "conv_transpose", "conv_weight"):  # nor any number that an odd one is paired with
+        odd = tc.explain_kernel((3, 31, 9, 7), (5, 31, 1, 1), operator=operator, dtype=torch.bfloat16)
+        assert odd.multiplications == 3 * 31 * 9 * 7 * 5
     assert tc.explain_kernel((1, 1, 4, 4), (1, 1, 3, 3)).algorithm == "reference"
     assert tc.explain_kernel((1, 32, 56, 56), (32, 32, 3, 3), dtype=torch.int32).algorithm == "reference"
     assert tc.explain_kernel((4, 64, 56, 56), (64, 1, 3, 3), groups=64, operator="conv_weight").algorithm == "depthwise"

@@ -52,7 +52,9 @@ class Kernel:
             ``"depthwise"`` keeps the outputs of few channels per group in registers; ``"winograd"``. On CUDA,
             ``"tensor_core"`` (of float32: in tf32) and ``"multiply_add"`` are products of tiles, ``"direct"`` is for
             few channels per group.
-        isa: instruction set: ``"baseline"``, ``"avx2"`` or ``"avx512"``; ``"sm_80"`` on CUDA, for this and later ones.
+        isa: instruction set: ``"baseline"``, ``"avx2"``, ``"avx512"`` or ``"avx512_bf16"``, whose direct products of
+            bfloat16 take subnormal operands for zeros, as torch's do there; ``"sm_80"`` on CUDA, for this and later
+            ones.
         phases: separate convolutions: the phases of the stride of a transposed convolution, else 1; 0 for
             ``"reference"``.
         multiplications: of two numbers, by the algorithm chosen and without its transforms.

@@ -1,6 +1,6 @@
 // conv_kernels.h for AVX-512 (F, DQ, BW, VL).
 #if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
 #include <cstdint>
 
 #include "conv_plan.h"

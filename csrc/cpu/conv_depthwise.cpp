@@ -251,6 +251,9 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   if (wanted && *wanted != Algorithm::kDepthwise) return nullptr;
   if (p.in_channels > kMostChannels || p.out_channels > kMostChannels) return nullptr;
   if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
+  // Gathers have products of pairs of channels, these kernels have not.
+  const int64_t summed = pass == Pass::kOutput ? p.in_channels : pass == Pass::kInput ? p.out_channels : 1;
+  if (!wanted && k.pairs && summed > 1) return nullptr;
   const Axis& plane = p.axis[0];
   if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;
 

@@ -50,8 +50,8 @@ int64_t pack_tasks(const GatherPlan& p) {
 }
 
 // The weights of some rows and channels: to[channel, tap][row].
-template <typename T, typename Sum>
-void pack_block(const GatherPlan& p, const T* w, const RowBlock& b, int64_t channels, Sum* to) {
+template <typename From, typename Factor>
+void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels, Factor* to) {
   if (p.taps == 0) return;
   bool consecutive = true;
   for (int64_t t = 0; t < p.taps; ++t) consecutive = consecutive && p.tap_weight[t] == p.tap_weight[0] + t;
@@ -63,7 +63,7 @@ void pack_block(const GatherPlan& p, const T* w, const RowBlock& b, int64_t chan
   } else if (consecutive && p.w_channel == p.taps) {
     transpose(w + p.tap_weight[0], p.w_row, b.real, channels * p.taps, to, b.width);
   } else {
-    for (int64_t c = 0; c < channels; ++c, w += p.w_channel, to += p.taps * b.width) {
+    for (int64_t c = 0; c < channels; ++c, w = w + p.w_channel, to += p.taps * b.width) {
       if (consecutive && p.w_row != 1) {
         transpose(w + p.tap_weight[0], p.w_row, b.real, p.taps, to, b.width);
         continue;
@@ -76,16 +76,23 @@ void pack_block(const GatherPlan& p, const T* w, const RowBlock& b, int64_t chan
 template <typename T>
 void pack(const GatherPlan& p, const void* from, void* to, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
+  typedef typename FactorOf<T>::type Factor;
   const T* w = static_cast<const T*>(from);
-  Sum* packed = static_cast<Sum*>(to) + p.packed;
+  Factor* packed = static_cast<Factor*>(to) + p.packed;
   const int64_t blocks = row_blocks<Sum>(p), rows = padded_rows<Sum>(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks;
     const RowBlock b = row_block_at<Sum>(p, task % blocks);
     for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
       const int64_t channels = least(p.channel_block, p.channels - c0);
-      pack_block(p, w + g * p.w_group + b.first * p.w_row + c0 * p.w_channel, b, channels,
-                 packed + ((g * p.channels + c0) * rows + b.first * channels) * p.taps);
+      const int64_t alone = p.pair_alone && c0 + channels == p.channels;  // without a second member
+      const T* from = w + g * p.w_group + b.first * p.w_row + c0 * p.w_channel;
+      Factor* block = packed + ((g * p.channels + c0) * rows + b.first * channels) * p.taps;
+      pack_block(p, FactorOf<T>::at(from, from + p.pair_apart * p.w_channel), b, channels - alone, block);
+      if (alone) {
+        pack_block(p, FactorOf<T>::at(from + (channels - 1) * p.w_channel, nullptr), b, 1,
+                   block + (channels - 1) * p.taps * b.width);
+      }
     }
   }
 }
@@ -94,12 +101,14 @@ void pack(const GatherPlan& p, const void* from, void* to, int64_t begin, int64_
 
 // sums[r][x] (+)= sum over k of w[k][r] * b[k][x], r < kRows, x < kVecs vectors; b's rows stand at `offset`.
 template <typename T, int kRows, int kVecs>
-void multiply(int64_t depth, const T* w, const T* b, const int32_t* offset, T* sums, int64_t pitch, bool add) {
+void multiply(int64_t depth, const T* w, const T* b, const int32_t* offset, typename SumOf<T>::type* sums,
+              int64_t pitch, bool add) {
   typedef typename Simd<T>::Vec V;
+  typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;
-  V acc[kRows][kVecs];
+  Sums acc[kRows][kVecs];
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = V{};
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = Sums{};
   }
   for (int64_t k = 0; k < depth; ++k) {
     const T* row = b + offset[k];
@@ -108,28 +117,28 @@ void multiply(int64_t depth, const T* w, const T* b, const int32_t* offset, T* s
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(row + j * kLanes);
       CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
         const V v = w[r] - V{};
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] += v * x[j];
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = multiply_add(acc[r][j], v, x[j]);
       }
     } else {
       V v[kRows];
       CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) v[r] = w[r] - V{};
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
         const V x = load(row + j * kLanes);
-        CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r][j] += v[r] * x;
+        CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r][j] = multiply_add(acc[r][j], v[r], x);
       }
     }
     w += kRows;
   }
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      T* out = sums + r * pitch + j * kLanes;
+      auto* out = sums + r * pitch + j * kLanes;
       store(out, add ? load(out) + acc[r][j] : acc[r][j]);
     }
   }
 }
 
 template <typename T>
-using Multiply = void (*)(int64_t, const T*, const T*, const int32_t*, T*, int64_t, bool);
+using Multiply = void (*)(int64_t, const T*, const T*, const int32_t*, typename SumOf<T>::type*, int64_t, bool);
 
 // The microkernel for a block of rows and a sweep of vectors.
 template <typename T, int kRows>
@@ -180,6 +189,23 @@ void store_runs(const Run* runs, int64_t count, const Sum* sums, int64_t step, T
   for (int64_t i = 0; i < count; ++i) scatter_run(sums + runs[i].column, runs[i].length, out + runs[i].out, step);
 }
 
+// to[i * to_pitch + r] = sums[r * pitch + i] for i < count, a block's width at most: entries that are narrower than
+// sums are rounded by whole lines.
+template <typename T, typename Sum>
+void transpose_narrow(const Sum* sums, int64_t pitch, int64_t rows, int64_t count, T* to, int64_t to_pitch) {
+  if constexpr (sizeof(T) == sizeof(Sum)) {
+    transpose(sums, pitch, rows, count, to, to_pitch);
+  } else {
+    constexpr int kStrip = 32;
+    Sum strip[kOuterVectors * Simd<Sum>::kLanes * kStrip];
+    for (int64_t r = 0; r < rows; r += kStrip) {
+      const int64_t wide = least<int64_t>(kStrip, rows - r);
+      transpose(sums + r * pitch, pitch, wide, count, strip, kStrip);
+      for (int64_t i = 0; i < count; ++i) scatter_run(strip + i * kStrip, wide, to + i * to_pitch + r, 1);
+    }
+  }
+}
+
 // Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out's
 // rows.
 template <typename T, typename Sum>
@@ -193,8 +219,8 @@ void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t en
     begin += run.length;
     if (p.out_channel == 1) {
       for (int64_t x = 0; x < run.length; ++x) scatter_run(sums + x * b.width, b.real, to + x * step, 1);
-    } else if (sizeof(T) == sizeof(Sum) && step == 1) {
-      transpose(sums, b.width, run.length, b.real, reinterpret_cast<Sum*>(to), p.out_channel);
+    } else if (step == 1) {
+      transpose_narrow(sums, b.width, run.length, b.real, to, p.out_channel);
     } else {
       Sum strip[kOuterVectors * Simd<Sum>::kLanes * kStrip];
       for (int64_t x = 0; x < run.length; x += kStrip) {
@@ -223,11 +249,11 @@ inline GatherTask gather_task(const GatherPlan& p, int64_t index) {
 }
 
 // Where the offsets count from, for channels from c0 on.
-template <typename T, typename Sum>
-const Sum* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
-                   char* scratch) {
-  if (p.raw) return reinterpret_cast<const Sum*>(in) + (g * p.channels + c0) * p.in_channel;
-  Sum* tile = reinterpret_cast<Sum*>(scratch + p.at_tile);
+template <typename T, typename Factor = typename FactorOf<T>::type>
+const Factor* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
+                      char* scratch) {
+  if (p.raw) return reinterpret_cast<const Factor*>(in) + g * p.in_group + c0 * p.in_channel;
+  Factor* tile = reinterpret_cast<Factor*>(scratch + p.at_tile);
   pad_tile(p, b, in, g, c0, channels, tile);
   return tile;
 }
@@ -255,9 +281,10 @@ inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_
 
 // Lanes along the rows: a block of outputs by a block of rows.
 template <typename T>
-void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename SumOf<T>::type* packed,
+void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
                   T* out, char* scratch) {
   typedef typename SumOf<T>::type Sum;
+  typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<Sum>::kLanes;
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
@@ -268,8 +295,8 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
-    const Sum* tile = tile_at<T, Sum>(p, b, in, g, c0, channels, scratch) + runs[0].source;
-    const Sum* weights = packed + p.packed + (g * p.channels + c0) * p.taps * rows;
+    const Factor* tile = tile_at<T>(p, b, in, g, c0, channels, scratch) + runs[0].source;
+    const Factor* weights = packed + p.packed + (g * p.channels + c0) * p.taps * rows;
     const bool last = c0 + channels == p.channels;
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const RowBlock r = row_block_at<Sum>(p, block);
@@ -286,11 +313,11 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
         }
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t q = block_begin(part, size, parts), some = block_begin(part + 1, size, parts) - q;
-          const Sum* from[kMostOuterRows];
+          const Factor* from[kMostOuterRows];
           for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
-          outer_for<Sum>(some, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width,
-                                        c0 > 0 || p.bias);
+          outer_for<Factor>(some, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width,
+                                           c0 > 0 || p.bias);
         }
         // While the sums are in the first cache.
         if (last) {
@@ -303,9 +330,10 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
 
 // Lanes along the outputs, which are read from the tile through the offsets.
 template <typename T>
-void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, const typename SumOf<T>::type* packed,
+void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
                    T* out, char* scratch) {
   typedef typename SumOf<T>::type Sum;
+  typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<Sum>::kLanes;
   Sum* sums = reinterpret_cast<Sum*>(scratch + p.at_sums);
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
@@ -323,16 +351,16 @@ void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, con
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
-    const Sum* tile = tile_at<T, Sum>(p, b, in, g, c0, channels, scratch);
-    const Sum* weights = packed + p.packed + (g * p.channels + c0) * p.taps * p.rows;
+    const Factor* tile = tile_at<T>(p, b, in, g, c0, channels, scratch);
+    const Factor* weights = packed + p.packed + (g * p.channels + c0) * p.taps * p.rows;
     for (int64_t column = 0; column < columns;) {
       int64_t vectors = block_count(columns - column, kLanes);
       vectors = vectors >= widest ? widest : least<int64_t>(vectors, kVectors);
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
         const RowBlock r = row_block_at<Sum>(p, block);
-        multiply_for<Sum>(r.real, vectors)(depth, weights + r.first * depth, tile + column, p.offset,
-                                           sums + (r.first - first_row) * p.columns + column, p.columns,
-                                           c0 > 0 || p.bias);
+        multiply_for<Factor>(r.real, vectors)(depth, weights + r.first * depth, tile + column, p.offset,
+                                              sums + (r.first - first_row) * p.columns + column, p.columns,
+                                              c0 > 0 || p.bias);
       }
       column += vectors * kLanes;
     }
@@ -353,7 +381,7 @@ void gather(const GatherPlan* plans, int64_t count, const void* in, const void* 
             char* scratch, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const T* from = static_cast<const T*>(in);
-  const Sum* packed = static_cast<const Sum*>(packed_data);
+  const auto* packed = static_cast<const typename FactorOf<T>::type*>(packed_data);
   T* out = static_cast<T*>(out_data);
   for (int64_t index = begin; index < end; ++index) {
     const GatherPlan& p = plans[index % count];

@@ -12,6 +12,7 @@ constexpr int64_t kMostPhases = 1024;
 void set_sides(GatherPlan& g, const Strides& in, const Strides& out) {
   g.in_batch = in.batch;
   g.in_channel = in.channel;
+  g.in_group = g.channels * in.channel;
   g.out_batch = out.batch;
   g.out_channel = out.channel;
   g.out_group = g.rows * out.channel;
@@ -55,6 +56,25 @@ Gather forward_gather(const Problem& p, bool all_taps) {
     result.tap_weight.push_back(weight);
   });
   return result;
+}
+
+// Where nothing but a row of odd length is left, one image of one axis, half of every product is wasted.
+int64_t pair_axis_of(const GatherPlan& g) {
+  const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
+  int64_t best = 0;
+  for (int64_t axis = 1; axis < 4; ++axis) {
+    // The two halves of a row are read as vectors, and so as long as each other.
+    if (axis == 3 && extent[3] % 2 != 0) continue;
+    if (parts(extent[axis], 2) * extent[best] < parts(extent[best], 2) * extent[axis]) best = axis;
+  }
+  return best;
+}
+
+void make_pairs(GatherPlan& g, int64_t axis) {
+  int64_t& extent = axis == 0 ? g.batch : axis < 4 ? g.grid[axis - 1] : g.channels;
+  g.pair_axis = axis;
+  g.pair_alone = extent % 2 != 0;
+  g.pair_apart = extent = parts(extent, 2);
 }
 
 namespace {
@@ -126,6 +146,7 @@ Gather product_gather(const Problem& p) {
     g.in_axis[i] = g.out_axis[i] = i == 2 ? 1 : 0;
   }
   g.in_channel = p.w.batch;
+  g.in_group = g.channels * g.in_channel;
   g.out_channel = p.x.batch;
   g.out_group = p.in_channels * p.x.channel;
   g.w_group = p.out_channels * p.y.channel;
@@ -356,6 +377,9 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
     }
   } else {
     gathers.push_back(forward_gather(p, false));
+  }
+  if (k.pairs) {
+    for (Gather& gather : gathers) make_pairs(gather.plan, 4);
   }
   const int64_t threads = thread_count();
   int64_t packed = 0;

@@ -3,8 +3,7 @@
 #include "ceiling.h"
 #include "conv_channelwise.h"
 #include "conv_depthwise.h"
-#include "conv_gather.h"
-#include "conv_weight.h"
+#include "conv_products.h"
 #include "conv_winograd.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -26,14 +25,7 @@ ConvKernels kernels() {
   k.weigh_height = kWeighHeight;
   k.multiply_adds = multiply_adds<Sum>;
   k.finite = finite<T>;
-  k.pack_tasks = pack_tasks<T>;
-  k.pack = pack<T>;
-  k.gather = gather<T>;
-  k.weight_pack_tasks = weight_pack_tasks<T>;
-  k.weight_pack = weight_pack<T>;
-  k.weight_sum = weight_sum<T>;
-  k.weight_store_tasks = weight_store_tasks<T>;
-  k.weight_store = weight_store<T>;
+  set_products<T>(k);
   k.depthwise = depthwise<T>;
   k.depthwise_sum = depthwise_sum<T>;
   k.depthwise_store = depthwise_store<T>;

@@ -2,7 +2,7 @@
 // are read wherever they stand, so neither padding, stride nor the order of memory costs anything here.
 #pragma once
 
-#include "simd.h"
+#include "conv_factor.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -19,14 +19,16 @@ constexpr int kMostOuterRows = 9;
 
 // sums[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
 template <typename T, int kRows, int kVecs>
-void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, T* sums, bool add) {
+void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns,
+                    typename SumOf<T>::type* sums, bool add) {
   typedef typename Simd<T>::Vec V;
+  typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;
-  V acc[kRows][kVecs];
+  Sums acc[kRows][kVecs];
   const T* row[kRows];
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     row[r] = from[r];
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = V{};
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = Sums{};
   }
   for (int64_t k = 0; k < depth; ++k, columns += kVecs * kLanes) {
     const int64_t at = offset[k];
@@ -34,19 +36,19 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(columns + j * kLanes);
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
       const V v = row[r][at] - V{};
-      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] += v * x[j];
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = multiply_add(acc[r][j], v, x[j]);
     }
   }
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      T* out = sums + (r * kVecs + j) * kLanes;
+      auto* out = sums + (r * kVecs + j) * kLanes;
       store(out, add ? load(out) + acc[r][j] : acc[r][j]);
     }
   }
 }
 
 template <typename T>
-using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, T*, bool);
+using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, typename SumOf<T>::type*, bool);
 
 template <typename T, int kVecs, int kRows = outer_rows(kVecs)>
 MultiplyOuter<T> outer_rows_for(int64_t rows) {

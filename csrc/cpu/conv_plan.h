@@ -27,10 +27,16 @@ struct GatherPlan {
   int64_t grid[3];                              // outputs
   int64_t stride[3];
   int64_t source[3];  // extent of the input
-  int64_t in_batch, in_channel, in_axis[3];
+  int64_t in_batch, in_group, in_channel, in_axis[3];
   int64_t out_batch, out_group, out_channel, out_axis[3], out_offset;
   int64_t w_group, w_row, w_channel;
   const int64_t* tap_weight;  // [taps]: where a tap's weight stands
+
+  // Where products are made of pairs (conv_factor.h), channels or, for the weight's gradient, outputs are halved along
+  // an axis, and i counts the pair of i and i + pair_apart. The last of an odd number is alone.
+  int64_t pair_axis;  // as `box`; 4: the channels
+  int64_t pair_apart;
+  bool pair_alone;
 
   int64_t channel_block;  // channels of a tile
   int64_t row_split;      // tasks that share a box, each with its rows
@@ -61,6 +67,7 @@ struct GatherPlan {
 // Consecutive outputs of a box: where they read, where their sums stand, where they go.
 struct Run {
   int64_t source, column, length, out;
+  bool alone;  // pairs without a second member
 };
 
 // The gradient of a gather in its weights: rows are (channel, tap), columns are the gather's rows. Where both are few,
@@ -215,7 +222,8 @@ struct ConvKernels {
   int64_t row_block;
   int64_t vectors;                     // of a sweep
   int64_t outer_vectors;               // of a block of columns of the outer product
-  int64_t item, sum_item;              // bytes
+  int64_t item, sum_item;              // bytes; packed operands take those of sums
+  bool pairs;                          // products are made of pairs
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs
   int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
 

@@ -138,7 +138,9 @@ inline int64_t box_count(const GatherPlan& g) {
 }
 
 inline int64_t gather_macs(const GatherPlan& g) {
-  return g.batch * g.groups * g.rows * g.channels * g.taps * g.grid[0] * g.grid[1] * g.grid[2];
+  const int64_t products = g.batch * g.groups * g.rows * g.channels * g.taps * g.grid[0] * g.grid[1] * g.grid[2];
+  if (g.pair_apart == 0) return products;
+  return 2 * products - (g.pair_alone ? products / g.pair_apart : 0);
 }
 
 inline int64_t thread_count() {
@@ -182,6 +184,11 @@ void for_taps(const Problem& p, const Body& body) {
 
 // y = C x. For the weight's gradient every tap stays, for its weight must be written.
 Gather forward_gather(const Problem& p, bool all_taps);
+
+// Where products are made of pairs (GatherPlan): of an axis, as `box`, or 4, the channels; and which of the outputs'
+// axes leaves fewest alone.
+void make_pairs(GatherPlan& g, int64_t axis);
+int64_t pair_axis_of(const GatherPlan& g);
 
 struct Blocking {
   bool compact;

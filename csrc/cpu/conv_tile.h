@@ -1,8 +1,8 @@
 // Boxes of outputs, and the padded tile of inputs that a box sees.
 #pragma once
 
+#include "conv_factor.h"
 #include "conv_plan.h"
-#include "simd.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -37,45 +37,58 @@ inline void inside(int64_t first, int64_t step, int64_t residue, int64_t source,
 }
 
 // The tile of channels [c0, c0 + channels) under a box: zeros, and the rows that meet the input. With kInner the
-// channels are the innermost axis of both the input and the tile.
-template <bool kInner, typename T, typename Sum>
+// channels are the innermost axis of both the input and the tile. Of pairs, both members are looked at alike.
+template <bool kInner, typename T, typename Factor>
 void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
-                    Sum* tile) {
-  int64_t cells[3], first[3], step[3];
+                    Factor* tile) {
+  constexpr int kMembers = FactorOf<T>::kMembers;
+  int64_t cells[3], step[3], first[kMembers][3], apart[5] = {};
+  apart[p.pair_axis] = p.pair_apart;
   for (int i = 0; i < 3; ++i) {
     cells[i] = p.cells[i] - (p.box[i + 1] - b.size[i + 1]) * p.move[i];
-    first[i] = b.first[i + 1] * p.move[i] + p.low[i];
     step[i] = p.stride[i] / p.move[i];
+    for (int m = 0; m < kMembers; ++m) first[m][i] = (b.first[i + 1] + m * apart[i + 1]) * p.move[i] + p.low[i];
   }
-  const int64_t row_size = kInner ? cells[2] * p.tile_cell : cells[2];
+  const int64_t row_size = kInner ? cells[2] * p.tile_cell : cells[2], step_in = step[2] * p.in_axis[2];
+  // The last pair has no second member where there is nothing to make it of.
+  const int64_t last_image = p.pair_alone && p.pair_axis == 0 ? p.batch - 1 : p.batch;
+  const int64_t last_channel = p.pair_alone && p.pair_axis == 4 ? p.channels - 1 : p.channels;
   for (int64_t r = 0; r < p.residues; ++r) {
     const int64_t* residue = p.residue + 3 * r;
-    int64_t begin[3], end[3];
-    for (int i = 0; i < 3; ++i) inside(first[i], step[i], residue[i], p.source[i], cells[i], &begin[i], &end[i]);
-    const int64_t x_in = (first[2] + begin[2]) * step[2] + residue[2], length = end[2] - begin[2];
-    const T* corner = in + (g * p.channels + c0) * p.in_channel + x_in * p.in_axis[2];
+    int64_t begin[kMembers][3], end[kMembers][3];
+    const T* corner[kMembers];
+    for (int m = 0; m < kMembers; ++m) {
+      for (int i = 0; i < 3; ++i) {
+        inside(first[m][i], step[i], residue[i], p.source[i], cells[i], &begin[m][i], &end[m][i]);
+      }
+      corner[m] = in + g * p.in_group + (c0 + m * apart[4]) * p.in_channel + (b.first[0] + m * apart[0]) * p.in_batch +
+                  ((first[m][2] + begin[m][2]) * step[2] + residue[2]) * p.in_axis[2];
+    }
     for (int64_t n = 0; n < b.size[0]; ++n) {
       for (int64_t c = 0; c < (kInner ? 1 : channels); ++c) {
-        Sum* image = tile + c * p.tile_channel + r * p.tile_residue + n * p.tile_image;
-        const T* from = corner + c * p.in_channel + (b.first[0] + n) * p.in_batch;
+        Factor* image = tile + c * p.tile_channel + r * p.tile_residue + n * p.tile_image;
         for (int64_t z = 0; z < cells[0]; ++z) {
           for (int64_t y = 0; y < cells[1]; ++y) {
-            Sum* row = image + z * p.tile_plane + y * p.tile_row;
-            if (z < begin[0] || z >= end[0] || y < begin[1] || y >= end[1] || length == 0) {
-              fill_zero(row, row_size);
-              continue;
+            Factor* row = image + z * p.tile_plane + y * p.tile_row;
+            RowPart<T> part[kMembers] = {};
+            bool meets = false;
+            for (int m = 0; m < kMembers; ++m) {
+              if (z < begin[m][0] || z >= end[m][0] || y < begin[m][1] || y >= end[m][1]) continue;
+              if (begin[m][2] == end[m][2]) continue;
+              if (m == 1 && (b.first[0] + n >= last_image || c0 + c >= last_channel)) continue;
+              const int64_t z_in = (first[m][0] + z) * step[0] + residue[0];
+              const int64_t y_in = (first[m][1] + y) * step[1] + residue[1];
+              part[m].at = corner[m] + c * p.in_channel + n * p.in_batch + z_in * p.in_axis[0] + y_in * p.in_axis[1];
+              part[m].begin = begin[m][2];
+              part[m].end = end[m][2];
+              meets = true;
             }
-            const int64_t z_in = (first[0] + z) * step[0] + residue[0];
-            const int64_t y_in = (first[1] + y) * step[1] + residue[1];
-            const T* source = from + z_in * p.in_axis[0] + y_in * p.in_axis[1];
-            if constexpr (kInner) {
-              fill_zero(row, begin[2] * p.tile_cell);
-              for (int64_t x = 0; x < length; ++x) {
-                copy_run(source + x * step[2] * p.in_axis[2], 1, channels, row + (begin[2] + x) * p.tile_cell);
-              }
-              fill_zero(row + end[2] * p.tile_cell, (cells[2] - end[2]) * p.tile_cell);
+            if (!meets) {
+              fill_zero(row, row_size);
+            } else if constexpr (kInner) {
+              copy_part_cells(part, step_in, cells[2], channels, last_channel - c0, p.tile_cell, row);
             } else {
-              copy_padded(source, step[2] * p.in_axis[2], begin[2], end[2], cells[2], row);
+              copy_parts(part, step_in, cells[2], row);
             }
           }
         }
@@ -84,8 +97,8 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
   }
 }
 
-template <typename T, typename Sum>
-void pad_tile(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels, Sum* tile) {
+template <typename T, typename Factor>
+void pad_tile(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels, Factor* tile) {
   if (p.tile_cell > 1) {
     pad_tile_along<true>(p, b, in, g, c0, channels, tile);
   } else {
@@ -97,6 +110,7 @@ void pad_tile(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t
 inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
   Run* run = runs;
   int64_t column = 0;
+  const int64_t pair_extent = p.pair_axis == 0 ? p.batch : p.pair_axis < 3 ? p.grid[p.pair_axis - 1] : 0;
   for (int64_t n = 0; n < b.size[0]; ++n) {
     for (int64_t z = 0; z < b.size[1]; ++z) {
       for (int64_t y = 0; y < b.size[2]; ++y, ++run) {
@@ -105,6 +119,8 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
                                   b.first[3] * p.stride[2] * p.in_axis[2]
                             : n * p.tile_image + z * p.move[0] * p.tile_plane + y * p.move[1] * p.tile_row;
         run->length = b.size[3];
+        const int64_t at[3] = {nb, zb, yb};
+        run->alone = p.pair_alone && p.pair_axis < 3 && at[p.pair_axis] + 1 == pair_extent;
         run->column = p.compact ? column : run->source;
         run->out =
             p.out_offset + nb * p.out_batch + zb * p.out_axis[0] + yb * p.out_axis[1] + b.first[3] * p.out_axis[2];
@@ -115,14 +131,16 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
   return run - runs;
 }
 
-// Outputs [begin, end) of a box, as far as they follow each other in memory too. Runs of a box are equally long.
+// Outputs [begin, end) of a box, as far as they follow each other in memory too and are alike. Runs of a box are
+// equally long.
 inline Run merged_run(const Run* runs, int64_t begin, int64_t end, int64_t step) {
   const int64_t size = runs[0].length, first = begin / size, skip = begin % size;
   Run run = runs[first];
   run.column = begin;
   run.out += skip * step;
   run.length = size - skip;
-  for (int64_t i = first + 1; run.length < end - begin && runs[i].out == run.out + run.length * step; ++i) {
+  for (int64_t i = first + 1;
+       run.length < end - begin && runs[i].out == run.out + run.length * step && runs[i].alone == run.alone; ++i) {
     run.length += size;
   }
   run.length = least(run.length, end - begin);

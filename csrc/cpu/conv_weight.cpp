@@ -74,6 +74,7 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   WeightGradient& result = *made;
   result.gather = forward_gather(p, true);
   WeightPlan& plan = result.plan;
+  if (k.pairs) make_pairs(result.gather.plan, pair_axis_of(result.gather.plan));
   const int64_t columns = result.gather.plan.rows;
   const int64_t threads = thread_count();
   const auto wanted = wanted_algorithm();

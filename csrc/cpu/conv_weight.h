@@ -8,16 +8,22 @@ namespace {
 
 constexpr int kDotRows = CONVARITH_REGISTERS >= 32 ? 14 : 9;
 
+// From y of a pair's first member to the second's.
+inline int64_t out_apart(const GatherPlan& p) {
+  return p.pair_apart * (p.pair_axis == 0 ? p.out_batch : p.out_axis[(p.pair_axis + 2) % 3]);
+}
+
 // y of one box, group and block of columns, transposed: [output][column of the block].
-template <typename T, typename Sum>
+template <typename T, typename Factor>
 void pack_columns(const GatherPlan& p, const Run* runs, int64_t outputs, const RowBlock& columns, const T* y,
-                  Sum* panel) {
+                  Factor* panel) {
+  const int64_t apart = out_apart(p);
   const int64_t step = p.out_axis[2], width = columns.width;
   if (columns.real < width) fill_zero(panel, outputs * width);
   for (int64_t begin = 0; begin < outputs;) {
     const Run run = merged_run(runs, begin, outputs, step);
-    const T* from = y + run.out;
-    Sum* to = panel + begin * width;
+    const auto from = FactorOf<T>::at(y + run.out, run.alone ? nullptr : y + run.out + apart);
+    Factor* to = panel + begin * width;
     begin += run.length;
     if (p.out_channel == 1) {
       for (int64_t x = 0; x < run.length; ++x) copy_run(from + x * step, 1, columns.real, to + x * width);
@@ -38,6 +44,7 @@ int64_t weight_pack_tasks(const WeightPlan& plan) {
 template <typename T>
 void weight_pack(const WeightPlan& plan, const void* y, void* panels, char* scratch, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
+  typedef typename FactorOf<T>::type Factor;
   const GatherPlan& p = plan.gather;
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   const int64_t blocks = row_blocks<Sum>(p);
@@ -48,20 +55,22 @@ void weight_pack(const WeightPlan& plan, const void* y, void* panels, char* scra
     list_runs(p, b, runs);
     pack_columns(p, runs, box_pixels(b), columns,
                  static_cast<const T*>(y) + g * p.out_group + columns.first * p.out_channel,
-                 static_cast<Sum*>(panels) + at * plan.box_pixels * plan.columns + columns.first * box_pixels(b));
+                 static_cast<Factor*>(panels) + at * plan.box_pixels * plan.columns + columns.first * box_pixels(b));
   }
 }
 
 // sums[r * pitch] += sum over the runs' outputs q of tile[offset[r] + q] * y[q], lanes along q. y's runs begin at whole
 // vectors and end in zeros; what the tile holds beside them may be an infinity, so it is masked.
 template <typename T, int kRows>
-void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* y, T* sums,
-                  int64_t pitch) {
+void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* y,
+                  typename SumOf<T>::type* sums, int64_t pitch) {
+  typedef typename SumOf<T>::type Sum;
   typedef typename Simd<T>::Vec V;
+  typedef typename Simd<Sum>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;
   typedef decltype(V{} < V{}) Mask;
-  V acc[kRows];
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r] = V{};
+  Sums acc[kRows];
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r] = Sums{};
   const int64_t rest = runs[0].length % kLanes;  // the runs of a box are equally long
   Mask mask;
   for (int j = 0; j < kLanes; ++j) mask[j] = j < rest ? -1 : 0;
@@ -70,24 +79,25 @@ void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* 
     int64_t q = 0;
     for (; q + kLanes <= runs[i].length; q += kLanes, y += kLanes) {
       const V v = load(y);
-      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r] += v * load(x + offset[r] + q);
+      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r] = multiply_add(acc[r], v, load(x + offset[r] + q));
     }
     if (rest == 0) continue;
     const V v = load(y);
     y += kLanes;
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-      acc[r] += v * reinterpret_cast<V>(reinterpret_cast<Mask>(load(x + offset[r] + q)) & mask);
+      acc[r] = multiply_add(acc[r], v, reinterpret_cast<V>(reinterpret_cast<Mask>(load(x + offset[r] + q)) & mask));
     }
   }
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    T sum = 0;
+    Sum sum = 0;
     for (int j = 0; j < kLanes; ++j) sum += acc[r][j];
     sums[r * pitch] += sum;
   }
 }
 
 template <typename T>
-using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, T*, int64_t);
+using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, typename SumOf<T>::type*,
+                             int64_t);
 
 template <typename T, int kRows = kDotRows>
 MultiplyDot<T> dot_for(int64_t rows) {
@@ -109,9 +119,9 @@ Sum* weight_sums(const WeightPlan& plan, void* sums, int64_t group, int64_t shar
 }
 
 // The rows of the task in a block of channels; tile holds those channels of the box.
-template <typename Sum>
-void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Sum* tile,
-               const int32_t* pixels, int64_t outputs, const Sum* panels, bool add, Sum* all_sums) {
+template <typename Factor, typename Sum>
+void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
+               const int32_t* pixels, int64_t outputs, const Factor* panels, bool add, Sum* all_sums) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
@@ -124,17 +134,17 @@ void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t row = block_begin(part, row_end - row_begin, parts);
       const int64_t rows = block_begin(part + 1, row_end - row_begin, parts) - row;
-      const Sum* from[kMostOuterRows];
+      const Factor* from[kMostOuterRows];
       for (int64_t r = 0; r < rows; ++r) from[r] = tile + p.offset[row_begin - c0 * p.taps + row + r];
-      outer_for<Sum>(rows, vectors)(outputs, from, pixels, panels + columns.first * outputs, sums + row * columns.width,
-                                    add);
+      outer_for<Factor>(rows, vectors)(outputs, from, pixels, panels + columns.first * outputs,
+                                       sums + row * columns.width, add);
     }
   }
 }
 
-template <typename Sum>
-void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Sum* tile,
-             const Run* runs, int64_t count, const Sum* lines, Sum* all_sums) {
+template <typename Factor, typename Sum>
+void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
+             const Run* runs, int64_t count, const Factor* lines, Sum* all_sums) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
@@ -146,20 +156,22 @@ void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t
     const int64_t row = block_begin(block, row_end - row_begin, blocks);
     const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
     for (int64_t m = 0; m < p.rows; ++m) {
-      dot_for<Sum>(rows)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, lines + m * line,
-                         sums + row * plan.columns + m, plan.columns);
+      dot_for<Factor>(rows)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, lines + m * line,
+                            sums + row * plan.columns + m, plan.columns);
     }
   }
 }
 
 // y of a box for dots: every run padded with zeros to whole vectors.
-template <typename T, typename Sum>
-void pack_lines(const GatherPlan& p, const Run* runs, int64_t count, const T* y, Sum* lines) {
-  constexpr int kLanes = Simd<Sum>::kLanes;
+template <typename T, typename Factor>
+void pack_lines(const GatherPlan& p, const Run* runs, int64_t count, const T* y, Factor* lines) {
+  constexpr int kLanes = Simd<Factor>::kLanes;
+  const int64_t apart = out_apart(p);
   const int64_t length = runs[0].length, line = block_count(length, kLanes) * kLanes;
   for (int64_t m = 0; m < p.rows; ++m) {
     for (int64_t i = 0; i < count; ++i, lines += line) {
-      copy_run(y + m * p.out_channel + runs[i].out, p.out_axis[2], length, lines);
+      const T* from = y + m * p.out_channel + runs[i].out;
+      copy_run(FactorOf<T>::at(from, runs[i].alone ? nullptr : from + apart), p.out_axis[2], length, lines);
       fill_zero(lines + length, line - length);
     }
   }
@@ -169,12 +181,13 @@ template <typename T>
 void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, const void* panels_data,
                 void* sums_data, char* scratch, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
+  typedef typename FactorOf<T>::type Factor;
   const GatherPlan& p = plan.gather;
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
-  Sum* own = reinterpret_cast<Sum*>(scratch + p.at_own);  // y of a box, unless all tasks share it
+  Factor* own = reinterpret_cast<Factor*>(scratch + p.at_own);  // y of a box, unless all tasks share it
   for (int64_t index = begin; index < end; ++index) {
     const int64_t share = index % plan.box_tasks, at = index / plan.box_tasks;
     const int64_t g = at / plan.row_tasks, boxes = plan.box_end - plan.box_begin;
@@ -187,7 +200,7 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
       const Box b = box_at(p, box);
       const int64_t count = list_runs(p, b, runs), outputs = box_pixels(b);
       const T* y_group = y + g * p.out_group;
-      const Sum* panels = own;
+      const Factor* panels = own;
       if (plan.dot) {
         pack_lines(p, runs, count, y_group, own);
       } else if (plan.box_tasks > 1) {
@@ -197,13 +210,13 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
                        own + columns.first * outputs);
         }
       } else {
-        panels = static_cast<const Sum*>(panels_data) +
+        panels = static_cast<const Factor*>(panels_data) +
                  ((box - plan.box_begin) * p.groups + g) * plan.box_pixels * plan.columns;
       }
       if (!plan.dot) list_pixels(p, runs, count, pixels);
       for (int64_t c0 = task.row_begin / p.taps; c0 * p.taps < task.row_end; c0 += p.channel_block) {
         const int64_t channels = least(p.channel_block, (task.row_end + p.taps - 1) / p.taps - c0);
-        const Sum* tile = tile_at<T, Sum>(p, b, x, g, c0, channels, scratch);
+        const Factor* tile = tile_at<T>(p, b, x, g, c0, channels, scratch);
         if (plan.dot) {
           sum_dot(plan, task, c0, channels, tile, runs, count, panels, sums);
         } else {
@@ -226,7 +239,7 @@ void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t
   typedef typename SumOf<T>::type Sum;
   const GatherPlan& p = plan.gather;
   const int64_t blocks = row_blocks<Sum>(p), rows = plan.row_count;
-  bool dense = p.w_channel == p.taps && sizeof(T) == sizeof(Sum);
+  bool dense = p.w_channel == p.taps;
   for (int64_t t = 0; t < p.taps; ++t) dense = dense && p.tap_weight[t] == t;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks;
@@ -238,11 +251,9 @@ void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t
       add_run(weight_sums<Sum>(plan, sums_data, g, share) + first, rows * pitch, sums);
     }
     T* w = static_cast<T*>(w_data) + g * p.w_group + columns.first * p.w_row;
-    if constexpr (sizeof(T) == sizeof(Sum)) {
-      if (dense) {
-        transpose(sums, pitch, rows, columns.real, w + plan.first_row, p.w_row);
-        continue;
-      }
+    if (dense) {
+      transpose_narrow(sums, pitch, rows, columns.real, w + plan.first_row, p.w_row);
+      continue;
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = plan.first_row + r, at = row / p.taps * p.w_channel + p.tap_weight[row % p.taps];

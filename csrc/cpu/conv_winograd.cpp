@@ -1,4 +1,6 @@
 // Winograd: which convolutions it serves, its plan and its run.
+#include <cmath>
+
 #include "conv_planning.h"
 
 namespace convarith::cpu {
@@ -236,6 +238,8 @@ void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKerne
 bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
   // So few lanes leave transforms half empty; as channels to sum over, the direct kernels do better.
   if (p.in.lanes < 12 || p.out.lanes < 12) return false;
+  // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's three stages.
+  if (k.pairs && pass == Pass::kWeight) return false;
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const auto in = static_cast<double>(p.in.lanes), tiles = static_cast<double>(tile_count(p));
   double cost = 0.54 * kWinogradProducts * tiles * in * vectors(p.out.lanes);
@@ -258,16 +262,16 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
     positions *= static_cast<double>(pass == Pass::kInput ? parts(a.input, a.stride) : problem.output[i]);
   }
   const auto channels = static_cast<double>(problem.in_channels), rows = static_cast<double>(problem.out_channels);
-  const auto lanes = static_cast<double>(k.lanes);
+  const auto lanes = static_cast<double>(k.lanes), members = k.pairs ? 2.0 : 1.0;
   double direct = 15 * taps * channels * rows / lanes;
   if (pass == Pass::kInput) {
-    direct += 0.6 * positions * taps * channels * rows / lanes;
+    direct += 0.6 * positions * taps * channels * std::ceil(rows / members) / lanes;
   } else {
     // With few channels, the tile that a convolution reads costs as much as its use.
     const double cycles = pass == Pass::kOutput ? 0.57 + 0.6 / channels : 0.57;
-    direct += cycles * positions * taps * channels * vectors(problem.out_channels);
+    direct += cycles * positions * taps * std::ceil(channels / members) * vectors(problem.out_channels);
   }
-  return cost < 0.8 * direct;
+  return cost < (k.pairs ? 0.55 : 0.8) * direct;
 }
 
 constexpr int64_t kBoxTiles = 96;  // their products for a panel fill less than half of the second cache

@@ -8,8 +8,8 @@
 
 #include "conv_plan.h"
 
-#if CONVARITH_BYTES == 64
-#include <immintrin.h>  // for masked loads and stores, which the compiler's vectors have not
+#if CONVARITH_BYTES >= 32
+#include <immintrin.h>  // for masks and conversions, which the compiler's vectors have not
 #endif
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -168,12 +168,51 @@ inline void narrow(float v, T& out) {
   out.bits = static_cast<uint16_t>(narrow_bits<uint32_t>(v, out));
 }
 
+// Vectors: by the processor's own conversions where it has them.
+inline Words words_of(Halves bits) {
+#if CONVARITH_BYTES == 64
+  return as<Words>(_mm512_maskz_cvtepu16_epi32(0xffff, as<__m256i>(bits)));
+#else
+  return __builtin_convertvector(bits, Words);
+#endif
+}
+inline Halves halves_of(Words words) {
+#if CONVARITH_BYTES == 64
+  return as<Halves>(_mm512_maskz_cvtepi32_epi16(0xffff, as<__m512i>(words)));
+#else
+  return __builtin_convertvector(words, Halves);
+#endif
+}
+
+template <typename T>
+inline Floats widen_halves(Halves bits, T format) {
+  return widen_bits<Floats>(words_of(bits), format);
+}
+template <typename T>
+inline Halves narrow_floats(Floats v, T format) {
+  return halves_of(narrow_bits<Words>(v, format));
+}
+#if CONVARITH_BYTES == 64
+inline Floats widen_halves(Halves bits, Half16) {
+  return as<Floats>(_mm512_maskz_cvtph_ps(0xffff, as<__m256i>(bits)));
+}
+inline Halves narrow_floats(Floats v, Half16) {
+  return as<Halves>(_mm512_maskz_cvtps_ph(0xffff, as<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif CONVARITH_BYTES == 32
+inline Floats widen_halves(Halves bits, Half16) {
+  return as<Floats>(_mm256_cvtph_ps(as<__m128i>(bits)));
+}
+inline Halves narrow_floats(Floats v, Half16) {
+  return as<Halves>(_mm256_cvtps_ph(as<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#endif
+
 // Vectors of sums from memory and to memory, converted.
 template <typename T>
 inline typename Simd<typename SumOf<T>::type>::Vec load_wide(const T* p) {
   if constexpr (sizeof(T) == 2) {
-    const Halves bits = *reinterpret_cast<const LooseHalves*>(p);
-    return widen_bits<Floats>(__builtin_convertvector(bits, Words), T{});
+    return widen_halves(*reinterpret_cast<const LooseHalves*>(p), T{});
   } else {
     return load(p);
   }
@@ -189,7 +228,7 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_between(uintptr_t p, int
   const uint32_t mask = (uint32_t{1} << end) - (uint32_t{1} << begin);
   if constexpr (sizeof(T) == 2) {
     const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
-    return widen_bits<Floats>(__builtin_convertvector(reinterpret_cast<Halves>(bits), Words), T{});
+    return widen_halves(reinterpret_cast<Halves>(bits), T{});
   } else if constexpr (sizeof(T) == 4) {
     const __m512 v = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
     return reinterpret_cast<typename Simd<T>::Vec>(v);
@@ -208,7 +247,7 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_wide_some(const T* p, in
   if constexpr (sizeof(T) == 2) {
     Halves bits = {};
     for (int64_t i = 0; i < count; ++i) bits[i] = p[i].bits;
-    return widen_bits<Floats>(__builtin_convertvector(bits, Words), T{});
+    return widen_halves(bits, T{});
   } else {
     return load_some(p, count);
   }
@@ -218,21 +257,39 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_wide_some(const T* p, in
 template <typename T>
 inline void store_narrow(T* p, typename Simd<typename SumOf<T>::type>::Vec v) {
   if constexpr (sizeof(T) == 2) {
-    const Halves bits = __builtin_convertvector(narrow_bits<Words>(v, T{}), Halves);
-    *reinterpret_cast<LooseHalves*>(p) = bits;
+    *reinterpret_cast<LooseHalves*>(p) = narrow_floats(v, T{});
   } else {
     store(p, v);
   }
 }
 
+// The bits of a half precision that are all ones in infinities and NaNs only.
+inline uint16_t exponent_bits(Brain16) {
+  return 0x7f80;
+}
+inline uint16_t exponent_bits(Half16) {
+  return 0x7c00;
+}
+
 template <typename T>
 bool finite(const void* data, int64_t count) {
   const T* v = static_cast<const T*>(data);
-  typedef typename SumOf<T>::type Sum;
-  Sum bad = 0;  // v - v is 0, or NaN for an infinity or a NaN
   int64_t i = 0;
-  if constexpr (sizeof(T) == sizeof(Sum)) {
+  if constexpr (sizeof(T) == 2) {
+    typedef typename Simd<uint16_t>::Vec V;
+    const uint16_t exponent = exponent_bits(T{});
+    V smallest = V{} + exponent;  // how far an exponent is from all ones
+    for (; i + Simd<uint16_t>::kLanes <= count; i += Simd<uint16_t>::kLanes) {
+      const V rest = ~load(&v[i].bits) & exponent;
+      smallest = rest < smallest ? rest : smallest;
+    }
+    bool ok = true;
+    for (int j = 0; j < Simd<uint16_t>::kLanes; ++j) ok = ok && smallest[j] != 0;
+    for (; i < count; ++i) ok = ok && (~v[i].bits & exponent) != 0;
+    return ok;
+  } else {
     typedef typename Simd<T>::Vec V;
+    T bad = 0;  // v - v is 0, or NaN for an infinity or a NaN
     V sums[4] = {};
     for (; i + 4 * Simd<T>::kLanes <= count; i += 4 * Simd<T>::kLanes) {
       CONVARITH_UNROLL for (int j = 0; j < 4; ++j) {
@@ -242,12 +299,9 @@ bool finite(const void* data, int64_t count) {
     }
     const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     for (int j = 0; j < Simd<T>::kLanes; ++j) bad += sum[j];
+    for (; i < count; ++i) bad += v[i] - v[i];
+    return bad == 0;
   }
-  for (; i < count; ++i) {
-    const Sum x = widen(v[i]);
-    bad += x - x;
-  }
-  return bad == 0;
 }
 
 inline int64_t block_count(int64_t size, int64_t block) {
@@ -280,17 +334,17 @@ inline __attribute__((always_inline)) void transpose_vectors(typename Simd<T>::V
   }
 }
 
-// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i].
+// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h.
 #if CONVARITH_BYTES == 64
-template <typename T, typename Sum>
-inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
+template <typename From, typename Sum>
+inline void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   typename Simd<Sum>::Vec v[kLanes];
   for (int64_t row = 0; row < rows; row += kLanes) {
     const int64_t high = least<int64_t>(kLanes, rows - row);
     for (int64_t i = 0; i < count; i += kLanes) {
       const int64_t wide = least<int64_t>(kLanes, count - i);
-      const T* in = from + row * from_pitch + i;
+      const From in = from + (row * from_pitch + i);
       Sum* out = to + i * to_pitch + row;
       if (high == kLanes && wide == kLanes) {
         CONVARITH_UNROLL for (int r = 0; r < kLanes; ++r) v[r] = load_wide(in + r * from_pitch);
@@ -402,6 +456,19 @@ template <typename Sum, typename T>
 inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   int64_t i = 0;
+#if CONVARITH_BYTES == 64
+  if constexpr (sizeof(T) == 2) {
+    if (step == 2) {  // every second half of a vector's words; the others are not touched
+      for (; i < count; i += kLanes) {
+        const uint32_t mask = count - i >= kLanes ? ~0u : (1u << 2 * (count - i)) - 1;
+        const Words words =
+            words_of(narrow_floats(count - i >= kLanes ? load(from + i) : load_some(from + i, count - i), T{}));
+        _mm512_mask_storeu_epi16(to + 2 * i, mask & 0x55555555u, as<__m512i>(words));
+      }
+      return;
+    }
+  }
+#endif
   if (step != 1) {
     for (; i < count; ++i) narrow(from[i], to[i * step]);
     return;
@@ -410,7 +477,12 @@ inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
   if constexpr (sizeof(T) == sizeof(Sum)) {
     store_some(to + i, load_some(from + i, count - i), count - i);
   } else {
+#if CONVARITH_BYTES == 64
+    const Halves rest = narrow_floats(load_some(from + i, count - i), T{});
+    _mm256_mask_storeu_epi16(to + i, static_cast<__mmask16>((1u << (count - i)) - 1), as<__m256i>(rest));
+#else
     for (; i < count; ++i) narrow(from[i], to[i]);
+#endif
   }
 }
 

@@ -23,38 +23,11 @@ struct Lanes {
   static constexpr int kLanes = Simd<Sum>::kLanes;
 };
 
-typedef uint16_t Halves __attribute__((vector_size(CONVARITH_BYTES / 2)));
-typedef uint16_t LooseHalves __attribute__((vector_size(CONVARITH_BYTES / 2), aligned(2), may_alias));
-typedef uint32_t Words __attribute__((vector_size(CONVARITH_BYTES)));
-typedef Simd<float>::Vec Floats;
 typedef Simd<double>::Vec Doubles;
 
 template <typename V>
 inline V every(decltype(V{}[0]) value) {  // value in every lane
   return value - V{};
-}
-
-inline Floats floats_of(Brain16, Halves bits) {
-  return (Floats)(__builtin_convertvector(bits, Words) << 16);
-}
-inline Floats floats_of(Half16, Halves bits) {  // as widen()
-  const Words wide = __builtin_convertvector(bits, Words), magnitude = wide & 0x7fffu;
-  const Words scaled = (Words)((Floats)(magnitude << 13) * (Floats)every<Words>(0x77800000u));
-  return (Floats)((magnitude >= 0x7c00u ? (magnitude << 13) | 0x7f800000u : scaled) | (wide & 0x8000u) << 16);
-}
-
-inline Halves bits_of(Brain16, Floats v) {  // as narrow()
-  const Words bits = (Words)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? every<Words>(0x7fc0u) : rounded, Halves);
-}
-inline Halves bits_of(Half16, Floats v) {
-  const Words bits = (Words)v, sign = bits & 0x80000000u, magnitude = bits ^ sign;
-  const Words normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const Words small = (Words)((Floats)magnitude + 0.5f) - 0x3f000000u;
-  Words half = magnitude < 0x38800000u ? small : normal;
-  half = magnitude >= 0x477ff000u ? every<Words>(0x7c00u) : half;
-  half = magnitude > 0x7f800000u ? every<Words>(0x7e00u) : half;
-  return __builtin_convertvector(half | sign >> 16, Halves);
 }
 
 // Whole vectors.
@@ -66,7 +39,7 @@ inline Doubles load_sums(const double* p) {
 }
 template <typename T>
 inline Floats load_sums(const T* p) {
-  return floats_of(T{}, *reinterpret_cast<const LooseHalves*>(p));
+  return widen_halves(*reinterpret_cast<const LooseHalves*>(p), T{});
 }
 
 inline void store_sums(float* p, Floats v) {
@@ -77,7 +50,7 @@ inline void store_sums(double* p, Doubles v) {
 }
 template <typename T>
 inline void store_sums(T* p, Floats v) {
-  *reinterpret_cast<LooseHalves*>(p) = bits_of(T{}, v);
+  *reinterpret_cast<LooseHalves*>(p) = narrow_floats(v, T{});
 }
 
 // Lanes [begin, end) of a vector at p, zeros in the others. Memory of the others is not touched.
@@ -93,7 +66,7 @@ inline Doubles load_lanes(const double* p, int begin, int end) {
 }
 template <typename T>
 inline Floats load_lanes(const T* p, int begin, int end) {
-  return floats_of(T{}, (Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(lane_mask(begin, end)), p));
+  return widen_halves((Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(lane_mask(begin, end)), p), T{});
 }
 inline void store_first(float* p, Floats v, int count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lane_mask(0, count)), v);
@@ -103,7 +76,7 @@ inline void store_first(double* p, Doubles v, int count) {
 }
 template <typename T>
 inline void store_first(T* p, Floats v, int count) {
-  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lane_mask(0, count)), (__m256i)bits_of(T{}, v));
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lane_mask(0, count)), (__m256i)narrow_floats(v, T{}));
 }
 #else
 template <typename T>

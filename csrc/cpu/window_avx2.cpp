@@ -1,6 +1,6 @@
-// window_kernels.h for AVX2 and FMA.
+// window_kernels.h for AVX2, FMA and F16C.
 #if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #include <cstdint>
 
 #include "window_plan.h"

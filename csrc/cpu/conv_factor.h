@@ -1,0 +1,159 @@
+// What the direct products are made of: numbers of the sums' type; or, where the processor multiplies them, pairs of
+// bfloat16, whose product is the sum of two products in float32. An instruction set with vdpbf16ps sets CONVARITH_BF16.
+#pragma once
+
+#include "simd.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+// What tiles, weights and panels of T are packed as, of kMembers numbers each; at() is where they are read from.
+template <typename T>
+struct FactorOf {
+  typedef typename SumOf<T>::type type;
+  static constexpr int kMembers = 1;
+  static const T* at(const T* first, const T*) { return first; }
+};
+
+template <typename V>
+inline V multiply_add(V sum, V a, V b) {
+  return sum + a * b;
+}
+
+#if CONVARITH_BF16
+// The first number in the lower half. As in torch's own products, subnormal numbers and sums count as zeros.
+template <>
+struct SumOf<uint32_t> {
+  typedef float type;
+};
+inline Floats multiply_add(Floats sum, Words a, Words b) {
+  return reinterpret_cast<Floats>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+
+struct Pair {
+  uint32_t bits;
+};
+inline uint32_t widen(Pair pair) {
+  return pair.bits;
+}
+
+// Pair i is made of first[i] and second[i]; a null pointer stands for zeros.
+struct Pairs {
+  const Brain16* first;
+  const Brain16* second;
+
+  Pair operator[](int64_t i) const {
+    return {(first == nullptr ? 0u : first[i].bits) | (second == nullptr ? 0u : uint32_t{second[i].bits} << 16)};
+  }
+  Pairs operator+(int64_t i) const {
+    return {first == nullptr ? nullptr : first + i, second == nullptr ? nullptr : second + i};
+  }
+};
+
+template <>
+struct FactorOf<Brain16> {
+  typedef uint32_t type;
+  static constexpr int kMembers = 2;
+  static Pairs at(const Brain16* first, const Brain16* second) { return {first, second}; }
+};
+
+// bfloat16 widened to float stands in the upper half.
+inline Words pair_words(Floats first, Floats second) {
+  return reinterpret_cast<Words>(first) >> 16 | reinterpret_cast<Words>(second);
+}
+inline Words load_wide(Pairs p) {
+  return pair_words(p.first == nullptr ? Floats{} : load_wide(p.first),
+                    p.second == nullptr ? Floats{} : load_wide(p.second));
+}
+inline Words load_wide_some(Pairs p, int64_t count) {
+  return pair_words(p.first == nullptr ? Floats{} : load_wide_some(p.first, count),
+                    p.second == nullptr ? Floats{} : load_wide_some(p.second, count));
+}
+inline void copy_run(Pairs from, int64_t step, int64_t count, uint32_t* to) {
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + 16 <= count; i += 16) store(to + i, load_wide(from + i));
+    store_some(to + i, load_wide_some(from + i, count - i), count - i);
+    return;
+  }
+  for (; i < count; ++i) to[i] = widen(from[i * step]);
+}
+#endif
+
+// Cells [begin, end) of a row hold the numbers from `at` on; the others are zeros.
+template <typename T>
+struct RowPart {
+  const T* at;
+  int64_t begin, end;
+};
+
+// A row of `size` cells of factors, numbers of a member `step` apart.
+template <typename T, typename Factor>
+inline void copy_parts(const RowPart<T> (&part)[1], int64_t step, int64_t size, Factor* row) {
+  copy_padded(part[0].at, step, part[0].begin, part[0].end, size, row);
+}
+#if CONVARITH_BF16
+// Cells [x, x + 16) of a part.
+template <int kStep>
+inline Words load_cells(const RowPart<Brain16>& part, int64_t x) {
+  const int64_t begin = most<int64_t>(0, part.begin - x), end = least<int64_t>(part.end - x, 16);
+  if (begin >= end) return Words{};  // a masked load is slow where there is no memory, even if it loads nothing
+  const uintptr_t p = reinterpret_cast<uintptr_t>(part.at) + static_cast<uintptr_t>((x - part.begin) * kStep * 2);
+  const uint32_t mask = static_cast<uint32_t>((uint64_t{1} << kStep * end) - (uint64_t{1} << kStep * begin));
+  if constexpr (kStep == 1) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
+    return words_of(reinterpret_cast<Halves>(bits));
+  } else {
+    return reinterpret_cast<Words>(_mm512_maskz_loadu_epi16(mask & 0x55555555u, reinterpret_cast<const void*>(p)));
+  }
+}
+
+template <int kStep>
+inline void copy_cells(const RowPart<Brain16> (&part)[2], int64_t size, uint32_t* row) {
+  for (int64_t x = 0; x < size; x += 16) {
+    const Words cells = load_cells<kStep>(part[0], x) | load_cells<kStep>(part[1], x) << 16;
+    x + 16 <= size ? store(row + x, cells) : store_some(row + x, cells, size - x);
+  }
+}
+
+inline void copy_parts(const RowPart<Brain16> (&part)[2], int64_t step, int64_t size, uint32_t* row) {
+  if (step == 1) return copy_cells<1>(part, size, row);
+  if (step == 2) return copy_cells<2>(part, size, row);
+  fill_zero(row, size);
+  for (int m = 0; m < 2; ++m) {
+    for (int64_t x = part[m].begin; x < part[m].end; ++x) {
+      row[x] |= uint32_t{part[m].at[(x - part[m].begin) * step].bits} << 16 * m;
+    }
+  }
+}
+#endif
+
+// A row of `size` cells, `pitch` apart, of `channels` factors; in memory the channels follow each other. Factors from
+// `whole` on have no second member.
+template <typename T, int kMembers, typename Factor>
+inline void copy_part_cells(const RowPart<T> (&part)[kMembers], int64_t step, int64_t size, int64_t channels,
+                            int64_t whole, int64_t pitch, Factor* row) {
+  whole = least(whole, channels);
+  for (int64_t x = 0; x < size; ++x, row += pitch) {
+    const T* at[kMembers];
+    bool meets = false;
+    for (int m = 0; m < kMembers; ++m) {
+      const bool in = x >= part[m].begin && x < part[m].end;
+      at[m] = in ? part[m].at + (x - part[m].begin) * step : nullptr;
+      meets = meets || in;
+    }
+    if (!meets) {
+      fill_zero(row, pitch);
+      continue;
+    }
+    const auto from = FactorOf<T>::at(at[0], at[kMembers - 1]);
+    copy_run(from, 1, whole, row);
+    if constexpr (kMembers == 2) {
+      copy_run(FactorOf<T>::at((from + whole).first, nullptr), 1, channels - whole, row + whole);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA

@@ -1,0 +1,25 @@
+// The direct products of a dtype, for gathers and for the weight's gradient: what an instruction set with a product of
+// its own has instead of the others'.
+#pragma once
+
+#include "conv_gather.h"
+#include "conv_weight.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+template <typename T>
+void set_products(ConvKernels& k) {
+  k.pairs = FactorOf<T>::kMembers == 2;
+  k.pack_tasks = pack_tasks<T>;
+  k.pack = pack<T>;
+  k.gather = gather<T>;
+  k.weight_pack_tasks = weight_pack_tasks<T>;
+  k.weight_pack = weight_pack<T>;
+  k.weight_sum = weight_sum<T>;
+  k.weight_store_tasks = weight_store_tasks<T>;
+  k.weight_store = weight_store<T>;
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA
