@@ -294,7 +294,7 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
     Cells c = {lane, least<int64_t>(kCellLanes, last - lane), {b.first[1] * kOutputs, b.first[2] * kOutputs}, {}, {}};
     for (int i = 0; i < 2; ++i) c.size[i] = least(b.size[i + 1] * kOutputs, p.cells[i] - c.first[i]);
     float biases[kCellLanes] = {};
-    for (int64_t l = 0; bias && l < c.lanes; ++l) biases[l] = widen(bias[lane_at(p.out, lane + l).channel]);
+    for (int64_t l = 0; bias && l < c.lanes; ++l) biases[l] = widen(bias[(lane + l) / residues(p.out)]);
     for (int64_t image = 0; image < b.size[0]; ++image) {
       const float* first = products + image * tiles * kWinogradPanel + lane % kWinogradPanel;
       // What a tile has past the last column stands where rows below begin: tiles from right to left write it before
