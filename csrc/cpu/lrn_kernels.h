@@ -17,6 +17,7 @@ struct Normalisation {
   static constexpr int kLanes = Lanes<T>::kLanes;
 
   const LrnPlan& plan;
+  const PowerOf power = PowerOf(-plan.beta);
 
   // s of `count` neighbours in channel c; x is their place in channel 0.
   Sums sum(const T* x, int64_t c, int64_t count) const {
@@ -31,7 +32,7 @@ struct Normalisation {
   }
 
   Sums scale(Sums s) const {  // s^-beta
-    if constexpr (kExponent == Exponent::kAny) return signed_power(s, -plan.beta);
+    if constexpr (kExponent == Exponent::kAny) return signed_power(s, power);
     if constexpr (kExponent == Exponent::kOne) return Sum(1) / s;
     const Sums root = square_root(s);
     return kExponent == Exponent::kHalf ? Sum(1) / root : Sum(1) / (root * square_root(root));

@@ -21,7 +21,7 @@ template <int kPower, bool kSigned, typename T>
 struct NormBackward {
   typedef typename Lanes<T>::Sums Sums;
 
-  explicit NormBackward(const PoolPlan& plan) : powers{plan.exponent} {}
+  explicit NormBackward(const PoolPlan& plan) : powers(plan.exponent) {}
   Sums share(const T* g, const T* y, int64_t count) const {
     return load_up_to(g, count) * powers.inverse_slope(load_up_to(y, count));
   }

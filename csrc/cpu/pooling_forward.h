@@ -88,20 +88,20 @@ struct Average {
 // kPower is p where it is 1, 2 or 3, else 0; kSigned is torch's reading, which takes powers of x instead of |x|.
 template <int kPower, bool kSigned, typename V>
 struct Powers {
-  double p;
+  explicit Powers(double p) : itself(p), inverse(1 / p), less_one(p - 1), one_less(1 - p) {}
 
   V of(V v) const {  // |v|^p
     const V u = kSigned ? v : magnitude(v);
     if constexpr (kPower == 1) return u;
     if constexpr (kPower == 2) return u * u;
     if constexpr (kPower == 3) return u * u * u;
-    return kSigned ? signed_power(u, p) : power(u, p);
+    return kSigned ? signed_power(u, itself) : power(u, itself);
   }
 
   V root(V s) const {  // s^(1/p)
     if constexpr (kPower == 1) return s;
     if constexpr (kPower == 2) return square_root(s);
-    return kSigned ? signed_power(s, 1 / p) : power(s, 1 / p);
+    return kSigned ? signed_power(s, inverse) : power(s, inverse);
   }
 
   V slope(V v) const {  // |v|^(p-1) sign(v)
@@ -109,8 +109,8 @@ struct Powers {
     if constexpr (kPower == 1) return kSigned ? one : v > 0 ? one : v < 0 ? -one : none;
     if constexpr (kPower == 2) return v;
     if constexpr (kPower == 3) return kSigned ? v * v : v * magnitude(v);
-    if constexpr (kSigned) return signed_power(v, p - 1);
-    const V u = power(magnitude(v), p - 1);
+    if constexpr (kSigned) return signed_power(v, less_one);
+    const V u = power(magnitude(v), less_one);
     return v < 0 ? -u : u;
   }
 
@@ -119,8 +119,10 @@ struct Powers {
     if constexpr (kPower == 1) return kSigned ? (y == 0 ? none : one) : one;
     if constexpr (kPower == 2) return y == 0 ? none : one / y;
     if constexpr (kPower == 3) return y == 0 ? none : one / (y * y);
-    return y == 0 ? none : kSigned ? signed_power(y, 1 - p) : power(y, 1 - p);
+    return y == 0 ? none : kSigned ? signed_power(y, one_less) : power(y, one_less);
   }
+
+  PowerOf itself, inverse, less_one, one_less;  // p, 1 / p, p - 1, 1 - p
 };
 
 // A window's sum times its weight.
@@ -141,7 +143,7 @@ struct Norm {
   static constexpr Sum kLeast = sizeof(Sum) == 4 ? __FLT_MIN__ * 1024 : __DBL_MIN__ * 1024;
   static constexpr Sum kMost = sizeof(Sum) == 4 ? __FLT_MAX__ : __DBL_MAX__;
 
-  explicit Norm(const PoolPlan& p) : plan(p), powers{p.exponent} {}
+  explicit Norm(const PoolPlan& p) : plan(p), powers(p.exponent) {}
   Sums add(Sums sum, Sums v) const { return sum + powers.of(v); }
   static Sums join(Sums sum, Sums v) { return sum + v; }
 
@@ -149,7 +151,7 @@ struct Norm {
     if constexpr (kSigned) return powers.root(weighted(plan, row, sum, e));
     Sums y = powers.root(sum);
     if constexpr (kPower == 1) return y;
-    const auto doubtful = is_doubtful(sum);
+    const auto doubtful = is_doubtful(count < kLanes ? first_or(sum, static_cast<int>(count), 1) : sum);
     if (any(doubtful)) {
       for (int64_t i = 0; i < count && i < kLanes; ++i) y[i] = doubtful[i] ? rescaled(row, x, e + i) : y[i];
     }

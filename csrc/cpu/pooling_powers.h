@@ -127,7 +127,7 @@ void general_norm_backward(const PoolPlan& plan, const void* g_data, const void*
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   T* result = static_cast<T*>(result_data);
-  const Powers<0, kSigned, typename Lanes<T>::Sums> powers = {plan.exponent};
+  const Powers<0, kSigned, typename Lanes<T>::Sums> powers(plan.exponent);
   Sum* line = neutral_lines<T>(plan, 0, scratch);
   Sum* phases = line + plan.rows_at_once * plan.line_size;
   Sum* shares = reinterpret_cast<Sum*>(scratch + plan.at_chunk);

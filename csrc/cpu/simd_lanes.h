@@ -124,6 +124,15 @@ inline void store_up_to(T* p, typename Lanes<T>::Sums v, int64_t count) {
   }
 }
 
+// The first `count` lanes of v, and `other` in those behind.
+template <typename V>
+inline V first_or(V v, int count, decltype(V{}[0]) other) {
+  typedef decltype(v < v) Index;
+  Index lane;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) lane[i] = static_cast<decltype(+lane[0])>(i);
+  return lane < count ? v : every<V>(other);
+}
+
 // Whether a comparison held in some lane.
 template <typename Mask>
 inline bool any(Mask mask) {

@@ -13,27 +13,12 @@ inline Floats square_root(Floats v) {
 inline Doubles square_root(Doubles v) {
   return _mm512_maskz_sqrt_pd(0xff, v);
 }
-inline void to_doubles(Floats v, Doubles& low, Doubles& high) {
-  low = _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, v, 0));
-  high = _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, v, 1));
-}
-inline Floats to_floats(Doubles low, Doubles high) {
-  const __m256 part[] = {_mm512_maskz_cvtpd_ps(0xff, low), _mm512_maskz_cvtpd_ps(0xff, high)};
-  return _mm512_maskz_insertf32x8(0xffff, _mm512_castps256_ps512(part[0]), part[1], 1);
-}
 #elif defined(__x86_64__) && CONVARITH_BYTES == 32
 inline Floats square_root(Floats v) {
   return _mm256_sqrt_ps(v);
 }
 inline Doubles square_root(Doubles v) {
   return _mm256_sqrt_pd(v);
-}
-inline void to_doubles(Floats v, Doubles& low, Doubles& high) {
-  low = _mm256_cvtps_pd(_mm256_castps256_ps128(v));
-  high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
-}
-inline Floats to_floats(Doubles low, Doubles high) {
-  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(low)), _mm256_cvtpd_ps(high), 1);
 }
 #elif defined(__x86_64__)
 inline Floats square_root(Floats v) {
@@ -42,30 +27,10 @@ inline Floats square_root(Floats v) {
 inline Doubles square_root(Doubles v) {
   return _mm_sqrt_pd(v);
 }
-inline void to_doubles(Floats v, Doubles& low, Doubles& high) {
-  low = _mm_cvtps_pd(v);
-  high = _mm_cvtps_pd(_mm_movehl_ps(v, v));
-}
-inline Floats to_floats(Doubles low, Doubles high) {
-  return _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high));
-}
 #else
 template <typename V>
 inline V square_root(V v) {
   for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) v[i] = static_cast<decltype(+v[0])>(__builtin_sqrt(v[i]));
-  return v;
-}
-typedef float HalfFloats __attribute__((vector_size(CONVARITH_BYTES / 2)));
-inline void to_doubles(Floats v, Doubles& low, Doubles& high) {
-  HalfFloats part[2];
-  __builtin_memcpy(part, &v, sizeof(v));
-  low = __builtin_convertvector(part[0], Doubles);
-  high = __builtin_convertvector(part[1], Doubles);
-}
-inline Floats to_floats(Doubles low, Doubles high) {
-  const HalfFloats part[] = {__builtin_convertvector(low, HalfFloats), __builtin_convertvector(high, HalfFloats)};
-  Floats v;
-  __builtin_memcpy(&v, part, sizeof(v));
   return v;
 }
 #endif
@@ -78,55 +43,87 @@ inline V magnitude(V v) {
   return (V)((Bits)v & ~sign);
 }
 
-// v^p for v >= 0 and finite p other than 0: 2^(p log2 v), in doubles, so that the float is right to its last place but
-// for rounding. With v = 2^e m, m near 1, and t = (m - 1) / (m + 1), log2 m = 2 / ln 2 (t + t^3 / 3 + t^5 / 5 + ...).
-inline Doubles power_of_floats(Doubles v, double p) {
-  typedef int64_t Bits __attribute__((vector_size(CONVARITH_BYTES)));
-  const Bits bits = (Bits)v;
-  const Bits to_root_half = bits - 0x3fe6a09e667f3bcd;  // counted from sqrt(1/2), so that m is in [sqrt(1/2), sqrt(2))
-  const Bits e = to_root_half >> 52;
-  const Doubles m = (Doubles)(bits - (e << 52));
-  const Doubles t = (m - 1.0) / (m + 1.0), t2 = t * t;
-  // Both series by Estrin's scheme: short chains of operations that wait for each other.
-  const Doubles t4 = t2 * t2, low = t2 * (1.0 / 3) + 1.0, middle = t2 * (1.0 / 7) + 1.0 / 5,
-                high = t2 * (1.0 / 11) + 1.0 / 9;
-  const Doubles series = (t4 * (1.0 / 13) + high) * (t4 * t4) + (middle * t4 + low);  // the next term is below 2^-39
-  constexpr double kTwoOverLn2 = 2.8853900817779268, kLn2 = 0.6931471805599453;
-  Doubles z = (series * t * kTwoOverLn2 + __builtin_convertvector(e, Doubles)) * p;
-  z = z > 300.0 ? every<Doubles>(300.0) : z;  // beyond what a float holds
-  z = z < -300.0 ? every<Doubles>(-300.0) : z;
-  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: an addition rounds to integers, in the low bits
-  const Doubles rounded = z + kRound;
-  const Doubles f = (z - (rounded - kRound)) * kLn2;
-  const Doubles f2 = f * f, f4 = f2 * f2;
-  const Doubles first = (f * (1.0 / 6) + 0.5) * f2 + (f + 1.0);
-  const Doubles second = (f * (1.0 / 5040) + 1.0 / 720) * f2 + (f * (1.0 / 120) + 1.0 / 24);
-  const Doubles exponential = (f4 * (1.0 / 40320) + second) * f4 + first;  // the next term is below 2^-32
-  return (Doubles)((Bits)exponential + ((Bits)rounded << 52));
+// The first 12 bits of a float's 24: products of two such are exact.
+inline Floats leading_bits(Floats v) {
+  return (Floats)((Words)v & ~0xfffu);
 }
 
-inline Floats power(Floats v, double p) {
-  Doubles low, high;
-  to_doubles(v, low, high);
-  Floats result = to_floats(power_of_floats(low, p), power_of_floats(high, p));
+// 2^n for n in [-126, 127].
+inline Floats power_of_two(Words n) {
+  return (Floats)((n + 127u) << 23);
+}
+
+// An exponent p other than 0, with what is the same for every power of it.
+struct PowerOf {
+  static constexpr double kInverseLn2 = 1.4426950408889634;
+
+  explicit PowerOf(double exponent)
+      : p(exponent),
+        p_first(leading_bits(every<Floats>(static_cast<float>(p)))[0]),
+        p_rest(static_cast<float>(p - static_cast<double>(p_first))),
+        c(static_cast<float>(p * kInverseLn2)),
+        c_first(leading_bits(every<Floats>(c))[0]),
+        c_rest(static_cast<float>(p * kInverseLn2 - static_cast<double>(c_first))),
+        is_integer(__builtin_floor(p) == p),
+        is_even(__builtin_floor(p / 2) == p / 2) {}
+
+  double p;
+  float p_first, p_rest;     // p = p_first + p_rest
+  float c, c_first, c_rest;  // p / ln 2 = c_first + c_rest
+  bool is_integer, is_even;
+};
+
+// v^p for v >= 0: 2^(p log2 v) with log2 v = e + log2 m, v = 2^e m, m in [sqrt(1/2), sqrt(2)). The large parts of the
+// exponent, p e and (p / ln 2) (m - 1), are exact products; the rest is known to 2^-28 or so times p. The error is
+// below 3 units of the last place for |p| <= 4 and grows with |p|, that of its p-th root does not.
+inline Floats power(Floats v, const PowerOf& by) {
+  typedef int32_t Ints __attribute__((vector_size(CONVARITH_BYTES)));
+  const auto is_subnormal = v < __FLT_MIN__;
+  const Ints bits = (Ints)(is_subnormal ? v * 0x1p24f : v);
+  const Ints from_root_half = bits - 0x3f3504f3;
+  const Floats e = __builtin_convertvector((from_root_half >> 23) - (is_subnormal & 24), Floats);
+  const Floats f = (Floats)(bits - (from_root_half >> 23 << 23)) - 1.0f, f_first = leading_bits(f);
+
+  // ln(1 + f) = f + f^2 (-1/2 + f/3 - ...): a polynomial of least greatest error, 2^-30 absolute.
+  constexpr float kLogarithm[] = {-0.0760926093f, 0.13060613f,   -0.133332805f, 0.141598892f, -0.165933597f,
+                                  0.200028038f,   -0.250024345f, 0.33333319f,   -0.49999975f};
+  Floats series = every<Floats>(kLogarithm[0]);
+  CONVARITH_UNROLL for (int i = 1; i < 9; ++i) series = series * f + kLogarithm[i];
+  const Floats rest = (f - f_first) + f * f * series;
+
+  constexpr float kRound = 0x1.8p23f;  // an addition rounds to integers, in the low bits
+  const Floats small = e * by.p_rest + f_first * by.c_rest + rest * by.c;
+  const Floats exponent = e * by.p_first + f_first * by.c_first + small;
+  const Floats rounded = exponent + kRound, n = rounded - kRound;
+  const Floats g = ((e * by.p_first - n) + f_first * by.c_first) + small;
+
+  // 2^g = 1 + g ln 2 + ..., 2^-29 absolute.
+  constexpr float kExponential[] = {
+      0.000154780221f, 0.00134004317f, 0.00961799451f, 0.0555032722f, 0.240226515f, 0.693147207f, 1};
+  Floats result = every<Floats>(kExponential[0]);
+  CONVARITH_UNROLL for (int i = 1; i < 7; ++i) result = result * g + kExponential[i];
+  const Ints whole = (Ints)rounded - (Ints)every<Floats>(kRound), half = whole >> 1;  // n; 2^n may not be a float
+  result = result * power_of_two((Words)half) * power_of_two((Words)(whole - half));
+
   constexpr float kInfinity = __builtin_inff();
-  result = v == 0.0f ? every<Floats>(p > 0 ? 0.0f : kInfinity) : result;
-  result = v == kInfinity ? every<Floats>(p > 0 ? kInfinity : 0.0f) : result;
+  result = exponent > 129.0f ? every<Floats>(kInfinity) : result;
+  result = exponent < -151.0f ? Floats{} : result;
+  result = v == 0.0f ? every<Floats>(by.p > 0 ? 0.0f : kInfinity) : result;
+  result = v == kInfinity ? every<Floats>(by.p > 0 ? kInfinity : 0.0f) : result;
   return v != v ? v : result;
 }
-inline Doubles power(Doubles v, double p) {
-  for (int i = 0; i < Simd<double>::kLanes; ++i) v[i] = __builtin_pow(v[i], p);
+inline Doubles power(Doubles v, const PowerOf& by) {
+  for (int i = 0; i < Simd<double>::kLanes; ++i) v[i] = __builtin_pow(v[i], by.p);
   return v;
 }
 
 // v^p for every v, as pow() has it: of a negative v not a number, unless p is an integer.
 template <typename V>
-inline V signed_power(V v, double p) {
-  const V result = power(magnitude(v), p);
-  const bool whole = __builtin_floor(p) == p;
-  if (whole && __builtin_floor(p / 2) == p / 2) return result;
+inline V signed_power(V v, const PowerOf& by) {
+  const V result = power(magnitude(v), by);
+  if (by.is_even) return result;
   typedef decltype(v < v) Bits;
-  if (whole) return (Bits)v < 0 ? -result : result;
+  if (by.is_integer) return (Bits)v < 0 ? -result : result;
   return v < 0 ? every<V>(static_cast<decltype(+v[0])>(__builtin_nan(""))) : result;
 }
 
