@@ -311,6 +311,20 @@ def test_compile(name, dynamic):
     prove_compilable(DIFFERENTIABLE[name], distinct(2, 2, 7, 9), dynamic)
 
 
+def test_inductor():
+    """The operators between generated kernels, which read and write their tensors by stride."""
+
+    def network(x):
+        x = C.max_pool2d(C.local_response_norm(x.sin(), 3, 0.9), 3, 1, 1).cos()
+        x = C.lp_pool2d(C.avg_pool2d(x, 3, 2, 1).exp(), 2, 2, 1, signed=False) + 1
+        return C.fold(C.unfold(x, 2).tanh(), x.shape[-2:], 2) * 2
+
+    torch._dynamo.reset()
+    x = distinct(2, 4, 9, 8)
+    same(torch.compile(network, fullgraph=True), network, x)
+    same(torch.compile(network, fullgraph=True), network, x.to(memory_format=torch.channels_last))
+
+
 def raw_calls():
     x = distinct(2, 3, 6, 7)
     geometry = ((3, 2), (2, 2), (1, 1, 0, 1), (1, 1), True)

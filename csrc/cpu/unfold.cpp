@@ -48,18 +48,26 @@ void unfold_rows(const Windows& w, const T* x, T* y, int64_t begin, int64_t end)
   }
 }
 
-// Rows of x: (plane, i0, i1), each summed over the taps that see it.
+// Rows of x: (plane, i0, i1), each summed over the taps that see it. Inputs m * stride + r are summed in column m of
+// phase r, where a tap's outputs are neighbours.
 template <typename T, typename A>
 void fold_rows(const Windows& w, const T* y, T* x, int64_t begin, int64_t end) {
   const auto& [a0, a1, a2] = w.axis;
   const int64_t outputs = w.output_numel();
-  std::vector<A> sums(a2.input);
+  const int64_t columns = ceil_div(a2.input, a2.stride);
+  std::vector<A> sums(columns * a2.stride);
   std::vector<Range> runs;
-  for (int64_t t = 0; t < a2.kernel; ++t) runs.push_back(outputs_of_tap(a2, w.output[2], t));
+  std::vector<int64_t> starts;  // of a run, in sums
+  for (int64_t t = 0; t < a2.kernel; ++t) {
+    const Range run = outputs_of_tap(a2, w.output[2], t);
+    const int64_t i = run.begin == run.end ? 0 : input_index(a2, run.begin, t);
+    runs.push_back(run);
+    starts.push_back(i % a2.stride * columns + i / a2.stride);
+  }
   for (int64_t r = begin; r < end; ++r) {
     const int64_t i1 = r % a1.input, i0 = r / a1.input % a0.input, plane = r / (a1.input * a0.input);
     A* __restrict__ sum = sums.data();
-    std::fill(sum, sum + a2.input, A(0));
+    std::fill(sums.begin(), sums.end(), A(0));
     for (int64_t t0 = 0; t0 < a0.kernel; ++t0) {
       const int64_t o0 = output_index(a0, w.output[0], i0, t0);
       if (o0 < 0) continue;
@@ -70,18 +78,26 @@ void fold_rows(const Windows& w, const T* y, T* x, int64_t begin, int64_t end) {
           const Range run = runs[t2];
           const int64_t row = (plane * a0.kernel + t0) * a1.kernel * a2.kernel + t1 * a2.kernel + t2;
           const T* __restrict__ from = y + row * outputs + (o0 * w.output[1] + o1) * w.output[2] + run.begin;
-          A* __restrict__ to = sum + (run.begin == run.end ? 0 : input_index(a2, run.begin, t2));
+          A* __restrict__ to = sum + starts[t2];
           const int64_t length = run.end - run.begin;
-          if (a2.stride == 1) {
-            for (int64_t o = 0; o < length; ++o) to[o] += static_cast<A>(from[o]);
-          } else {
-            for (int64_t o = 0; o < length; ++o) to[o * a2.stride] += static_cast<A>(from[o]);
-          }
+          for (int64_t o = 0; o < length; ++o) to[o] += static_cast<A>(from[o]);
         }
       }
     }
-    T* out = x + r * a2.input;
-    for (int64_t i = 0; i < a2.input; ++i) out[i] = static_cast<T>(sum[i]);
+    T* __restrict__ out = x + r * a2.input;
+    if (a2.stride == 1) {
+      for (int64_t i = 0; i < a2.input; ++i) out[i] = static_cast<T>(sum[i]);
+    } else if (a2.stride == 2) {
+      for (int64_t m = 0; m < a2.input / 2; ++m) {
+        out[2 * m] = static_cast<T>(sum[m]);
+        out[2 * m + 1] = static_cast<T>(sum[columns + m]);
+      }
+      if (a2.input % 2 == 1) out[a2.input - 1] = static_cast<T>(sum[columns - 1]);
+    } else {
+      for (int64_t p = 0; p < a2.stride; ++p) {
+        for (int64_t i = p, m = p * columns; i < a2.input; i += a2.stride, ++m) out[i] = static_cast<T>(sum[m]);
+      }
+    }
   }
 }
 
