@@ -317,7 +317,7 @@ WINOGRAD = [
 WIDER_WINOGRAD = [
     (2, 20, 40, (28, 28), (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), 1),
     (1, 17, 33, (13, 31), (3, 3), (1, 1), (5, 2, -1, 3), (3, 1), 1),
-    (2, 9, 12, (20, 21), (5, 4), (1, 2), (4, 5, 0, 1), (2, 1), 2),
+    (2, 9, 12, (20, 21), (3, 6), (1, 2), (4, 5, 0, 1), (2, 1), 2),
     (1, 20, 20, (5, 30), (2, 2), (1, 1), (7, 7, 1, 1), (7, 4), 1),  # more phases than rows
     (1, 17, 33, (5, 13, 9), (3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 1, 1), 1),
     (2, 10, 20, (7, 8, 11), (2, 3, 3), (1, 1, 1), (2, -1, 1, 1, 0, 1), (3, 2, 2), 2),
@@ -342,7 +342,12 @@ def test_winograd_of_dilated_and_deeper_kernels(case, last):
 
 
 def check_winograd(n, c, k, size, kernel, geometry, memory):
-    groups = geometry[-1]
+    stride, padding, dilation, groups = geometry
+    sides = list(zip(padding[::2], padding[1::2], strict=True))
+    layer = ((n, c * groups, *size), (k * groups, c, *kernel), stride, sides, dilation, groups)
+    with _ops.forced_algorithm("winograd"):
+        for operator in ("conv", "conv_transpose", "conv_weight"):
+            assert tc.explain_kernel(*layer, operator=operator).algorithm == "winograd"
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(n, c * groups, *size, generator=generator).to(memory_format=memory)
     w = torch.randn(k * groups, c, *kernel, generator=generator)
@@ -374,12 +379,16 @@ def check_winograd(n, c, k, size, kernel, geometry, memory):
         # 33 x 33 cells of 2 x 2, at the ends of which a phase has no output; 4 phases
         (("conv_transpose", (8, 64, 64, 64), (128, 64, 4, 4), 2, 1), 8 * 7 * 7 * 4),
         (("conv_weight", (8, 256, 13, 13), (384, 256, 3, 3), 1, 1), 8 * 4 * 4),
+        # 2 x 2 phases of the dilation, of 14 x 14 cells each
+        (("conv", (2, 256, 28, 28), (256, 256, 3, 3), 1, 2, 2), 2 * 4 * 4 * 4),
+        # 3 taps along z
+        (("conv", (1, 32, 32, 32, 32), (64, 32, 3, 3, 3), 1, 1), 32 * 8 * 8 * 3),
     ],
-    ids=["3x3", "5x5", "4x4-transposed", "3x3-gradient"],
+    ids=["3x3", "5x5", "4x4-transposed", "3x3-gradient", "3x3-dilated", "3x3x3"],
 )
 def test_winograd_says_how_often_it_multiplies(layer, products):
-    operator, x, w, stride, padding = layer
-    kernel = tc.explain_kernel(x, w, stride, padding, operator=operator)
+    operator, x, w, *geometry = layer
+    kernel = tc.explain_kernel(x, w, *geometry, operator=operator)
     assert kernel.algorithm == "winograd"
     assert kernel.multiplications == 36 * products * w[0] * w[1]
     assert kernel.scratch_bytes <= 64 << 20

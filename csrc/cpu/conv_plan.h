@@ -112,8 +112,8 @@ struct WinogradPlan {
   int64_t groups;
   int64_t images, planes, phases[2];  // image = ((batch * planes + z) * phases[0] + f0) * phases[1] + f1
   int64_t taps;                       // r
-  int64_t cells[2];  // of `out`: its extent in steps
-  int64_t box[3];    // tiles of a box: images, rows, columns
+  int64_t cells[2];                   // of `out`: its extent in steps
+  int64_t box[3];                     // tiles of a box: images, rows, columns
   int64_t boxes[3];
   int64_t box_tiles;           // room for a box's tiles
   int64_t box_begin, box_end;  // of this pass over the boxes
