@@ -8,7 +8,8 @@ namespace {
 
 // Where few sums are taken over many boxes, this many shares of the boxes have sums of their own.
 constexpr int64_t kShares = 8;
-constexpr int64_t kSharedSums = int64_t{4} << 20;  // bytes, of all shares
+constexpr int64_t kSharedSums = int64_t{4} << 20;   // bytes, of all shares
+constexpr int64_t kPanelBytes = int64_t{32} << 10;  // of a block of columns of a box
 
 struct WeightGradient : Plan {
   explicit WeightGradient(const ConvKernels& kernels) : k(kernels) {}
@@ -78,8 +79,11 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   const int64_t columns = result.gather.plan.rows;
   const int64_t threads = thread_count();
   const auto wanted = wanted_algorithm();
-  // Fewer columns than a quarter of a vector: most of what the lanes along columns multiply would be thrown away.
-  plan.dot = columns * 4 <= k.lanes;
+  // Few columns leave most lanes of a vector of them empty; a run of outputs may fill more of its vectors.
+  const int64_t length = result.gather.plan.grid[2];
+  const int64_t dot_lanes = columns * parts(length, k.lanes) * k.lanes,
+                outer_lanes = length * parts(columns, k.lanes) * k.lanes;
+  plan.dot = columns * 4 <= k.lanes || dot_lanes * 4 < outer_lanes * 3;
   if (wanted == Algorithm::kDot) plan.dot = columns <= 4 * k.lanes;
   if (wanted == Algorithm::kOuter) plan.dot = false;
 
@@ -87,7 +91,9 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   blocking.compact = true;  // runs count outputs
   blocking.outer = !plan.dot;
   blocking.may_be_raw = !plan.dot;
-  blocking.pixels = plan.dot ? 1024 : 256;
+  // A block of packed columns stays in the first cache while all rows pass; dots add up their lanes once a box.
+  const int64_t pixel_bytes = std::min(parts(columns, k.lanes), k.outer_vectors) * k.lanes * k.sum_item;
+  blocking.pixels = plan.dot ? 4096 : std::clamp<int64_t>(kPanelBytes / pixel_bytes, 128, 256);
   blocking.depth = 1 << 30;
   blocking.tile = 1 << 18;
   if (!lay_out(result.gather, blocking, k)) return nullptr;
@@ -99,7 +105,7 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   plan.columns = padded_rows(g, k);
 
   const int64_t rows = g.channels * g.taps, boxes = box_count(g);
-  plan.box_tasks = plan.dot ? 1 : std::clamp<int64_t>(kShares / g.groups, 1, boxes);
+  plan.box_tasks = std::clamp<int64_t>(kShares / g.groups, 1, boxes);
   if (plan.box_tasks * g.groups * rows * plan.columns * k.sum_item > kSharedSums) plan.box_tasks = 1;
   const bool own = plan.dot || plan.box_tasks > 1;
   result.rows_at_once =

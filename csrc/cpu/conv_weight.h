@@ -6,7 +6,13 @@
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-constexpr int kDotRows = CONVARITH_REGISTERS >= 32 ? 14 : 9;
+// Columns of a block of dots, and the rows beside them that fill the registers: each vector of x, most of which cross
+// two lines of the cache, is used for all of its columns.
+constexpr int kDotColumns = 3;
+constexpr int dot_rows(int64_t columns) {
+  if (CONVARITH_REGISTERS >= 32) return columns == 1 ? 14 : (columns == 2 ? 12 : 8);
+  return columns == 1 ? 9 : (columns == 2 ? 5 : 4);
+}
 
 // From y of a pair's first member to the second's.
 inline int64_t out_apart(const GatherPlan& p) {
@@ -59,18 +65,21 @@ void weight_pack(const WeightPlan& plan, const void* y, void* panels, char* scra
   }
 }
 
-// sums[r * pitch] += sum over the runs' outputs q of tile[offset[r] + q] * y[q], lanes along q. y's runs begin at whole
-// vectors and end in zeros; what the tile holds beside them may be an infinity, so it is masked.
-template <typename T, int kRows>
-void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* y,
+// sums[r * pitch + m] += sum over the runs' outputs q of tile[offset[r] + q] * y[m * line + q], r < kRows, m <
+// kColumns, lanes along q. y's runs begin at whole vectors and end in zeros; what the tile holds beside them may be an
+// infinity, so it is masked.
+template <typename T, int kRows, int kColumns>
+void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* y, int64_t line,
                   typename SumOf<T>::type* sums, int64_t pitch) {
   typedef typename SumOf<T>::type Sum;
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<Sum>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;
   typedef decltype(V{} < V{}) Mask;
-  Sums acc[kRows];
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r] = Sums{};
+  Sums acc[kRows][kColumns];
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) acc[r][m] = Sums{};
+  }
   const int64_t rest = runs[0].length % kLanes;  // the runs of a box are equally long
   Mask mask;
   for (int j = 0; j < kLanes; ++j) mask[j] = j < rest ? -1 : 0;
@@ -78,33 +87,50 @@ void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* 
     const T* x = tile + runs[i].source;
     int64_t q = 0;
     for (; q + kLanes <= runs[i].length; q += kLanes, y += kLanes) {
-      const V v = load(y);
-      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r] = multiply_add(acc[r], v, load(x + offset[r] + q));
+      V v[kColumns];
+      CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) v[m] = load(y + m * line);
+      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+        const V u = load(x + offset[r] + q);
+        CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) acc[r][m] = multiply_add(acc[r][m], v[m], u);
+      }
     }
     if (rest == 0) continue;
-    const V v = load(y);
+    V v[kColumns];
+    CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) v[m] = load(y + m * line);
     y += kLanes;
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-      acc[r] = multiply_add(acc[r], v, reinterpret_cast<V>(reinterpret_cast<Mask>(load(x + offset[r] + q)) & mask));
+      const V u = reinterpret_cast<V>(reinterpret_cast<Mask>(load(x + offset[r] + q)) & mask);
+      CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) acc[r][m] = multiply_add(acc[r][m], v[m], u);
     }
   }
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    Sum sum = 0;
-    for (int j = 0; j < kLanes; ++j) sum += acc[r][j];
-    sums[r * pitch] += sum;
+    CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) {
+      Sum sum = 0;
+      for (int j = 0; j < Simd<Sum>::kLanes; ++j) sum += acc[r][m][j];
+      sums[r * pitch + m] += sum;
+    }
   }
 }
 
 template <typename T>
-using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, typename SumOf<T>::type*,
+using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, int64_t, typename SumOf<T>::type*,
                              int64_t);
 
-template <typename T, int kRows = kDotRows>
-MultiplyDot<T> dot_for(int64_t rows) {
+template <typename T, int kColumns, int kRows = dot_rows(kColumns)>
+MultiplyDot<T> dot_rows_for(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return dot_for<T, kRows - 1>(rows);
+    if (rows < kRows) return dot_rows_for<T, kColumns, kRows - 1>(rows);
   }
-  return multiply_dot<T, kRows>;
+  return multiply_dot<T, kRows, kColumns>;
+}
+
+// The microkernel for a block of rows, of dot_rows(columns) at most.
+template <typename T, int kColumns = kDotColumns>
+MultiplyDot<T> dot_for(int64_t rows, int64_t columns) {
+  if constexpr (kColumns > 1) {
+    if (columns < kColumns) return dot_for<T, kColumns - 1>(rows, columns);
+  }
+  return dot_rows_for<T, kColumns>(rows);
 }
 
 // What a task works on: a group, a share of its rows, and a share of the pass's boxes.
@@ -150,14 +176,17 @@ void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
   const int64_t row_end = least(task.row_end, (c0 + channels) * p.taps);
   const int64_t line = count * block_count(runs[0].length, kLanes) * kLanes;
-  const int64_t blocks = block_count(row_end - row_begin, kDotRows);
+  const int64_t strips = block_count(p.rows, kDotColumns);
   Sum* sums = all_sums + (row_begin - plan.first_row) * plan.columns;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t row = block_begin(block, row_end - row_begin, blocks);
-    const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
-    for (int64_t m = 0; m < p.rows; ++m) {
-      dot_for<Factor>(rows)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, lines + m * line,
-                            sums + row * plan.columns + m, plan.columns);
+  for (int64_t strip = 0; strip < strips; ++strip) {
+    const int64_t m = block_begin(strip, p.rows, strips);
+    const int64_t columns = block_begin(strip + 1, p.rows, strips) - m;
+    const int64_t blocks = block_count(row_end - row_begin, dot_rows(columns));
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t row = block_begin(block, row_end - row_begin, blocks);
+      const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
+      dot_for<Factor>(rows, columns)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, lines + m * line,
+                                     line, sums + row * plan.columns + m, plan.columns);
     }
   }
 }
