@@ -59,14 +59,37 @@ Gather forward_gather(const Problem& p, bool all_taps) {
 
 namespace {
 
+// A phase of one axis of a transposed convolution: its outputs, its taps that meet an input, and how far from the
+// output's cell each reads.
+struct AxisPhase {
+  int64_t outputs;
+  std::vector<int64_t> taps, shifts;
+};
+
+AxisPhase axis_phase(const Axis& a, int64_t source, int64_t phase) {
+  AxisPhase result = {parts(a.input - phase, a.stride), {}, {}};
+  for (int64_t t = 0; t < a.kernel; ++t) {
+    const int64_t scaled = phase + a.lo - t * a.dilation, shift = floor_div(scaled, a.stride);
+    if (shift * a.stride != scaled || shift >= source || shift + result.outputs <= 0) continue;
+    result.taps.push_back(t);
+    result.shifts.push_back(shift);
+  }
+  return result;
+}
+
 // x = C^T y: one gather for each phase of the stride, over the taps of that phase; no inserted zero exists.
 std::vector<Gather> transposed_gathers(const Problem& p) {
   std::vector<Gather> result;
-  std::array<int64_t, 3> phases;
-  for (int i = 0; i < kAxes; ++i) phases[i] = std::min(p.axis[i].stride, p.axis[i].input);
-  for (int64_t phase = 0; phase < phases[0] * phases[1] * phases[2]; ++phase) {
-    const std::array<int64_t, 3> r = {phase / (phases[2] * phases[1]), phase / phases[2] % phases[1],
-                                      phase % phases[2]};
+  std::array<std::vector<AxisPhase>, kAxes> phases;
+  for (int i = 0; i < kAxes; ++i) {
+    for (int64_t r = 0; r < std::min(p.axis[i].stride, p.axis[i].input); ++r) {
+      phases[i].push_back(axis_phase(p.axis[i], p.output[i], r));
+    }
+  }
+  const int64_t planes = phases[0].size(), rows = phases[1].size(), columns = phases[2].size();
+  for (int64_t phase = 0; phase < planes * rows * columns; ++phase) {
+    const std::array<int64_t, 3> r = {phase / (rows * columns), phase / columns % rows, phase % columns};
+    const std::array<const AxisPhase*, 3> of = {&phases[0][r[0]], &phases[1][r[1]], &phases[2][r[2]]};
     Gather gather;
     GatherPlan& g = gather.plan;
     g.batch = p.batch;
@@ -78,27 +101,21 @@ std::vector<Gather> transposed_gathers(const Problem& p) {
     g.w_row = p.w.channel;
     g.w_channel = p.w.batch;
     for (int i = 0; i < kAxes; ++i) {
-      const Axis& a = p.axis[i];
-      g.grid[i] = (a.input - r[i] + a.stride - 1) / a.stride;
+      g.grid[i] = of[i]->outputs;
       g.stride[i] = 1;
       g.source[i] = p.output[i];
       g.out_offset += r[i] * p.x.axis[i];
-      g.out_axis[i] = a.stride * p.x.axis[i];
+      g.out_axis[i] = p.axis[i].stride * p.x.axis[i];
     }
-    for_taps(p, [&](const std::array<int64_t, 3>& t) {
-      std::array<int64_t, 3> shift;
-      int64_t weight = 0;
-      for (int i = 0; i < kAxes; ++i) {
-        const Axis& a = p.axis[i];
-        const int64_t scaled = r[i] + a.lo - t[i] * a.dilation;
-        if (scaled - floor_div(scaled, a.stride) * a.stride != 0) return;
-        shift[i] = floor_div(scaled, a.stride);
-        if (shift[i] >= g.source[i] || shift[i] + g.grid[i] <= 0) return;
-        weight += t[i] * p.w.axis[i];
+    for (size_t z = 0; z < of[0]->taps.size(); ++z) {
+      for (size_t y = 0; y < of[1]->taps.size(); ++y) {
+        for (size_t x = 0; x < of[2]->taps.size(); ++x) {
+          gather.shifts.push_back({of[0]->shifts[z], of[1]->shifts[y], of[2]->shifts[x]});
+          gather.tap_weight.push_back(of[0]->taps[z] * p.w.axis[0] + of[1]->taps[y] * p.w.axis[1] +
+                                      of[2]->taps[x] * p.w.axis[2]);
+        }
       }
-      gather.shifts.push_back(shift);
-      gather.tap_weight.push_back(weight);
-    });
+    }
     result.push_back(std::move(gather));
   }
   return result;
