@@ -79,14 +79,37 @@ void make_pairs(GatherPlan& g, int64_t axis) {
 
 namespace {
 
+// A phase of one axis of a transposed convolution: its outputs, its taps that meet an input, and how far from the
+// output's cell each reads.
+struct AxisPhase {
+  int64_t outputs;
+  std::vector<int64_t> taps, shifts;
+};
+
+AxisPhase axis_phase(const Axis& a, int64_t source, int64_t phase) {
+  AxisPhase result = {parts(a.input - phase, a.stride), {}, {}};
+  for (int64_t t = 0; t < a.kernel; ++t) {
+    const int64_t scaled = phase + a.lo - t * a.dilation, shift = floor_div(scaled, a.stride);
+    if (shift * a.stride != scaled || shift >= source || shift + result.outputs <= 0) continue;
+    result.taps.push_back(t);
+    result.shifts.push_back(shift);
+  }
+  return result;
+}
+
 // x = C^T y: one gather for each phase of the stride, over the taps of that phase; no inserted zero exists.
 std::vector<Gather> transposed_gathers(const Problem& p) {
   std::vector<Gather> result;
-  std::array<int64_t, 3> phases;
-  for (int i = 0; i < kAxes; ++i) phases[i] = std::min(p.axis[i].stride, p.axis[i].input);
-  for (int64_t phase = 0; phase < phases[0] * phases[1] * phases[2]; ++phase) {
-    const std::array<int64_t, 3> r = {phase / (phases[2] * phases[1]), phase / phases[2] % phases[1],
-                                      phase % phases[2]};
+  std::array<std::vector<AxisPhase>, kAxes> phases;
+  for (int i = 0; i < kAxes; ++i) {
+    for (int64_t r = 0; r < std::min(p.axis[i].stride, p.axis[i].input); ++r) {
+      phases[i].push_back(axis_phase(p.axis[i], p.output[i], r));
+    }
+  }
+  const int64_t planes = phases[0].size(), rows = phases[1].size(), columns = phases[2].size();
+  for (int64_t phase = 0; phase < planes * rows * columns; ++phase) {
+    const std::array<int64_t, 3> r = {phase / (rows * columns), phase / columns % rows, phase % columns};
+    const std::array<const AxisPhase*, 3> of = {&phases[0][r[0]], &phases[1][r[1]], &phases[2][r[2]]};
     Gather gather;
     GatherPlan& g = gather.plan;
     g.batch = p.batch;
@@ -98,27 +121,21 @@ std::vector<Gather> transposed_gathers(const Problem& p) {
     g.w_row = p.w.channel;
     g.w_channel = p.w.batch;
     for (int i = 0; i < kAxes; ++i) {
-      const Axis& a = p.axis[i];
-      g.grid[i] = (a.input - r[i] + a.stride - 1) / a.stride;
+      g.grid[i] = of[i]->outputs;
       g.stride[i] = 1;
       g.source[i] = p.output[i];
       g.out_offset += r[i] * p.x.axis[i];
-      g.out_axis[i] = a.stride * p.x.axis[i];
+      g.out_axis[i] = p.axis[i].stride * p.x.axis[i];
     }
-    for_taps(p, [&](const std::array<int64_t, 3>& t) {
-      std::array<int64_t, 3> shift;
-      int64_t weight = 0;
-      for (int i = 0; i < kAxes; ++i) {
-        const Axis& a = p.axis[i];
-        const int64_t scaled = r[i] + a.lo - t[i] * a.dilation;
-        if (scaled - floor_div(scaled, a.stride) * a.stride != 0) return;
-        shift[i] = floor_div(scaled, a.stride);
-        if (shift[i] >= g.source[i] || shift[i] + g.grid[i] <= 0) return;
-        weight += t[i] * p.w.axis[i];
+    for (size_t z = 0; z < of[0]->taps.size(); ++z) {
+      for (size_t y = 0; y < of[1]->taps.size(); ++y) {
+        for (size_t x = 0; x < of[2]->taps.size(); ++x) {
+          gather.shifts.push_back({of[0]->shifts[z], of[1]->shifts[y], of[2]->shifts[x]});
+          gather.tap_weight.push_back(of[0]->taps[z] * p.w.axis[0] + of[1]->taps[y] * p.w.axis[1] +
+                                      of[2]->taps[x] * p.w.axis[2]);
+        }
       }
-      gather.shifts.push_back(shift);
-      gather.tap_weight.push_back(weight);
-    });
+    }
     result.push_back(std::move(gather));
   }
   return result;
@@ -176,6 +193,25 @@ int64_t whole_vectors(int64_t size, int64_t part, int64_t inner, int64_t lanes) 
   return best;
 }
 
+// Boxes of about `pixels` outputs. Along z before y where taps span z but not y: neighbours in a box share inputs.
+void set_boxes(Gather& gather, int64_t pixels, int64_t lanes) {
+  GatherPlan& g = gather.plan;
+  const auto spans = [&](int axis) {
+    return std::any_of(gather.shifts.begin(), gather.shifts.end(),
+                       [&](const auto& shift) { return shift[axis] != gather.shifts.front()[axis]; });
+  };
+  std::array<int, 4> order = {3, 2, 1, 0};
+  if (spans(0) && !spans(1)) std::swap(order[1], order[2]);
+  const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
+  int64_t left = std::max<int64_t>(pixels, 1), inner = 1;
+  for (int i : order) {
+    g.box[i] = whole_vectors(extent[i], left, inner, lanes);
+    g.boxes[i] = parts(extent[i], g.box[i]);
+    left = g.boxes[i] > 1 ? 1 : left / g.box[i];
+    inner *= g.box[i];
+  }
+}
+
 // The residues of the taps' inputs modulo the step, each once.
 std::vector<std::array<int64_t, 3>> residues_of(const Gather& gather, const int64_t* step) {
   std::vector<std::array<int64_t, 3>> residues;
@@ -196,16 +232,6 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   g.compact = blocking.compact;
   g.outer = blocking.outer;
 
-  int64_t left = std::max<int64_t>(blocking.pixels, 1), inner = 1;
-  const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
-  const int64_t unit = g.outer ? 1 : k.lanes;
-  for (int i = 3; i >= 0; --i) {
-    g.box[i] = whole_vectors(extent[i], left, inner, unit);
-    g.boxes[i] = parts(extent[i], g.box[i]);
-    left = g.boxes[i] > 1 ? 1 : left / g.box[i];
-    inner *= g.box[i];
-  }
-
   // Where every residue modulo the stride is read, the outer product needs no split: it reads cells wherever they are.
   const int64_t all_residues = g.stride[0] * g.stride[1] * g.stride[2];
   const bool split = !g.outer || residues_of(gather, g.stride).size() < static_cast<size_t>(all_residues);
@@ -216,6 +242,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   for (const auto& r : residues) gather.residue.insert(gather.residue.end(), r.begin(), r.end());
 
   bool inside = true;
+  int64_t span[3];
   for (int i = 0; i < 3; ++i) {
     int64_t low = 0, high = 0;
     for (size_t t = 0; t < gather.shifts.size(); ++t) {
@@ -226,8 +253,13 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     }
     g.move[i] = g.stride[i] / step[i];
     g.low[i] = low;
-    g.cells[i] = (g.box[i + 1] - 1) * g.move[i] + 1 + high - low;
+    span[i] = high - low;
   }
+  const auto set_tile = [&](int64_t pixels) {
+    set_boxes(gather, pixels, g.outer ? 1 : k.lanes);
+    for (int i = 0; i < 3; ++i) g.cells[i] = (g.box[i + 1] - 1) * g.move[i] + 1 + span[i];
+  };
+  set_tile(blocking.pixels);
 
   // Read in place: the outer product reads nothing but what it multiplies, in any order of memory.
   const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
@@ -240,6 +272,8 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   int64_t block = g.channels * taps <= 2 * blocking.depth ? g.channels : std::max<int64_t>(1, blocking.depth / taps);
   if (!g.raw) block = std::min(block, std::max<int64_t>(1, blocking.tile / (cells * k.sum_item)));
   g.channel_block = even_part(g.channels, block);
+  // After the channels are chosen: in which order they are summed must not depend on the threads.
+  if (blocking.share < blocking.pixels) set_tile(blocking.share);
   // In the input's order: the channels are innermost in both, or the last axis is.
   const bool channels_inner = g.outer && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
@@ -299,11 +333,6 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   b.depth = 288;
   // Sums of a box stay in the second cache; a thirteenth vector makes 14 x 14 or 4 times 7 x 7 outputs a box.
   b.pixels = std::clamp<int64_t>((int64_t{1} << 19) / (g.rows * k.sum_item), 13 * k.lanes, 1024);
-  // Enough boxes for every thread, where it cannot have rows of its own.
-  const int64_t outputs = g.batch * g.grid[0] * g.grid[1] * g.grid[2] * g.groups;
-  if (g.rows < 4 * threads * k.row_block) {
-    b.pixels = std::clamp<int64_t>(outputs / (4 * threads), std::min(b.pixels, k.vectors * k.lanes), b.pixels);
-  }
   // Lanes along the outputs multiply the margins of the tile too; lanes along the rows fill them up with zeros.
   int64_t span[3] = {0, 0, 0};
   for (int i = 0; i < 3; ++i) {
@@ -316,7 +345,15 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const auto margin = [&](int i) { return 1 + static_cast<double>(span[i]) / static_cast<double>(g.grid[i]); };
   const auto stride = static_cast<double>(g.stride[0] * g.stride[1] * g.stride[2]);
   double waste = margin(2);
-  if (g.grid[1] * g.grid[2] * 2 <= b.pixels && g.batch > 1) waste *= margin(1);
+  bool by_image = false;
+  if (g.grid[0] == 1 && g.grid[1] * g.grid[2] * 2 <= b.pixels && g.batch > 1) {
+    // An image that ends with its last output, in whole vectors, or images with the margins between them.
+    const int64_t row = g.grid[2] + span[2], image = g.grid[1] * g.grid[2];
+    const int64_t alone = parts((g.grid[1] - 1) * row + g.grid[2], k.lanes) * k.lanes;
+    const int64_t together = (g.grid[1] + span[1]) * row;
+    by_image = alone <= together;
+    waste = static_cast<double>(std::min(alone, together)) / static_cast<double>(image);
+  }
   if (g.grid[0] > 1) waste *= margin(1) * (g.grid[1] * g.grid[2] <= b.pixels ? margin(0) : 1);
   // Cycles of an output: multiplications, two vectors at a time, and storing; and copying its share of a tile whose
   // neighbours are not neighbours in memory.
@@ -339,6 +376,16 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
     b.pixels =
         std::min(b.pixels, std::max<int64_t>(196, (int64_t{3} << 17) / k.sum_item / (g.rows + channels_at_once)));
     b.compact = true;
+  } else if (by_image) {
+    b.pixels = g.grid[1] * g.grid[2];
+  }
+  // Enough boxes for every thread, where it cannot have rows of its own.
+  const int64_t outputs = g.batch * g.grid[0] * g.grid[1] * g.grid[2] * g.groups;
+  const int64_t row_tasks = b.outer ? parts(g.rows, k.outer_vectors * k.lanes) : g.rows / k.row_block;
+  b.share = b.pixels;
+  if (row_tasks < 4 * threads) {
+    const int64_t least = b.outer ? 128 : k.vectors * k.lanes;
+    b.share = std::clamp<int64_t>(outputs / (4 * threads), std::min(b.pixels, least), b.pixels);
   }
   return b;
 }

@@ -194,6 +194,7 @@ struct Blocking {
   bool compact;
   bool outer;
   int64_t pixels;                   // of a box, about
+  int64_t share = INT64_MAX;        // of a box where less, so that every thread has some
   int64_t depth;                    // channels * taps of a tile, about
   int64_t tile = int64_t{1} << 20;  // bytes, at most, where there are channels to leave for another
   bool may_be_raw;                  // the input may be read where it stands
