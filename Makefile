@@ -15,7 +15,7 @@ OUT ?= out
 # The CPU engine without torch, against plain loops.
 STANDALONE := $(wildcard csrc/cpu/conv_*.cpp csrc/cpu/window_*.cpp) csrc/cpu/isa.cpp tests/standalone/engine.cpp
 STANDALONE_FLAGS := -std=c++17 -fno-math-errno -fno-trapping-math -Itests/standalone
-CASES ?= 400
+CASES ?= 1000
 AARCH64 ?= aarch64-linux-gnu-g++
 OLDEST := .venv-oldest
 OLDEST_TORCH := torch==2.11.0 setuptools>=77,<82

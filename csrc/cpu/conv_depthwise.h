@@ -501,7 +501,7 @@ void depthwise_sum(const DepthwisePlan& p, const void* x_data, const void* y_dat
       }
       Strip<T>(p, b, static_cast<const T*>(x_data), cells).fill(p.strip_rows);
       const int64_t vectors = block_count(b.size[1], kLanes);
-      const bool one_row = p.gradient_rows == 1;
+      const bool one_row = p.gradient_rows == p.out_step[0];  // of each phase
       for (int64_t m = 0; m < p.rows; ++m) {
         fill_gradient(p, b, m, static_cast<const T*>(y_data), gradient);
         for (int64_t c = 0; c < p.channels; ++c) {

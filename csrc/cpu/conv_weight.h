@@ -277,7 +277,8 @@ void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t
     const int64_t first = plan.dot ? columns.first : columns.first * rows;
     Sum* sums = weight_sums<Sum>(plan, sums_data, g, 0) + first;
     for (int64_t share = 1; share < plan.box_tasks; ++share) {
-      add_run(weight_sums<Sum>(plan, sums_data, g, share) + first, rows * pitch, sums);
+      const Sum* more = weight_sums<Sum>(plan, sums_data, g, share) + first;
+      for (int64_t r = 0; r < rows; ++r) add_run(more + r * pitch, columns.real, sums + r * pitch);
     }
     T* w = static_cast<T*>(w_data) + g * p.w_group + columns.first * p.w_row;
     if (dense) {
