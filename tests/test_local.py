@@ -124,6 +124,31 @@ def test_arguments_are_checked():
         tc.LocallyConnected2d.from_conv(nn.Conv1d(1, 1, 1), 3)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_autocast_is_a_convolutions(transposed):
+    conv = nn.ConvTranspose2d(2, 3, 3) if transposed else nn.Conv2d(2, 3, 3)
+    layer = (LOCAL_TRANSPOSED if transposed else LOCAL)[2].from_conv(conv, (5, 4))
+    x = distinct(1, 2, 5, 4).float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, expected = layer(x), conv(x)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=2**-6, atol=2**-4)  # bfloat16 keeps 8 bits
+    y.sum().backward()
+    assert x.grad.dtype == layer.weight.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # float64 stays, as in a convolution
+        assert layer.double()(x.double()).dtype == torch.float64
+
+
+def test_dtypes_must_agree():
+    layer = tc.LocallyConnected2d(2, 3, 5, 3)
+    with pytest.raises(RuntimeError, match=r"input of torch\.float64 and weight of torch\.float32 should be the same"):
+        layer(torch.zeros(1, 2, 5, 5, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"input of torch\.float64 and bias of torch\.float32 should be the same"):
+        C.locally_connected(torch.zeros(1, 2, 5, 5, dtype=torch.float64), layer.weight.double(), layer.bias)
+    with pytest.raises(RuntimeError, match="should be the same dtype"):
+        C.locally_connected_transpose(torch.zeros(1, 3, 3, 3).double(), layer.weight, (5, 5))
+
+
 # vmap allows no random numbers inside.
 W, V, U = distinct(4, 1, 2, 2, 2, 4, seed=4), distinct(2, 3, 2, 2, 4, 5, seed=5), distinct(3, 1, 8)
 DIFFERENTIABLE = {

@@ -72,6 +72,16 @@ def test_floating_dtypes(dtype):
     torch.testing.assert_close(y.double(), F.local_response_norm(x.to(dtype).double(), 3, 0.5), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("spatial", [(3,), (3, 5), (2, 3, 2)])
+def test_autocast_is_torchs(dtype, spatial):
+    x = torch.randn(2, 7, *spatial, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = (f(x, 3, 0.5) for f in (C.local_response_norm, F.local_response_norm))
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours, theirs, rtol=2**-6, atol=2**-6)  # bfloat16 keeps 8 bits
+
+
 def test_integers_are_torchs():
     x = small_integers(1, 4, 3, 3, dtype=torch.int64)
     torch.testing.assert_close(C.local_response_norm(x, 2, 0.5), F.local_response_norm(x, 2, 0.5))

@@ -79,6 +79,22 @@ def test_half_precision(kind, dtype):
     assert torch.equal(pool(x, 3, 2, 1), torch_pool(x, 3, 2, 1))
 
 
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_is_torchs(axes, dtype):
+    """Of half precision, torch pools in 3 dimensions to float32, but for maxima with indices."""
+    x = torch.randn(1, 2, *(6,) * axes, generator=torch.Generator().manual_seed(axes)).to(dtype)
+    for kind, args in (("max", (2,)), ("avg", (2,)), ("lp", (2, 2))):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            ours, theirs = of(kind, axes)(x, *args), getattr(F, f"{kind}_pool{axes}d")(x, *args)
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=2**-6, atol=2**-6)  # bfloat16 keeps 8 bits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = (f(x, 2, return_indices=True) for f in (of("max", axes), getattr(F, f"max_pool{axes}d")))
+    assert ours[0].dtype == theirs[0].dtype
+    assert torch.equal(ours[1], theirs[1])
+
+
 def test_average_of_integers_truncates():
     x = small_integers(1, 2, 6, 6, dtype=torch.int64, seed=3)
     assert torch.equal(C.avg_pool2d(x, 2), F.avg_pool2d(x, 2))

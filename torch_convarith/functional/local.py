@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _ops
 from ..geometry import Geometry, GeometryError
+from .conv import _autocast
 
 
 def locally_connected(
@@ -33,11 +34,13 @@ def locally_connected(
 
     Raises:
         GeometryError: sizes that do not fit, or an output whose size is not the weight's.
+        RuntimeError: dtypes that differ.
 
     >>> x, w = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
     >>> locally_connected(x, w).tolist()  # the first output takes its first tap, the second its second
     [[[1.0, 3.0]]]
     """
+    input, weight, bias = _operands("locally_connected", input, weight, bias)
     axes = _axes(weight)
     kernel, output = tuple(weight.shape[2 : 2 + axes]), tuple(weight.shape[2 + axes :])
     _check_input(input, axes)
@@ -78,11 +81,13 @@ def locally_connected_transpose(
 
     Raises:
         GeometryError: sizes that do not fit.
+        RuntimeError: dtypes that differ.
 
     >>> y, w = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
     >>> locally_connected_transpose(y, w, (3,)).tolist()
     [[[1.0, 0.0, 3.0]]]
     """
+    input, weight, bias = _operands("locally_connected_transpose", input, weight, bias)
     axes = _axes(weight)
     kernel, size = tuple(weight.shape[2 : 2 + axes]), tuple(weight.shape[2 + axes :])
     _check_input(input, axes)
@@ -98,6 +103,15 @@ def locally_connected_transpose(
     columns = torch.einsum("...gko,gkcto->...gcto", y, free).flatten(-4, -3)  # (..., C, taps, outputs)
     result = _ops.fold(columns, geometry.input_size, *_raw(geometry))
     return result if bias is None else result + bias
+
+
+def _operands(name: str, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """Cast by autocast as a convolution's operands, and then of one dtype."""
+    input, weight, bias = _autocast(*tensors)
+    for what, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise RuntimeError(f"{name}: input of {input.dtype} and {what} of {tensor.dtype} should be the same dtype")
+    return input, weight, bias
 
 
 def _axes(weight: Tensor) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _ops
 from ..geometry import GeometryError
+from .pooling import full_precision_under_autocast
 
 
 def local_response_norm(
@@ -46,6 +47,8 @@ def local_response_norm(
         raise GeometryError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")
     if size < 1:
         raise GeometryError(f"a normalisation window needs at least 1 channel, got size {size}")
+    if input.dim() > 3:  # where torch's formula pools in three dimensions
+        input = full_precision_under_autocast(input)
     per_element = alpha / size if alpha_per_element is None else alpha_per_element
     if input.is_floating_point():
         return _ops.lrn(input, 1, size, float(per_element), float(beta), float(k))

@@ -401,6 +401,13 @@ def _window_geometry(
     return kernel, stride, tuple(side for pair in pads for side in pair), dilation, ceil_mode
 
 
+def full_precision_under_autocast(input: Tensor) -> Tensor:
+    """On the CPU, torch's autocast has 3-D pooling compute, and return, float32."""
+    if input.dtype not in (torch.float16, torch.bfloat16) or input.device.type != "cpu":
+        return input
+    return input.float() if torch.is_autocast_enabled("cpu") else input
+
+
 def _max_pool(
     axes: int,
     input: Tensor,
@@ -417,6 +424,8 @@ def _max_pool(
         raise ValueError(f"ties must be one of {', '.join(TIES)}, not {ties!r}")
     name = f"{'min' if minimum else 'max'}_pool{axes}d"
     geometry = _raw_geometry(name, axes, input, kernel_size, stride, padding, dilation, ceil_mode)
+    if axes == 3 and not return_indices:  # with indices torch keeps the dtype
+        input = full_precision_under_autocast(input)
     if ties != "first":
         y = _ops.max_pool_ties(input, ties == "split", *geometry, minimum)
         return (y, _ops.max_pool_with_indices(input.detach(), *geometry, minimum)[1]) if return_indices else y
@@ -441,6 +450,8 @@ def _avg_pool(
     geometry = _raw_geometry(f"avg_pool{axes}d", axes, input, kernel_size, stride, padding, dilation, ceil_mode)
     if divisor_override == 0:
         raise GeometryError("divisor must be not zero")
+    if axes == 3:
+        input = full_precision_under_autocast(input)
     return _ops.avg_pool(input, *geometry, count_include_pad, divisor_override)
 
 
@@ -452,6 +463,8 @@ def _lp_pool(
     if norm_type == 0:
         raise ValueError("L^p pooling needs a norm_type other than 0")
     geometry = _raw_geometry(f"lp_pool{axes}d", axes, input, kernel_size, stride, 0, 1, ceil_mode)
+    if axes == 3:
+        input = full_precision_under_autocast(input)
     if math.isinf(norm_type):  # of -infinity: the smallest |x|
         return _max_pool(axes, input.abs(), kernel_size, stride, 0, 1, ceil_mode, False, "first", minimum=norm_type < 0)
     if not input.is_floating_point():  # torch's formula as it stands: its mean of integers is truncated
