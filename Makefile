@@ -6,14 +6,14 @@ NVCC ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc))
 CUDA_ARCHS ?= 80 90
 
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
-CPP_TESTS := $(wildcard tests/standalone/*.cpp tests/standalone/*/*.h tests/standalone/*/*/*.h)
+CPP_TESTS := $(wildcard tests/standalone/*.cpp tests/standalone/*.h tests/standalone/*/*.h tests/standalone/*/*/*.h)
 CUDA_KERNELS := $(wildcard csrc/cuda/*.cu)
 CUDA_GLUE := $(wildcard csrc/cuda/*.cpp)
 CUDA_FLAGS = --threads 0 --expt-relaxed-constexpr $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
   -D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_BFLOAT16_CONVERSIONS__ -D__CUDA_NO_HALF2_OPERATORS__
 OUT ?= out
-# The CPU engine without torch, against plain loops.
-STANDALONE := $(wildcard csrc/cpu/conv_*.cpp csrc/cpu/window_*.cpp) csrc/cpu/isa.cpp tests/standalone/engine.cpp
+# The CPU engine and the window kernels without torch, against plain loops.
+STANDALONE := $(wildcard csrc/cpu/conv_*.cpp csrc/cpu/window_*.cpp) csrc/cpu/isa.cpp
 STANDALONE_FLAGS := -std=c++17 -fno-math-errno -fno-trapping-math -Itests/standalone
 CASES ?= 1000
 AARCH64 ?= aarch64-linux-gnu-g++
@@ -39,8 +39,9 @@ test-oldest: $(OLDEST)/.installed  ## run the tests with the oldest torch that t
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps --force-reinstall $(OLDEST)/dist/*.whl
 	cd tests && ../$(OLDEST)/bin/pytest -q -n 2 .
 
-sanitize: build/standalone/sanitized/engine  ## run the CPU engine on random geometries under AddressSanitizer and UBSan
+sanitize: $(addprefix build/standalone/sanitized/,engine windows)  ## run the CPU kernels on random geometries under AddressSanitizer and UBSan
 	@set -e; for isa in baseline avx2 avx512 avx512_bf16; do TORCH_CONVARITH_ISA=$$isa $< $(CASES); done
+	@set -e; for isa in baseline avx2 avx512; do TORCH_CONVARITH_ISA=$$isa $(word 2,$^) $(CASES); done
 
 aarch64: build/standalone/aarch64/engine  ## the same, without sanitizers, on an emulated ARM; needs g++-aarch64-linux-gnu, qemu-user
 	qemu-aarch64 $< $(CASES)
@@ -88,18 +89,18 @@ clean:  ## remove everything that the targets above made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
-build/standalone/sanitized/%.o: %.cpp $(CPP)
+build/standalone/sanitized/%.o: %.cpp $(CPP) $(filter %.h,$(CPP_TESTS))
 	@mkdir -p $(@D)
 	$(CXX) $(STANDALONE_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -c $< -o $@
 
-build/standalone/sanitized/engine: $(STANDALONE:%.cpp=build/standalone/sanitized/%.o)
+build/standalone/sanitized/%: build/standalone/sanitized/tests/standalone/%.o $(STANDALONE:%.cpp=build/standalone/sanitized/%.o)
 	$(CXX) -fsanitize=address,undefined $^ -o $@
 
-build/standalone/aarch64/%.o: %.cpp $(CPP)
+build/standalone/aarch64/%.o: %.cpp $(CPP) $(filter %.h,$(CPP_TESTS))
 	@mkdir -p $(@D)
 	$(AARCH64) $(STANDALONE_FLAGS) -O3 -c $< -o $@
 
-build/standalone/aarch64/engine: $(STANDALONE:%.cpp=build/standalone/aarch64/%.o)
+build/standalone/aarch64/%: build/standalone/aarch64/tests/standalone/%.o $(STANDALONE:%.cpp=build/standalone/aarch64/%.o)
 	$(AARCH64) -static $^ -o $@
 
 # Stamps: a second call of a target above finds them newer than what they are made of, and does nothing again.

@@ -190,12 +190,17 @@ class Planned {
     constexpr int64_t kBytes = 1 << 16;  // a small part of the second cache
     if (plan_.exponent == 0 || plan_.exponent == 1 || plan_.exponent == 2 || plan_.exponent == 3) return;
     const int64_t indices = *std::max_element(count_[0].begin(), count_[0].end());
+    // Where dilated taps are cut off, a row may begin before the one ahead of it, or end before it.
+    std::vector<int64_t> least(rows);  // of this row and those behind it
     int64_t lines = 0, ahead = 1, last = 0;
+    for (int64_t i = rows - 1, first = INT64_MAX; i >= 0; --i) {
+      least[i] = first = count_[1][i] == 0 ? first : std::min(first, first_[1][i]);
+    }
     for (int64_t i = 0; i < rows; ++i) {
       if (count_[1][i] == 0) continue;
-      const int64_t seen = (count_[1][i] - 1) * plan_.lines[1].step + 1, end = first_[1][i] + seen;
+      const int64_t end = std::max(last, first_[1][i] + (count_[1][i] - 1) * plan_.lines[1].step + 1);
       if (lines > 0) ahead = std::max(ahead, end - last);
-      lines = std::max(lines, seen);
+      lines = std::max(lines, end - least[i]);
       last = end;
     }
     const int64_t line = indices * plan_.lines[1].pitch;
