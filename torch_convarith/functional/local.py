@@ -105,9 +105,9 @@ def locally_connected_transpose(
     return result if bias is None else result + bias
 
 
-def _operands(name: str, *tensors: Tensor | None) -> tuple[Any, ...]:
+def _operands(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast by autocast as a convolution's operands, and then of one dtype."""
-    input, weight, bias = _autocast(*tensors)
+    input, weight, bias = _autocast(input, weight, bias)  # type: ignore[assignment]
     for what, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != input.dtype:
             raise RuntimeError(f"{name}: input of {input.dtype} and {what} of {tensor.dtype} should be the same dtype")
