@@ -237,7 +237,7 @@ void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKerne
 // of which strided cells cost more to load or store; transforms of the weights.
 bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
   // So few lanes leave transforms half empty; as channels to sum over, the direct kernels do better.
-  if (p.in.lanes < 12 || p.out.lanes < 12) return false;
+  if (p.in.lanes < 12 || (p.out.lanes < 12 && pass != Pass::kInput)) return false;
   // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's three stages.
   if (k.pairs && pass == Pass::kWeight) return false;
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
@@ -245,7 +245,7 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   double cost = 0.54 * kWinogradProducts * tiles * in * vectors(p.out.lanes);
   cost += 190 * tiles * (vectors(p.in.lanes) + vectors(p.out.lanes)) + 190 * in * vectors(p.out.lanes);
   for (const WinogradSide* s : {&p.in, &p.out}) {
-    if (s->lanes > s->channels || s->step[2] > 1) cost += 900 * tiles * vectors(s->lanes);
+    if (s->lanes > s->channels || s->step[2] > 1) cost += 1100 * tiles * vectors(s->lanes);
   }
   if (pass == Pass::kWeight) cost += 150'000;  // its three stages wait for each other
 
@@ -265,7 +265,9 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   const auto lanes = static_cast<double>(k.lanes), members = k.pairs ? 2.0 : 1.0;
   double direct = 15 * taps * channels * rows / lanes;
   if (pass == Pass::kInput) {
-    direct += 0.6 * positions * taps * channels * std::ceil(rows / members) / lanes;
+    // Every phase packs a tile of its own.
+    const auto phases = static_cast<double>(problem.axis[1].stride * problem.axis[2].stride);
+    direct += positions * rows * (0.6 * taps * channels / members / lanes + 2.5 * phases);
   } else {
     // With few channels, the tile that a convolution reads costs as much as its use.
     const double cycles = pass == Pass::kOutput ? 0.57 + 0.6 / channels : 0.57;
