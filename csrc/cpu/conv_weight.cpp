@@ -83,7 +83,7 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   const int64_t length = result.gather.plan.grid[2];
   const int64_t dot_lanes = columns * parts(length, k.lanes) * k.lanes,
                 outer_lanes = length * parts(columns, k.lanes) * k.lanes;
-  plan.dot = columns * 4 <= k.lanes || dot_lanes * 4 < outer_lanes * 3;
+  plan.dot = columns * 4 <= k.lanes || (columns * 2 <= k.lanes && dot_lanes * 4 < outer_lanes * 3);
   if (wanted == Algorithm::kDot) plan.dot = columns <= 4 * k.lanes;
   if (wanted == Algorithm::kOuter) plan.dot = false;
 
