@@ -89,6 +89,7 @@ clean:  ## remove everything that the targets above made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
+.SECONDARY:  # objects are kept
 build/standalone/sanitized/%.o: %.cpp $(CPP) $(filter %.h,$(CPP_TESTS))
 	@mkdir -p $(@D)
 	$(CXX) $(STANDALONE_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -c $< -o $@
