@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "bias.h"
 #include "checks.h"
 #include "cpu/conv.h"
 
@@ -163,8 +164,8 @@ at::Tensor contract_and_add(Gives gives, const at::Tensor& a, const at::Tensor& 
                    : cpu::conv_transpose(a, b, values, input_size, g.stride, g.padding, g.dilation, g.groups);
   }
   at::Tensor result = contract(gives, a, b, input_size, g);
-  std::array<int64_t, kAxes + 1> shape = {bias->size(0), 1, 1, 1};
-  return result.add_(bias->view(at::IntArrayRef(shape.data(), result.dim() - 1)));
+  add_bias(result, *bias);
+  return result;
 }
 
 struct Direct : torch::autograd::Function<Direct> {

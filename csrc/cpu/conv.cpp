@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "../bias.h"
 #include "../checks.h"
 #include "conv_direct.h"
 #include "conv_engine.h"
@@ -20,17 +21,14 @@ int64_t reach(const at::Tensor& t) {
   return last + 1;
 }
 
-bool fast(const Problem& p, Pass pass, const at::Tensor& input, const at::Tensor& other, const at::Tensor* bias,
-          const at::Tensor& output) {
+bool fast(const Problem& p, Pass pass, const at::Tensor& input, const at::Tensor& other,
+          const std::optional<at::Tensor>& bias, const at::Tensor& output) {
   if (kernel_dtype(input.scalar_type()) < 0 || input.numel() == 0 || other.numel() == 0 || output.numel() == 0)
     return false;
   const Ran ran =
       run_fast(p, pass, kernel_dtype(input.scalar_type()), input.const_data_ptr(), reach(input), other.const_data_ptr(),
                reach(other), bias ? bias->const_data_ptr() : nullptr, output.mutable_data_ptr());
-  if (ran == Ran::kWithoutBias) {
-    std::array<int64_t, kAxes + 1> shape = {bias->size(0), 1, 1, 1};
-    output.add_(bias->view(at::IntArrayRef(shape.data(), output.dim() - 1)));
-  }
+  if (ran == Ran::kWithoutBias) add_bias(output, *bias);
   return ran != Ran::kNothing;
 }
 
@@ -48,7 +46,7 @@ at::Tensor conv(const at::Tensor& x, const at::Tensor& w, const std::optional<at
   Problem p = make_problem(sizes, stride, padding, dilation, groups);
   at::Tensor y = at::empty(sizes.y, x.options(), output_format(x, w));
   set_strides(p, x, w, y);
-  if (fast(p, Pass::kOutput, x, w, bias ? &*bias : nullptr, y)) return y;
+  if (fast(p, Pass::kOutput, x, w, bias, y)) return y;
   const int64_t rows = p.batch * w.size(0) * p.output[0] * p.output[1];
   CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::conv", [&] {
     using Acc = Accumulate<scalar_t>::type;
@@ -68,7 +66,7 @@ at::Tensor conv_transpose(const at::Tensor& y, const at::Tensor& w, const std::o
   Problem p = make_problem(sizes, stride, padding, dilation, groups);
   at::Tensor x = at::empty(sizes.x, y.options(), output_format(y, w));
   set_strides(p, x, w, y);
-  if (fast(p, Pass::kInput, y, w, bias ? &*bias : nullptr, x)) return x;
+  if (fast(p, Pass::kInput, y, w, bias, x)) return x;
   const int64_t rows = p.batch * sizes.x[1] * p.axis[0].input * p.axis[1].input;
   CONVARITH_DISPATCH(y.scalar_type(), "torch_convarith::conv_transpose", [&] {
     using Acc = Accumulate<scalar_t>::type;
@@ -89,7 +87,7 @@ at::Tensor conv_weight(const at::Tensor& x, const at::Tensor& y, at::IntArrayRef
   Problem p = make_problem(sizes, stride, padding, dilation, groups);
   at::Tensor w = at::empty(sizes.w, x.options(), output_format(x, y));
   set_strides(p, x, w, y);
-  if (fast(p, Pass::kWeight, x, y, nullptr, w)) return w;
+  if (fast(p, Pass::kWeight, x, y, std::nullopt, w)) return w;
   CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::conv_weight", [&] {
     using Acc = Accumulate<scalar_t>::type;
     parallel_rows(sizes.w[0] * sizes.w[1], p.batch * p.output_numel() * p.kernel_numel(),

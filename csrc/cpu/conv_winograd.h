@@ -457,11 +457,6 @@ void multiply_panel(int64_t rows, int64_t columns, int64_t depth, const float* a
 
 // Tasks ---------------------------------------------------------------------------------------------------------------
 
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-
 // Calls body with r as a constant.
 template <typename Body>
 inline void with_taps(const WinogradPlan& p, const Body& body) {

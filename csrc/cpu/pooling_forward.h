@@ -125,6 +125,15 @@ struct Powers {
   PowerOf itself, inverse, less_one, one_less;  // p, 1 / p, p - 1, 1 - p
 };
 
+// Calls body with kPower of an exponent, as a Constant.
+template <typename Body>
+inline void with_power(double p, const Body& body) {
+  if (p == 1) return body(Constant<1>{});
+  if (p == 2) return body(Constant<2>{});
+  if (p == 3) return body(Constant<3>{});
+  body(Constant<0>{});
+}
+
 // A window's sum times its weight.
 template <typename V>
 inline V weighted(const PoolPlan& plan, const Row& row, V sum, int64_t e) {

@@ -39,16 +39,12 @@ void pool_planes(Pooling kind, const PoolPlan& plan, int64_t planes, const void*
 }
 
 // Calls body with the powers of a kind of L^p pooling.
-template <bool kSigned, typename Sums, typename Body>
-inline void with_powers(double p, const Body& body) {
-  if (p == 1) return body(Powers<1, kSigned, Sums>(p));
-  if (p == 2) return body(Powers<2, kSigned, Sums>(p));
-  if (p == 3) return body(Powers<3, kSigned, Sums>(p));
-  body(Powers<0, kSigned, Sums>(p));
-}
 template <typename Sums, typename Body>
 inline void with_powers(Pooling kind, double p, const Body& body) {
-  kind == Pooling::kNorm ? with_powers<false, Sums>(p, body) : with_powers<true, Sums>(p, body);
+  with_power(p, [&](auto power) {
+    constexpr int kPower = decltype(power)::value;
+    kind == Pooling::kNorm ? body(Powers<kPower, false, Sums>(p)) : body(Powers<kPower, true, Sums>(p));
+  });
 }
 
 // L^p's adjoint is the average's between two multiplications, of elements where they stand.

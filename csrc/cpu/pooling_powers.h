@@ -165,20 +165,27 @@ void general_norm_backward(const PoolPlan& plan, const void* g_data, const void*
 
 template <bool kSigned, typename T>
 void norm_pool_rows(const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end) {
-  if (plan.exponent == 1) return pool_rows<Norm<1, kSigned, T>, T>(plan, x, y, scratch, begin, end);
-  if (plan.exponent == 2) return pool_rows<Norm<2, kSigned, T>, T>(plan, x, y, scratch, begin, end);
-  if (plan.exponent == 3) return pool_rows<Norm<3, kSigned, T>, T>(plan, x, y, scratch, begin, end);
-  return general_norm<kSigned, T>(plan, x, y, scratch, begin, end);
+  with_power(plan.exponent, [&](auto power) {
+    constexpr int kPower = decltype(power)::value;
+    if constexpr (kPower == 0) {
+      general_norm<kSigned, T>(plan, x, y, scratch, begin, end);
+    } else {
+      pool_rows<Norm<kPower, kSigned, T>, T>(plan, x, y, scratch, begin, end);
+    }
+  });
 }
 
 template <bool kSigned, typename T>
 void norm_backward_rows(const PoolPlan& plan, const void* g, const void* x, const void* y, void* result, char* scratch,
                         int64_t begin, int64_t end) {
-  const auto by = plan.exponent == 1   ? backward_rows<NormBackward<1, kSigned, T>, T>
-                  : plan.exponent == 2 ? backward_rows<NormBackward<2, kSigned, T>, T>
-                  : plan.exponent == 3 ? backward_rows<NormBackward<3, kSigned, T>, T>
-                                       : general_norm_backward<kSigned, T>;
-  by(plan, g, x, y, result, scratch, begin, end);
+  with_power(plan.exponent, [&](auto power) {
+    constexpr int kPower = decltype(power)::value;
+    if constexpr (kPower == 0) {
+      general_norm_backward<kSigned, T>(plan, g, x, y, result, scratch, begin, end);
+    } else {
+      backward_rows<NormBackward<kPower, kSigned, T>, T>(plan, g, x, y, result, scratch, begin, end);
+    }
+  });
 }
 
 template <typename T>

@@ -311,6 +311,12 @@ inline int64_t block_begin(int64_t index, int64_t size, int64_t blocks) {
   return index * size / blocks;
 }
 
+// A number that a generic lambda takes as a type.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 // Copies ------------------------------------------------------------------------------------------------------------
 
 // Vectors as the rows of a matrix, transposed: log2 of the lanes perfect shuffles.

@@ -10,11 +10,6 @@
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-
 // What T is computed in: `Sum` one by one, `Sums` in vectors of kLanes.
 template <typename T>
 struct Lanes {
