@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <limits>
+#include <thread>
 
 #include "conv_planning.h"
 #include "isa.h"
@@ -36,6 +37,7 @@ double handoff_seconds(int64_t rounds) {
           met = false;
           return;
         }
+        if (spins % 4096 == 4095) std::this_thread::yield();  // the other may wait for this very core
       }
       line.turn.store(mine + 1, std::memory_order_release);
     }
