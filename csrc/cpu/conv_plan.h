@@ -124,13 +124,12 @@ struct WinogradPlan {
   int64_t row_shares;     // tasks that share a box
 
   // The weight's gradient: shares of the boxes, whose number does not depend on the threads, have gradients of their
-  // own where there are several; tasks have blocks of the chunks and of the panels.
-  int64_t shares, in_blocks, out_blocks;
-  int64_t products_apart;  // between the products of chunks and panels; 0 where those of one box are all
-  int64_t w_count;
+  // own where there are several; a task has a block of the chunks and of the panels.
+  int64_t shares, in_blocks, out_blocks, w_count;
+  int64_t workers;  // threads that there is scratch for
 
   int64_t chunk_size;  // elements of a chunk of a box's transformed inputs
-  int64_t at_cells, at_line, at_inputs, at_outputs, at_weights, at_products, scratch;  // of a thread, in bytes
+  int64_t at_cells, at_line, at_inputs, at_outputs, at_weights, at_products, at_sums, scratch;  // of a thread, in bytes
 };
 
 // Depthwise convolutions and small groups. A strip, the padded inputs that a box of outputs sees, is swept by blocks of
@@ -254,11 +253,11 @@ struct ConvKernels {
                           int64_t end);
   void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, const void* weights, const void* inputs,
                    void* out, char* scratch, int64_t begin, int64_t end);
-  // The weight's gradient: a task is a (share of the boxes, group, block of the panels, block of the chunks); several
-  // shares write [share][w] to `sums`, to be added afterwards, elements [begin, end) at a time.
-  void (*winograd_gradient)(const WinogradPlan& plan, const void* x, const void* y, float* sums, void* w, char* scratch,
-                            int64_t begin, int64_t end);
-  void (*winograd_add_shares)(const WinogradPlan& plan, const float* sums, void* w, int64_t begin, int64_t end);
+  // The weight's gradient: a task is a (share of the boxes, group, block of the panels, block of the chunks). Several
+  // shares write gradients of their own, [share][w], which are added afterwards, elements [begin, end) at a time.
+  void (*winograd_gradient)(const WinogradPlan& plan, const void* x, const void* y, float* gradients, void* w,
+                            char* scratch, int64_t begin, int64_t end);
+  void (*winograd_add_shares)(const WinogradPlan& plan, const float* gradients, void* w, int64_t begin, int64_t end);
   void (*depthwise)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
                     int64_t end);
   // Weight gradient: sums of each part, sums to w.

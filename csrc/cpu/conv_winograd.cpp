@@ -80,7 +80,6 @@ struct WinogradGradient : Plan {
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
-  int64_t workers = 0;  // threads that there is scratch for
 };
 
 int64_t gradient_tasks(const WinogradPlan& p) {
@@ -88,27 +87,31 @@ int64_t gradient_tasks(const WinogradPlan& p) {
 }
 
 // Bytes of the shares' own gradients.
-int64_t sum_bytes(const WinogradPlan& p) {
-  return p.shares > 1 ? p.shares * p.w_count * int64_t{sizeof(float)} : 0;
+int64_t share_bytes(const WinogradPlan& p) {
+  return p.shares * p.w_count * int64_t{sizeof(float)};
+}
+
+int64_t gradient_bytes(const WinogradPlan& p) {
+  return p.shares > 1 ? share_bytes(p) : 0;
 }
 
 Explanation WinogradGradient::explain() const {
-  return {Algorithm::kWinograd, sum_bytes(plan) + workers * plan.scratch, 1, multiplications(plan)};
+  return {Algorithm::kWinograd, gradient_bytes(plan) + plan.workers * plan.scratch, 1, multiplications(plan)};
 }
 
-// A thread transforms what it multiplies, and meets the same tasks in every call: what one thread writes and another
-// reads is slow to write again, and the shares' gradients are all of that.
+// A thread transforms what it multiplies and meets the same tasks in every call: memory that one thread writes and
+// another reads is slow to write again. The shares' gradients are all of that.
 void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void* w) {
-  const Buffer buffer(sum_bytes(plan));
-  float* sums = reinterpret_cast<float*>(buffer.get());
+  const Buffer buffer(gradient_bytes(plan));
+  float* gradients = reinterpret_cast<float*>(buffer.get());
   const int64_t tasks = gradient_tasks(plan);
-  at::parallel_for(0, tasks, parts(tasks, workers), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, tasks, parts(tasks, plan.workers), [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);
-    k.winograd_gradient(plan, x, y, sums, w, mine.get(), begin, end);
+    k.winograd_gradient(plan, x, y, gradients, w, mine.get(), begin, end);
   });
   if (plan.shares == 1) return;
   parallel(plan.w_count, plan.w_count * plan.shares,
-           [&](int64_t begin, int64_t end) { k.winograd_add_shares(plan, sums, w, begin, end); });
+           [&](int64_t begin, int64_t end) { k.winograd_add_shares(plan, gradients, w, begin, end); });
 }
 
 WinogradSide side(const Strides& s, int64_t channels) {
@@ -304,51 +307,53 @@ PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of
   return made->explain().scratch <= kMostScratch ? PlanPtr(std::move(made)) : nullptr;
 }
 
-constexpr int64_t kGradientTiles = 128;  // of a box
-constexpr int64_t kShareTiles = 256;     // to be worth a gradient of a share's own
+constexpr int64_t kGradientTiles = 160;  // to be worth their transform back to the gradient
+constexpr int64_t kShareTiles = 256;     // and a gradient of their own
 constexpr int64_t kMostShares = 16;
-constexpr int64_t kSharedSums = int64_t{8} << 20;  // bytes, of all shares
+constexpr int64_t kShareBytes = int64_t{8} << 20;      // of all shares' gradients
+constexpr int64_t kThreadBytes = int64_t{16} << 20;    // of a thread's scratch
+constexpr int64_t kThreadProducts = int64_t{1} << 18;  // to be worth a thread
 
-// Sums over the tiles are split at boxes and shares, which must not depend on the number of threads; blocks of the
-// lanes may, and cost transforms that other blocks make too.
+// Sums over the tiles are split at boxes and shares, which must not depend on the number of threads. Blocks of chunks
+// and panels may: each repeats the other side's transforms.
 PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of, const ConvKernels& k) {
   auto made = std::make_unique<WinogradGradient>(k);
   made->tap_of = std::move(tap_of);
   WinogradPlan& plan = made->plan;
   plan = described;
   plan.tap_of = made->tap_of.data();
-  const int64_t tiles = tile_count(plan), threads = thread_count();
+  const int64_t tiles = tile_count(plan);
   for (plan.shares = 1; 2 * plan.shares * kShareTiles <= tiles; plan.shares *= 2) {
-    if (2 * plan.shares * plan.groups > kMostShares || 2 * plan.shares * plan.w_count * 4 > kSharedSums) break;
+    if (2 * plan.shares * plan.groups > kMostShares || 2 * share_bytes(plan) > kShareBytes) break;
   }
-  set_boxes(plan, std::clamp<int64_t>(parts(tiles, plan.shares), 16, kGradientTiles));
+  const int64_t boxes = plan.shares * parts(tiles, plan.shares * kGradientTiles);
+  set_boxes(plan, parts(tiles, boxes));
   plan.shares = std::min(plan.shares, box_count(plan));
   lay_out_cells(plan, k);
-  double least = 0;
+  const int64_t threads = std::min(thread_count(), parts(multiplications(plan), kThreadProducts));
   WinogradPlan best = {};
+  double best_cycles = 0;
   for (plan.in_blocks = 1; plan.in_blocks <= chunks(plan); plan.in_blocks *= 2) {
     for (plan.out_blocks = 1; plan.out_blocks <= panels(plan); plan.out_blocks *= 2) {
-      const int64_t in_chunks = parts(chunks(plan), plan.in_blocks), out_panels = parts(panels(plan), plan.out_blocks);
-      const bool one_box = plan.shares == box_count(plan);
-      plan.products_apart = one_box ? 0 : kWinogradProducts * kWinogradWeights;
-      plan.at_inputs =
-          plan.at_products + aligned((one_box ? 1 : in_chunks * out_panels) * kWinogradProducts * kWinogradWeights * 4);
-      plan.at_outputs = plan.at_inputs + aligned(in_chunks * box_bytes(plan, kWinogradChunk));
-      plan.scratch = plan.at_outputs + aligned(out_panels * box_bytes(plan, kWinogradPanel));
+      const int64_t in = parts(chunks(plan), plan.in_blocks), out = parts(panels(plan), plan.out_blocks);
+      const int64_t sums = plan.shares < box_count(plan) ? in * out : 0;
+      plan.at_sums = plan.at_products + aligned(kWinogradProducts * kWinogradWeights * 4);
+      plan.at_inputs = plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4);
+      plan.at_outputs = plan.at_inputs + aligned(box_bytes(plan, kWinogradChunk));
+      plan.scratch = plan.at_outputs + aligned(out * box_bytes(plan, kWinogradPanel));
+      if (plan.scratch > kThreadBytes) continue;
       const int64_t tasks = gradient_tasks(plan);
-      const int64_t workers = std::min({threads, tasks, (kMostScratch - sum_bytes(plan)) / plan.scratch});
-      if (workers < 1) continue;
-      const double cost = static_cast<double>(parts(tasks, workers)) *
-                          cycles(plan, parts(tiles, plan.shares), std::min(plan.in.lanes, in_chunks * kWinogradChunk),
-                                 std::min(plan.out.lanes, out_panels * kWinogradPanel), k);
-      if (made->workers > 0 && cost >= least) continue;
-      least = cost;
+      plan.workers = std::min({threads, tasks, (kMostScratch - gradient_bytes(plan)) / plan.scratch});
+      const double total = static_cast<double>(parts(tasks, plan.workers)) *
+                           cycles(plan, parts(tiles, plan.shares), std::min(plan.in.lanes, in * kWinogradChunk),
+                                  std::min(plan.out.lanes, out * kWinogradPanel), k);
+      if (best.workers > 0 && total >= best_cycles) continue;
       best = plan;
-      made->workers = workers;
+      best_cycles = total;
     }
   }
   plan = best;
-  return made->workers > 0 ? PlanPtr(std::move(made)) : nullptr;
+  return plan.workers > 0 ? PlanPtr(std::move(made)) : nullptr;
 }
 
 }  // namespace

@@ -357,39 +357,44 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   }
 }
 
-// And back: `products` between a chunk and a panel, in the same order, to the weight's gradient.
+// And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Of several boxes, the
+// first until the last have their sum in `sums`.
 template <int kTaps, typename T>
-void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, char* scratch, T* w) {
+void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
+                    float* sums, char* scratch, T* w) {
   constexpr int kSquare = kTaps * kTaps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
   const int64_t in_residues = residues(p.in);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
-  const int64_t first = chunk * kWinogradChunk, last = least(p.in.lanes, first + kWinogradChunk);
+  const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   // Whole kernels, which follow each other in memory, are stored together.
   const bool whole =
       sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % in_residues == 0;
   float taps[kSquare * kCellLanes];
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
-    for (int64_t lane = first; lane < last; ++lane) {
-      transform_2d(kOutput<kTaps>, products + (lane - first) * kWinogradPanel + row % kWinogradPanel,
+    for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
+      transform_2d(kOutput<kTaps>, products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel,
                    kTile * kWinogradWeights, kWinogradWeights, taps, kTaps * kCellLanes, kCellLanes);
       const int32_t* tap_of = p.tap_of + lane % in_residues * kSquare;
       for (int t = 0; t < kSquare; ++t) {
-        if (tap_of[t] < 0) continue;
-        const float* tap = taps + t * kCellLanes;
-        if (whole) {
-          store(kernels + ((lane - first) / in_residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
-        } else {
+        float* sum = sums + ((lane - lane_begin) * kSquare + t) * kWinogradPanel + row % kWinogradPanel;
+        float* tap = taps + t * kCellLanes;
+        if (!first) store(tap, load(tap) + load(sum));
+        if (!last) {
+          store(sum, load(tap));
+        } else if (tap_of[t] >= 0 && whole) {
+          store(kernels + ((lane - lane_begin) / in_residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
+        } else if (tap_of[t] >= 0) {
           T* to = w + row * p.w_out + lane / in_residues * p.w_in + tap_of[t];
           for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
         }
       }
     }
     if constexpr (sizeof(T) == sizeof(float)) {
-      if (whole) {
-        transpose(kernels, kCellLanes, (last - first) / in_residues * p.kernel, rows,
-                  w + row * p.w_out + first / in_residues * p.w_in, p.w_out);
+      if (last && whole) {
+        transpose(kernels, kCellLanes, (lane_end - lane_begin) / in_residues * p.kernel, rows,
+                  w + row * p.w_out + lane_begin / in_residues * p.w_in, p.w_out);
       }
     }
   }
@@ -539,55 +544,54 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
 
 // Tiles of the outputs are the kernels here.
 template <typename T>
-void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, float* sums, void* w, char* scratch,
+void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, float* gradients, void* w, char* scratch,
                        int64_t begin, int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2];
   const int64_t in_apart = p.box_tiles * kWinogradChunk + kWinogradApart;
   const int64_t out_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
-  float* outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
+  float* products = reinterpret_cast<float*>(scratch + p.at_products);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t in_block = task % p.in_blocks, out_block = task / p.in_blocks % p.out_blocks;
-    const int64_t g = task / p.in_blocks / p.out_blocks % p.groups,
-                  share = task / p.in_blocks / p.out_blocks / p.groups;
+    const int64_t g = task / p.in_blocks / p.out_blocks % p.groups;
+    const int64_t share = task / p.in_blocks / p.out_blocks / p.groups;
     const int64_t chunk_begin = block_begin(in_block, chunks, p.in_blocks);
     const int64_t chunk_end = block_begin(in_block + 1, chunks, p.in_blocks);
     const int64_t panel_begin = block_begin(out_block, panels, p.out_blocks);
     const int64_t panel_end = block_begin(out_block + 1, panels, p.out_blocks);
     const int64_t box_begin = block_begin(share, boxes, p.shares), box_end = block_begin(share + 1, boxes, p.shares);
+    const T* x_group = static_cast<const T*>(x) + g * p.in.group;
+    const T* y_group = static_cast<const T*>(y) + g * p.out.group;
     for (int64_t box = box_begin; box < box_end; ++box) {
       const TileBox b = tile_box(p, box);
       const int64_t tiles = b.size[0] * b.size[1] * b.size[2];
+      const bool first = box == box_begin, last = box + 1 == box_end;
       with_taps(p, [&](auto taps) {
         constexpr int kTaps = decltype(taps)::value, kOutputs = kTile + 1 - kTaps;
-        for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-          transform_inputs<kWinogradChunk>(p, p.in, kInput, kOutputs, b, chunk,
-                                           static_cast<const T*>(x) + g * p.in.group, scratch,
-                                           inputs + (chunk - chunk_begin) * kProducts * in_apart);
+        float* outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel, outputs += kProducts * out_apart) {
+          transform_inputs<kWinogradPanel>(p, p.out, kKernel<kOutputs>, kOutputs, b, panel, y_group, scratch, outputs);
         }
-        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-          transform_inputs<kWinogradPanel>(p, p.out, kKernel<kOutputs>, kOutputs, b, panel,
-                                           static_cast<const T*>(y) + g * p.out.group, scratch,
-                                           outputs + (panel - panel_begin) * kProducts * out_apart);
-        }
-        float* products = reinterpret_cast<float*>(scratch + p.at_products);
+        float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
         for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
           const int64_t lanes = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk);
-          for (int64_t panel = panel_begin; panel < panel_end; ++panel, products += p.products_apart) {
+          transform_inputs<kWinogradChunk>(p, p.in, kInput, kOutputs, b, chunk, x_group, scratch, inputs);
+          outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
+          for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
             const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel);
-            for (int64_t i = 0; i < kProducts; ++i) {
-              multiply_panel<1, kWinogradChunk, kWinogradPanel>(
-                  lanes, rows, tiles, inputs + ((chunk - chunk_begin) * kProducts + i) * in_apart,
-                  outputs + ((panel - panel_begin) * kProducts + i) * out_apart, products + i * kWinogradWeights,
-                  box > box_begin);
+            for (int64_t i = 0; i < kProducts; ++i, outputs += out_apart) {
+              multiply_panel<1, kWinogradChunk, kWinogradPanel>(lanes, rows, tiles, inputs + i * in_apart, outputs,
+                                                                products + i * kWinogradWeights, false);
             }
-            if (box + 1 < box_end) continue;
             if (p.shares > 1) {
-              store_gradient<kTaps>(p, panel, chunk, products, scratch, sums + share * p.w_count + g * p.w_group);
+              store_gradient<kTaps>(p, panel, chunk, products, first, last, sums, scratch,
+                                    gradients + share * p.w_count + g * p.w_group);
             } else {
-              store_gradient<kTaps>(p, panel, chunk, products, scratch, static_cast<T*>(w) + g * p.w_group);
+              store_gradient<kTaps>(p, panel, chunk, products, first, last, sums, scratch,
+                                    static_cast<T*>(w) + g * p.w_group);
             }
+            sums += kWinogradChunk * kWinogradPanel * kTaps * kTaps;
           }
         }
       });
@@ -597,13 +601,13 @@ void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
 
 // Elements [begin, end) of the gradient out of the shares' own.
 template <typename T>
-void winograd_add_shares(const WinogradPlan& p, const float* sums, void* w, int64_t begin, int64_t end) {
+void winograd_add_shares(const WinogradPlan& p, const float* gradients, void* w, int64_t begin, int64_t end) {
   constexpr int64_t kRun = 1024;
   float run[kRun];
   for (int64_t i = begin; i < end; i += kRun) {
     const int64_t count = least(kRun, end - i);
-    copy_run(sums + i, 1, count, run);
-    for (int64_t share = 1; share < p.shares; ++share) add_run(sums + share * p.w_count + i, count, run);
+    copy_run(gradients + i, 1, count, run);
+    for (int64_t share = 1; share < p.shares; ++share) add_run(gradients + share * p.w_count + i, count, run);
     scatter_run(run, count, static_cast<T*>(w) + i, 1);
   }
 }
