@@ -249,7 +249,7 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's transforms.
   if (k.pairs && pass == Pass::kWeight) return false;
   double cost = cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
-  if (pass == Pass::kWeight) cost += 150'000;  // its three stages wait for each other
+  if (pass == Pass::kWeight) cost += 150'000;  // threads wait for each other, and shares are added
 
   // The direct kernels leave out taps that never meet an input; they too pack the weights.
   double taps = 1, positions = static_cast<double>(problem.batch);
