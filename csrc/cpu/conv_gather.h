@@ -296,15 +296,10 @@ inline GatherTask gather_task(const GatherPlan& p, int64_t index) {
           block_begin(share, blocks, p.row_split), block_begin(share + 1, blocks, p.row_split)};
 }
 
-// What stands in a thread's tile: plans and shares of rows that take turns at a box copy it once.
-struct Held {
-  int64_t box = -1, group = 0, c0 = 0, channels = 0;
-};
-
 // Where the offsets count from, for channels from c0 on.
 template <typename T, typename Factor = typename FactorOf<T>::type>
 const Factor* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
-                      char* scratch, Held& held) {
+                      char* scratch, HeldTile& held) {
   if (p.raw) return reinterpret_cast<const Factor*>(in) + g * p.in_group + c0 * p.in_channel;
   Factor* tile = reinterpret_cast<Factor*>(scratch + p.at_tile);
   if (p.one_tile && held.box == b.index && held.group == g && held.c0 == c0 && held.channels == channels) return tile;
@@ -337,7 +332,7 @@ inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_
 // Lanes along the rows: a block of outputs by a block of rows.
 template <typename T>
 void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
-                  T* out, char* scratch, Held& held) {
+                  T* out, char* scratch, HeldTile& held) {
   typedef typename SumOf<T>::type Sum;
   typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<Sum>::kLanes;
@@ -385,7 +380,7 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
 // Lanes along the outputs, which are read from the tile through the offsets.
 template <typename T>
 void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
-                   T* out, char* scratch, Held& held) {
+                   T* out, char* scratch, HeldTile& held) {
   typedef typename SumOf<T>::type Sum;
   typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<Sum>::kLanes;
@@ -467,12 +462,11 @@ inline int64_t gather_tasks(const GatherPlan& p) {
 // elements.
 template <typename T>
 void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed_data,
-            void* out_data, char* scratch, int64_t begin, int64_t end) {
+            void* out_data, char* scratch, HeldTile& held, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const T* from = static_cast<const T*>(in);
   const auto* packed = static_cast<const typename FactorOf<T>::type*>(packed_data);
   T* out = static_cast<T*>(out_data);
-  Held held;
   for (int64_t index = begin; index < end; ++index) {
     for (int64_t i = 0; i < count; ++i) {
       const GatherPlan& p = plans[i];

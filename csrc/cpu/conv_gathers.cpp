@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t kMostTileBytes = int64_t{16} << 20;
 constexpr int64_t kMostPhases = 1024;
 constexpr int64_t kOwnBytes = int64_t{1} << 19;  // of weights that a thread packs for itself
+constexpr int64_t kCopyCost = 256;               // of a tile's element, in products with a row
 constexpr int64_t kMostTile = int64_t{1} << 20;  // of inputs that every thread copies then
 constexpr int64_t kMostRaw = int64_t{1} << 23;   // or reads where they stand
 
@@ -500,13 +501,22 @@ struct RowPasses {
 RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k) {
   const GatherPlan& g = gathers[0].plan;
   const int64_t bytes = packed_bytes(gathers, k), threads = thread_count();
+  int64_t taps = 0, copies = 0;
+  bool stays = g.groups == 1;  // the tile, through all passes
+  for (const Gather& gather : gathers) {
+    taps += gather.plan.taps;
+    copies += gather.plan.taps > 0 && !gather.plan.raw ? 1 : 0;
+    stays = stays && gather.plan.one_tile && box_count(gather.plan) == 1;
+  }
   // Where the weights outweigh the input, threads read all of that, but only their own weights, and those while they
-  // are in the second cache.
+  // are in the second cache. Passes should not copy more than they multiply.
   const int64_t input = g.batch * g.groups * g.channels * g.source[0] * g.source[1] * g.source[2] * k.sum_item;
-  const int64_t unit = g.outer ? k.lanes : k.row_block, units = parts(g.rows, unit);
-  if (input <= std::min(bytes, g.raw ? kMostRaw : kMostTile) && units >= threads) {
-    const int64_t passes = parts(parts(bytes, kOwnBytes), threads) * threads;
-    return {parts(units, std::min(units, passes)) * unit, true};
+  if (input <= std::min(bytes, copies > 0 ? kMostTile : kMostRaw)) {
+    const int64_t unit = g.outer ? k.lanes : k.row_block, units = parts(g.rows, unit);
+    const int64_t least = copies > 0 && !stays ? parts(kCopyCost * copies, taps) : 1;
+    const int64_t most = std::min(units, g.rows / least);
+    const int64_t passes = std::min(parts(bytes, kOwnBytes * threads), most / threads) * threads;
+    if (passes > 0) return {parts(units, passes) * unit, true};
   }
   if (bytes <= kPackedBytes) return {g.rows, false};
   return {even_part(g.rows, std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / g.rows))), false};
@@ -552,17 +562,18 @@ void run_together(const RowPass& pass, const ConvKernels& k, const void* in, voi
            [&](int64_t begin, int64_t end) { k.pack(plans, count, pass.w, weights.get(), begin, end); });
   parallel(pass.turns, pass.macs, [&](int64_t begin, int64_t end) {
     const Buffer mine(pass.scratch);
-    k.gather(plans, count, pass.turns, in, weights.get(), out, mine.get(), begin, end);
+    HeldTile held;
+    k.gather(plans, count, pass.turns, in, weights.get(), out, mine.get(), held, begin, end);
   });
 }
 
 // One thread alone.
-void run_alone(const RowPass& pass, const ConvKernels& k, const void* in, void* out) {
+void run_alone(const RowPass& pass, const ConvKernels& k, const void* in, void* out, char* weights, char* scratch,
+               HeldTile& held) {
   const auto count = static_cast<int64_t>(pass.plans.size());
   const GatherPlan* plans = pass.plans.data();
-  const Buffer weights(pass.packed), mine(pass.scratch);
-  k.pack(plans, count, pass.w, weights.get(), 0, k.pack_tasks(plans[0]));
-  k.gather(plans, count, pass.turns, in, weights.get(), out, mine.get(), 0, pass.turns);
+  k.pack(plans, count, pass.w, weights, 0, k.pack_tasks(plans[0]));
+  k.gather(plans, count, pass.turns, in, weights, out, scratch, held, 0, pass.turns);
 }
 
 struct Gathers : Plan {
@@ -606,7 +617,10 @@ struct Gathers : Plan {
       return;
     }
     parallel(count, pass_of(gathers, 0, rows, w, k).macs, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) run_alone(pass_at(i), k, in, out);
+      const RowPass largest = pass_at(0);
+      const Buffer weights(largest.packed), mine(largest.scratch);
+      HeldTile held;
+      for (int64_t i = begin; i < end; ++i) run_alone(pass_at(i), k, in, out, weights.get(), mine.get(), held);
     });
   }
 

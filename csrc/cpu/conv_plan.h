@@ -67,6 +67,11 @@ struct GatherPlan {
   int64_t columns;  // sums per row: the box's outputs, rounded up to whole panels
 };
 
+// What stands in a thread's tile: plans and rows that take turns at a box copy it once.
+struct HeldTile {
+  int64_t box = -1, group = 0, c0 = 0, channels = 0;
+};
+
 // Consecutive outputs of a box: where they read, where their sums stand, where they go.
 struct Run {
   int64_t source, column, length, out;
@@ -235,7 +240,7 @@ struct ConvKernels {
   int64_t (*pack_tasks)(const GatherPlan& plan);
   void (*pack)(const GatherPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
   void (*gather)(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
-                 char* scratch, int64_t begin, int64_t end);
+                 char* scratch, HeldTile& held, int64_t begin, int64_t end);
   // Weight gradient: columns of y to panels, sums of rows, sums to w.
   int64_t (*weight_pack_tasks)(const WeightPlan& plan);
   void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, char* scratch, int64_t begin, int64_t end);

@@ -217,7 +217,7 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
   Factor* own = reinterpret_cast<Factor*>(scratch + p.at_own);  // y of a box, unless all tasks share it
-  Held held;
+  HeldTile held;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t share = index % plan.box_tasks, at = index / plan.box_tasks;
     const int64_t g = at / plan.row_tasks, boxes = plan.box_end - plan.box_begin;
