@@ -45,6 +45,9 @@ struct GatherPlan {
   bool raw;      // the tile is the input itself: nothing to pad, split or convert
   bool compact;  // runs count outputs; otherwise the tile's cells
   bool outer;    // lanes along the rows; otherwise along the outputs
+  bool fills;    // a zero follows every output: the phase after has no taps
+
+  bool one_tile;  // plans of a call that have this set see the same tile
 
   int64_t move[3];  // cells between neighbouring outputs: the stride, or 1 where the tile is split
   int64_t low[3];   // first cell of a box's tile, relative to the box's first output's
@@ -62,6 +65,11 @@ struct GatherPlan {
   // Scratch of a thread, in bytes from its start.
   int64_t at_tile, at_own, at_sums, at_runs, at_pixels, scratch;
   int64_t columns;  // sums per row: the box's outputs, rounded up to whole panels
+};
+
+// What stands in a thread's tile: plans and rows that take turns at a box copy it once.
+struct HeldTile {
+  int64_t box = -1, group = 0, c0 = 0, channels = 0;
 };
 
 // Consecutive outputs of a box: where they read, where their sums stand, where they go.
@@ -234,9 +242,9 @@ struct ConvKernels {
   int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
   bool (*finite)(const void* data, int64_t count);
   int64_t (*pack_tasks)(const GatherPlan& plan);
-  void (*pack)(const GatherPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
-  void (*gather)(const GatherPlan* plans, int64_t count, const void* in, const void* packed, void* out, char* scratch,
-                 int64_t begin, int64_t end);
+  void (*pack)(const GatherPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
+  void (*gather)(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
+                 char* scratch, HeldTile& held, int64_t begin, int64_t end);
   // Weight gradient: columns of y to panels, sums of rows, sums to w.
   int64_t (*weight_pack_tasks)(const WeightPlan& plan);
   void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, char* scratch, int64_t begin, int64_t end);
