@@ -83,6 +83,8 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
               part[m].at = corner[m] + c * p.in_channel + n * p.in_batch + z_in * p.in_axis[0] + y_in * p.in_axis[1];
               part[m].begin = begin[m][2];
               part[m].end = end[m][2];
+              // The same row of the next channel, which may stand in another page.
+              if (!kInner) prefetch(part[m].at + p.in_channel, step_in * (end[m][2] - begin[m][2]));
               meets = true;
             }
             if (!meets) {
