@@ -38,6 +38,8 @@ inline void inside(int64_t first, int64_t step, int64_t residue, int64_t source,
   if (*end < *begin) *end = *begin;
 }
 
+constexpr int64_t kShortRow = 128;
+
 // The tile of channels [c0, c0 + channels) under a box: zeros, and the rows that meet the input. With kInner the
 // channels are the innermost axis of both the input and the tile. Of pairs, both members are looked at alike.
 template <bool kInner, typename T, typename Factor>
@@ -83,8 +85,9 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
               part[m].at = corner[m] + c * p.in_channel + n * p.in_batch + z_in * p.in_axis[0] + y_in * p.in_axis[1];
               part[m].begin = begin[m][2];
               part[m].end = end[m][2];
-              // The same row of the next channel, which may stand in another page.
-              if (!kInner) prefetch(part[m].at + p.in_channel, step_in * (end[m][2] - begin[m][2]));
+              // The next channel may stand in another page, where short rows are over before they are foreseen.
+              const int64_t length = step_in * (end[m][2] - begin[m][2]);
+              if (!kInner && c + 1 < channels && length <= kShortRow) prefetch(part[m].at + p.in_channel, length);
               meets = true;
             }
             if (!meets) {
