@@ -1,5 +1,5 @@
-// Depthwise convolutions with lanes along the channels: every output is a pixel of some vectors of channels. Memory in
-// channels_last is read and written where it stands; small planes are transposed to and fro. No zero is multiplied.
+// Depthwise convolutions and small groups with lanes along the channels: every output is a pixel of some vectors of
+// channels. Memory in channels_last has them, small planes are transposed to and fro. See ChannelwisePlan.
 #pragma once
 
 #include "conv_plan.h"
@@ -8,10 +8,306 @@
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-constexpr int kPixels = 7;  // of a block: most networks' sizes are multiples
-constexpr int kFewPixels = 3;
-constexpr int kChannelVectors = 2;
+constexpr int kPixels = CONVARITH_REGISTERS >= 32 ? 7 : 4;  // of a block: most networks' sizes are multiples
+constexpr int kFewPixels = CONVARITH_REGISTERS >= 32 ? 3 : 2;
+constexpr int kChannelVectors = 2;  // of the weight's gradient
 constexpr int kWeighTaps = 7;
+
+// A row of the input and the weights by which two rows of outputs see it.
+template <typename T>
+struct PairLine {
+  const T* in;
+  const T* w[2];
+};
+
+// Lines that only the first row sees stand first, then those that both see.
+template <typename T>
+struct PairLines {
+  const PairLine<T>* line;
+  int64_t counts[3];  // first, both, second
+};
+
+// sums[row][x] += sum over lines and taps of w * in[x * step + tap] for the rows [kBegin, kEnd) of a pair.
+template <int kBegin, int kEnd, int kCount, typename T>
+inline __attribute__((always_inline)) const PairLine<T>* add_pixels(const PairLine<T>* line, int64_t lines,
+                                                                    const ColumnTap* taps, int64_t tap_count,
+                                                                    int64_t at, int64_t step,
+                                                                    typename Simd<T>::Vec (&sums)[2][kCount]) {
+  typedef typename Simd<T>::Vec V;
+  for (const PairLine<T>* end = line + lines; line < end; ++line) {
+    for (int64_t t = 0; t < tap_count; ++t) {
+      const T* from = line->in + at + taps[t].input;
+      V w[2];
+      CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) w[r] = load(line->w[r] + taps[t].weight);
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, from += step) {
+        const V v = load(from);
+        CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) sums[r][x] += w[r] * v;
+      }
+    }
+  }
+  return line;
+}
+
+// Where a block of outputs goes, and what is added to it.
+template <typename Sum, typename T>
+struct PixelOut {
+  T* to;
+  int64_t row, pixel;  // from one to the next, in elements
+  int64_t rows;        // 1 or 2
+  int64_t lanes;       // that are channels
+  const Sum* bias;
+};
+
+template <typename Sum, typename T, int kCount>
+void pixel_block(const PairLines<Sum>& lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
+                 const PixelOut<Sum, T>& out, int64_t first) {
+  typedef typename Simd<Sum>::Vec V;
+  V sums[2][kCount] = {};
+  const PairLine<Sum>* line = lines.line;
+  line = add_pixels<0, 1>(line, lines.counts[0], taps, tap_count, at, step, sums);
+  line = add_pixels<0, 2>(line, lines.counts[1], taps, tap_count, at, step, sums);
+  add_pixels<1, 2>(line, lines.counts[2], taps, tap_count, at, step, sums);
+  const V bias = load(out.bias);
+  CONVARITH_UNROLL for (int r = 0; r < 2; ++r) {
+    if (r >= out.rows) break;
+    T* to = out.to + r * out.row + first * out.pixel;
+    if (out.lanes == Simd<Sum>::kLanes) {
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += out.pixel) store_narrow(to, sums[r][x] + bias);
+    } else {
+      Sum some[kCount][Simd<Sum>::kLanes];
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(some[x], sums[r][x] + bias);
+      for (int x = 0; x < kCount; ++x, to += out.pixel) scatter_run(some[x], out.lanes, to, 1);
+    }
+  }
+}
+
+// `count` pixels of a pair of rows; where a block does not fit, it overlaps the one before it.
+template <typename Sum, typename T>
+void pixel_run(const PairLines<Sum>& lines, const ColumnTap* taps, int64_t tap_count, int64_t step,
+               const PixelOut<Sum, T>& out, int64_t count) {
+  for (int64_t x = 0; x < count;) {
+    const int64_t left = count - x;
+    const int64_t size = count >= kPixels && left > kFewPixels ? kPixels : (count >= kFewPixels ? kFewPixels : 1);
+    const int64_t first = least(x, count - size);
+    const auto block = size == kPixels      ? pixel_block<Sum, T, kPixels>
+                       : size == kFewPixels ? pixel_block<Sum, T, kFewPixels>
+                                            : pixel_block<Sum, T, 1>;
+    block(lines, taps, tap_count, first * step, step, out, first);
+    x = first + size;
+  }
+}
+
+// A box of outputs of one block of channels: its rows and columns, and its padded inputs in the tile
+// [row][column][member][lane]. Rows beside the image are not there.
+template <typename T>
+class PixelTile {
+ public:
+  typedef typename SumOf<T>::type Sum;
+  static constexpr int kLanes = Simd<Sum>::kLanes;
+
+  PixelTile(const ChannelwisePlan& p, int64_t task, const T* in, Sum* cells, Sum* flat)
+      : p_(p), cells_(cells), flat_(flat) {
+    const int64_t block = task % p.blocks;
+    task /= p.blocks;
+    const int64_t index[2] = {task / p.boxes[1] % p.boxes[0], task % p.boxes[1]};
+    image = task / p.boxes[1] / p.boxes[0];
+    channel = block * kLanes;
+    channels = least<int64_t>(kLanes, p.channels - channel);
+    int64_t seen[2];
+    for (int i = 0; i < 2; ++i) {
+      first[i] = index[i] * p.box[i];
+      end[i] = least(p.grid[i], first[i] + p.box[i]);
+      seen[i] = first[i] / p.out_step[i] * p.in_step[i] + p.low[i];
+    }
+    row_ = filled_ = most<int64_t>(0, seen[0]);
+    last_ = least(p.source[0], (end[0] - 1) / p.out_step[0] * p.in_step[0] + p.high[0] + 1);
+    left_ = least(p.cells, most<int64_t>(0, -seen[1]));
+    right_ = most(left_, least(p.cells, p.source[1] - seen[1]));
+    in_ = in + image * p.in_batch + channel * p.in_channel + (seen[1] + left_) * p.in_axis[1];
+  }
+
+  // The row of the image, once it was filled; null where there is none.
+  const Sum* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : cells_ + (y - row_) * p_.tile_pitch; }
+
+  // Rows before `end`, and some more.
+  void fill(int64_t end) {
+    end = least(end, last_);
+    while (filled_ < end) {
+      const int64_t rows = least(p_.fill_rows, last_ - filled_), count = right_ - left_;
+      if (p_.transposing && p_.fill_rows > 1) {
+        transpose(in_ + filled_ * count, p_.in_channel, channels, rows * count, flat_, kLanes);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        Sum* cells = cells_ + (filled_ + r - row_) * p_.tile_pitch;
+        clear_cells(cells, left_);
+        fill_row(r, cells + left_ * p_.members * kLanes);
+        clear_cells(cells + right_ * p_.members * kLanes, p_.cells - right_);
+      }
+      filled_ += rows;
+    }
+  }
+
+  int64_t image, channel, channels, first[2], end[2];
+
+ private:
+  void clear_cells(Sum* cells, int64_t count) const {
+    for (int64_t i = 0; i < count * p_.members; ++i) store(cells + i * kLanes, typename Simd<Sum>::Vec{});
+  }
+
+  void fill_row(int64_t r, Sum* to) const {
+    const int64_t count = right_ - left_;
+    const T* line = in_ + (filled_ + r) * p_.in_axis[0];
+    if (p_.transposing) {
+      if (p_.fill_rows == 1) {
+        transpose(line, p_.in_channel, channels, count, to, kLanes);
+      } else {
+        const Sum* from = flat_ + r * count * kLanes;
+        for (int64_t i = 0; i < count; ++i) store(to + i * kLanes, load(from + i * kLanes));
+      }
+    } else if (p_.members == 1 && channels == kLanes) {
+      for (int64_t i = 0; i < count; ++i, line += p_.in_axis[1]) store(to + i * kLanes, load_wide(line));
+    } else {
+      fill_members(line, count, to);
+    }
+  }
+
+  // A lane's members are the channels of its group.
+  void fill_members(const T* line, int64_t count, Sum* to) const {
+    typedef decltype(load(to) < load(to)) Index;
+    Index index;
+    for (int l = 0; l < kLanes; ++l) index[l] = static_cast<decltype(+index[0])>(l / p_.members * p_.members);
+    for (int64_t i = 0; i < count; ++i, line += p_.in_axis[1]) {
+      const auto v = channels == kLanes ? load_wide(line) : load_wide_some(line, channels);
+      for (int64_t c = 0; c < p_.members; ++c, to += kLanes) {
+        store(to, __builtin_shuffle(v, index + static_cast<decltype(+index[0])>(c)));
+      }
+    }
+  }
+
+  const ChannelwisePlan& p_;
+  int64_t row_, filled_, last_;  // rows of the image
+  int64_t left_, right_;         // cells of a row that are inputs
+  const T* in_;
+  Sum *cells_, *flat_;
+};
+
+// The lines of the rows of outputs j and, of two, j + 1 of a phase.
+template <typename T>
+PairLines<typename SumOf<T>::type> pair_lines(const ChannelwisePlan& p, const PixelTile<T>& tile, int64_t phase,
+                                              int64_t j, int64_t rows, const typename SumOf<T>::type* w,
+                                              PairLine<typename SumOf<T>::type>* lines) {
+  const int64_t w_row = p.kernel[1] * p.members * PixelTile<T>::kLanes;
+  PairLines<typename SumOf<T>::type> result = {lines, {}};
+  const auto add = [&](int part, int64_t y, int64_t w0, int64_t w1) {
+    const auto* in = tile.row(y);
+    if (in == nullptr) return;
+    *lines++ = {in, {w + w0 * w_row, w + w1 * w_row}};
+    ++result.counts[part];
+  };
+  const RowTap *const begin = p.row_tap + p.row_begin[phase], *const end = p.row_tap + p.row_begin[phase + 1];
+  const int64_t y = j * p.in_step[0];
+  for (const RowTap* t = begin; t < end; ++t) {
+    if (rows == 1 || t->below < 0) add(0, y + t->input, t->weight, t->weight);
+  }
+  if (rows == 1) return result;
+  for (const RowTap* t = begin; t < end; ++t) {
+    if (t->below >= 0) add(1, y + t->input, t->weight, t->below);
+  }
+  for (const RowTap* t = begin; t < end; ++t) {
+    if (!t->above) add(2, y + p.in_step[0] + t->input, t->weight, t->weight);
+  }
+  return result;
+}
+
+// Weights of a block of channels: [row of taps][tap][member][lane].
+template <typename T, typename Sum>
+void pack_lanes(const ChannelwisePlan& p, const T* w, int64_t channel, int64_t channels, Sum* packed) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const int64_t taps = p.kernel[0] * p.kernel[1];
+  if (p.members == 1 && p.w_axis[1] == 1 && p.w_axis[0] == p.kernel[1]) {
+    return transpose(w + channel * p.w_group, p.w_group, channels, taps, packed, kLanes);
+  }
+  for (int64_t t = 0; t < taps; ++t) {
+    const T* tap = w + t / p.kernel[1] * p.w_axis[0] + t % p.kernel[1] * p.w_axis[1];
+    for (int64_t c = 0; c < p.members; ++c, packed += kLanes) {
+      for (int64_t l = 0; l < channels; ++l) {
+        const int64_t group = (channel + l) / p.members, row = (channel + l) % p.members;
+        packed[l] = widen(tap[group * p.w_group + row * p.w_row + c * p.w_member]);
+      }
+    }
+  }
+}
+
+// Pixels of one vector to rows of `channels` planes.
+template <typename T>
+void pixels_to_memory(const ChannelwisePlan& p, const typename SumOf<T>::type* pixels, int64_t count, int64_t channels,
+                      T* planes, typename SumOf<T>::type* flat) {
+  constexpr int kLanes = PixelTile<T>::kLanes;
+  if constexpr (sizeof(T) != 2) {
+    transpose(pixels, kLanes, count, channels, planes, p.out_channel);
+  } else {
+    for (int64_t i = 0; i < count; i += p.flat_pixels) {
+      const int64_t some = least(p.flat_pixels, count - i);
+      transpose(pixels + i * kLanes, kLanes, some, channels, flat, p.flat_pixels);
+      for (int64_t c = 0; c < channels; ++c) {
+        scatter_run(flat + c * p.flat_pixels, some, planes + c * p.out_channel + i, 1);
+      }
+    }
+  }
+}
+
+// The outputs of a box, to out.
+template <typename T, typename To>
+void channelwise_box(const ChannelwisePlan& p, PixelTile<T>& tile, const typename SumOf<T>::type* w,
+                     const typename SumOf<T>::type* bias, PairLine<typename SumOf<T>::type>* lines, To* out,
+                     int64_t out_row, int64_t out_pixel) {
+  const int64_t step = p.in_step[1] * p.members * PixelTile<T>::kLanes;
+  for (int64_t j = tile.first[0] / p.out_step[0]; j * p.out_step[0] < tile.end[0]; j += 2) {
+    tile.fill((j + 1) * p.in_step[0] + p.high[0] + 1);
+    for (int64_t phase = 0; phase < p.out_step[0] && j * p.out_step[0] + phase < tile.end[0]; ++phase) {
+      const int64_t y = j * p.out_step[0] + phase, rows = y + p.out_step[0] < tile.end[0] ? 2 : 1;
+      const auto pair = pair_lines(p, tile, phase, j, rows, w, lines);
+      for (int64_t x = 0; x < least(p.out_step[1], tile.end[1] - tile.first[1]); ++x) {
+        const ColumnTap* taps = p.column_tap + p.column_begin[x];
+        const int64_t columns = (tile.end[1] - tile.first[1] - x + p.out_step[1] - 1) / p.out_step[1];
+        pixel_run<typename SumOf<T>::type, To>(
+            pair, taps, p.column_begin[x + 1] - p.column_begin[x], step,
+            {out + (y - tile.first[0]) * out_row + x * out_pixel, p.out_step[0] * out_row, p.out_step[1] * out_pixel,
+             rows, tile.channels, bias},
+            columns);
+      }
+    }
+  }
+}
+
+template <typename T>
+void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_data, void* out_data, char* scratch,
+                 int64_t begin, int64_t end) {
+  typedef typename SumOf<T>::type Sum;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  Sum* w = reinterpret_cast<Sum*>(scratch);
+  Sum* cells = reinterpret_cast<Sum*>(scratch + p.at_input);
+  Sum* flat = reinterpret_cast<Sum*>(scratch + p.at_flat);
+  Sum* results = reinterpret_cast<Sum*>(scratch + p.at_output);
+  PairLine<Sum>* lines = reinterpret_cast<PairLine<Sum>*>(scratch + p.at_lines);
+  if (p.channels % kLanes != 0) fill_zero(w, p.at_output / static_cast<int64_t>(sizeof(Sum)));  // lanes of no channel
+  for (int64_t task = begin; task < end; ++task) {
+    PixelTile<T> tile(p, task, static_cast<const T*>(in_data), cells, flat);
+    pack_lanes(p, static_cast<const T*>(w_data), tile.channel, tile.channels, w);
+    Sum bias[kLanes] = {};
+    if (p.bias) copy_run(static_cast<const T*>(p.bias) + tile.channel, 1, tile.channels, bias);
+    T* out = static_cast<T*>(out_data) + tile.image * p.out_batch + tile.channel * p.out_channel +
+             tile.first[0] * p.out_axis[0] + tile.first[1] * p.out_axis[1];
+    if (p.transposing) {  // boxes are whole rows
+      channelwise_box(p, tile, w, bias, lines, results, p.grid[1] * kLanes, kLanes);
+      pixels_to_memory(p, results, (tile.end[0] - tile.first[0]) * p.grid[1], tile.channels, out, flat);
+    } else {
+      channelwise_box(p, tile, w, bias, lines, out, p.out_axis[0], p.out_axis[1]);
+    }
+  }
+}
+
+// The weight's gradient -----------------------------------------------------------------------------------------------
 
 // A row of taps that meets the input: where it reads, and its weights or their sums.
 template <typename T>
@@ -19,46 +315,6 @@ struct TapLine {
   const T* in;
   T* w;
 };
-
-// out[x] = bias + sum over rows and taps of w * in[x * step + tap], for some pixels x; the second vector of channels
-// stands `last` behind the first.
-template <typename T, int kCount, int kVecs>
-void pixel_block(const TapLine<T>* rows, int64_t row_count, const ColumnTap* taps, int64_t tap_count, int64_t at,
-                 int64_t step, int64_t last, const T* bias, T* out, int64_t out_step) {
-  typedef typename Simd<T>::Vec V;
-  constexpr int kLanes = Simd<T>::kLanes;
-  V sums[kCount][kVecs] = {};
-  for (int64_t i = 0; i < row_count; ++i) {
-    for (int64_t t = 0; t < tap_count; ++t) {
-      const T* from = rows[i].in + at + taps[t].input;
-      const T* w = rows[i].w + taps[t].weight * kVecs * kLanes;
-      V v[kVecs];
-      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) v[j] = load(w + j * kLanes);
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, from += step) {
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) sums[x][j] += v[j] * load(from + j * last);
-      }
-    }
-  }
-  CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, out += out_step) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) store(out + j * last, sums[x][j] + load(bias + j * kLanes));
-  }
-}
-
-// `count` pixels that see the same taps; where a block does not fit, it overlaps the one before it.
-template <typename T, int kVecs>
-void pixel_run(const TapLine<T>* rows, int64_t row_count, const ColumnTap* taps, int64_t tap_count, int64_t at,
-               int64_t step, int64_t last, const T* bias, T* out, int64_t out_step, int64_t count) {
-  for (int64_t x = 0; x < count;) {
-    const int64_t left = count - x;
-    const int64_t size = count >= kPixels && left > kFewPixels ? kPixels : (count >= kFewPixels ? kFewPixels : 1);
-    const int64_t first = least(x, count - size);
-    const auto block = size == kPixels      ? pixel_block<T, kPixels, kVecs>
-                       : size == kFewPixels ? pixel_block<T, kFewPixels, kVecs>
-                                            : pixel_block<T, 1, kVecs>;
-    block(rows, row_count, taps, tap_count, at + first * step, step, last, bias, out + first * out_step, out_step);
-    x = first + size;
-  }
-}
 
 // sums[tap] += sum over pixels x of y[x] * in[x * step + tap].
 template <typename T, int kTaps, int kVecs>
@@ -117,14 +373,10 @@ inline ChannelBlock channel_block(const ChannelwisePlan& p, int64_t index, int64
   return {first, size, kChannelVectors, size - lanes};
 }
 
-// Planes of a block of channels to pixels of one vector, or back.
+// Planes of a block of channels to pixels of one vector.
 template <typename T>
 inline void planes_to_pixels(const T* planes, int64_t pitch, int64_t channels, int64_t count, T* pixels) {
   transpose(planes, pitch, channels, count, pixels, Simd<T>::kLanes);
-}
-template <typename T>
-inline void pixels_to_planes(const T* pixels, int64_t count, int64_t channels, T* planes, int64_t pitch) {
-  transpose(pixels, Simd<T>::kLanes, count, channels, planes, pitch);
 }
 
 // Taps of the columns [begin, end) that meet the input at output j of a phase.
@@ -141,89 +393,19 @@ inline void meeting(const ChannelwisePlan& p, const ColumnTap* taps, int64_t cou
 template <typename T>
 inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, int64_t in_row, T* w, int64_t w_row,
                          TapLine<T>* lines) {
-  const int64_t phase = output % p.out_step[0], j = output / p.out_step[0];
   int64_t count = 0;
-  for (int64_t t = p.row_begin[phase]; t < p.row_begin[phase + 1]; ++t) {
-    const int64_t y = j * p.in_step[0] + p.row_tap[t].input;
+  for (int64_t t = 0; t < p.kernel[0]; ++t) {
+    const int64_t y = output * p.in_step[0] + p.row_tap[t].input;
     if (y >= 0 && y < p.source[0]) lines[count++] = {in + y * in_row, w + p.row_tap[t].weight * w_row};
   }
   return count;
 }
 
 template <typename T, int kVecs>
-void channelwise_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* in, int64_t in_row, int64_t in_pixel,
-                      T* w, const T* bias, TapLine<T>* lines, T* out, int64_t out_row, int64_t out_pixel, int64_t begin,
-                      int64_t end) {
-  for (int64_t y = begin; y < end; ++y) {
-    const int64_t rows = tap_lines(p, y, in, in_row, w, p.kernel[1] * kVecs * Simd<T>::kLanes, lines);
-    for (int64_t x = 0; x < p.column_phases; ++x) {
-      const ColumnTap* taps = p.column_tap + p.column_begin[x];
-      const int64_t count = p.column_begin[x + 1] - p.column_begin[x], step = p.in_step[1] * in_pixel;
-      T* to = out + y * out_row + x * out_pixel;
-      const int64_t columns = (p.grid[1] - x + p.out_step[1] - 1) / p.out_step[1];
-      for (int64_t j = 0; j < columns;) {
-        int64_t run = 1, k0 = 0, k1 = count;
-        if (j == p.inner_begin[x] && p.inner_end[x] > j) {
-          run = p.inner_end[x] - j;
-        } else {
-          meeting(p, taps, count, j, &k0, &k1);
-        }
-        pixel_run<T, kVecs>(lines, rows, taps + k0, k1 - k0, j * step, step, c.last, bias,
-                            to + j * p.out_step[1] * out_pixel, p.out_step[1] * out_pixel, run);
-        j += run;
-      }
-    }
-  }
-}
-
-template <typename T>
-void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_data, void* out_data, char* scratch,
-                 int64_t begin, int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  T* w = reinterpret_cast<T*>(scratch);
-  T* pixels = reinterpret_cast<T*>(scratch + p.at_input);
-  T* results = reinterpret_cast<T*>(scratch + p.at_output);
-  TapLine<T>* lines = reinterpret_cast<TapLine<T>*>(scratch + p.at_lines);
-  const int64_t taps = p.kernel[0] * p.kernel[1];
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t box = task % p.boxes, image = task / p.boxes / p.blocks;
-    const ChannelBlock c = channel_block(p, task / p.boxes % p.blocks, kLanes);
-    const T* weights = static_cast<const T*>(w_data) + c.first * p.w_channel;
-    if (p.transposing) {
-      transpose(weights, p.w_channel, c.size, taps, w, kLanes);
-    } else {
-      for (int64_t j = 0; j < c.vectors; ++j) {
-        transpose(weights + j * c.last * p.w_channel, p.w_channel, kLanes, taps, w + j * kLanes, c.vectors * kLanes);
-      }
-    }
-    T bias[kChannelVectors * kLanes] = {};
-    for (int64_t j = 0; p.bias && j < c.vectors; ++j) {
-      copy_run(static_cast<const T*>(p.bias) + c.first + j * c.last, 1, least<int64_t>(kLanes, c.size),
-               bias + j * kLanes);
-    }
-    const T* in = static_cast<const T*>(in_data) + image * p.in_batch + c.first * p.in_channel;
-    T* out = static_cast<T*>(out_data) + image * p.out_batch + c.first * p.out_channel;
-    const int64_t y0 = box * p.box, y1 = least(p.grid[0], y0 + p.box);
-    if (p.transposing) {  // whole planes
-      planes_to_pixels(in, p.in_channel, c.size, p.source[0] * p.source[1], pixels);
-      channelwise_rows<T, 1>(p, c, pixels, p.source[1] * kLanes, kLanes, w, bias, lines, results, p.grid[1] * kLanes,
-                             kLanes, y0, y1);
-      pixels_to_planes(results, p.grid[0] * p.grid[1], c.size, out, p.out_channel);
-    } else if (c.vectors == 1) {
-      channelwise_rows<T, 1>(p, c, in, p.in_axis[0], p.in_axis[1], w, bias, lines, out, p.out_axis[0], p.out_axis[1],
-                             y0, y1);
-    } else {
-      channelwise_rows<T, kChannelVectors>(p, c, in, p.in_axis[0], p.in_axis[1], w, bias, lines, out, p.out_axis[0],
-                                           p.out_axis[1], y0, y1);
-    }
-  }
-}
-
-template <typename T, int kVecs>
 void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int64_t x_row, int64_t x_pixel, const T* y,
                 int64_t y_row, int64_t y_pixel, T* sums, TapLine<T>* lines, int64_t begin, int64_t end) {
-  const int64_t taps = p.kernel[1], step = p.in_step[1] * x_pixel, inner = p.inner_begin[0];
-  const int64_t inner_count = most<int64_t>(0, p.inner_end[0] - inner);
+  const int64_t taps = p.kernel[1], step = p.in_step[1] * x_pixel, inner = p.inner_begin;
+  const int64_t inner_count = most<int64_t>(0, p.inner_end - inner);
   for (int64_t row = begin; row < end; ++row) {
     const T* grad = y + row * y_row;
     const int64_t rows = tap_lines(p, row, x, x_row, sums, taps * kVecs * Simd<T>::kLanes, lines);
@@ -263,11 +445,11 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
     const int64_t part = task / p.blocks;
     const ChannelBlock c = channel_block(p, task % p.blocks, kLanes);
     for (int64_t i = 0; i < taps * c.vectors * kLanes; i += kLanes) store(lanes + i, typename Simd<T>::Vec{});
-    const int64_t last = block_begin(part + 1, p.batch * p.boxes, p.parts);
-    for (int64_t i = block_begin(part, p.batch * p.boxes, p.parts); i < last; ++i) {
-      const int64_t y0 = i % p.boxes * p.box, y1 = least(p.grid[0], y0 + p.box);
-      const T* x = static_cast<const T*>(x_data) + i / p.boxes * p.in_batch + c.first * p.in_channel;
-      const T* y = static_cast<const T*>(y_data) + i / p.boxes * p.out_batch + c.first * p.out_channel;
+    const int64_t last = block_begin(part + 1, p.batch * p.boxes[0], p.parts);
+    for (int64_t i = block_begin(part, p.batch * p.boxes[0], p.parts); i < last; ++i) {
+      const int64_t y0 = i % p.boxes[0] * p.box[0], y1 = least(p.grid[0], y0 + p.box[0]);
+      const T* x = static_cast<const T*>(x_data) + i / p.boxes[0] * p.in_batch + c.first * p.in_channel;
+      const T* y = static_cast<const T*>(y_data) + i / p.boxes[0] * p.out_batch + c.first * p.out_channel;
       if (p.transposing) {
         planes_to_pixels(x, p.in_channel, c.size, p.source[0] * p.source[1], pixels);
         planes_to_pixels(y, p.out_channel, c.size, p.grid[0] * p.grid[1], gradient);
@@ -294,7 +476,7 @@ void channelwise_store(const ChannelwisePlan& p, const void* sums_data, void* w_
   const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t c = begin; c < end; ++c) {
     const T* sums = static_cast<const T*>(sums_data) + c * taps;
-    T* w = static_cast<T*>(w_data) + c * p.w_channel;
+    T* w = static_cast<T*>(w_data) + c * p.w_group;
     for (int64_t t = 0; t < taps; ++t) {
       T sum = 0;
       for (int64_t part = 0; part < p.parts; ++part) sum += sums[part * p.channels * taps + t];

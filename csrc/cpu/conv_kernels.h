@@ -36,8 +36,8 @@ ConvKernels kernels() {
     k.winograd = winograd<T>;
     k.winograd_gradient = winograd_gradient<T>;
   }
+  k.channelwise = channelwise<T>;
   if constexpr (sizeof(T) == sizeof(Sum)) {
-    k.channelwise = channelwise<T>;
     k.channelwise_sum = channelwise_sum<T>;
     k.channelwise_store = channelwise_store<T>;
   }
