@@ -40,7 +40,8 @@ inline __attribute__((always_inline)) const PairLine<T>* add_pixels(const PairLi
       V w[2];
       CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) w[r] = load(line->w[r] + taps[t].weight);
       CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, from += step) {
-        const V v = load(from);
+        V v = load(from);
+        if (kEnd - kBegin == 2) keep(v);
         CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) sums[r][x] += w[r] * v;
       }
     }
@@ -98,7 +99,7 @@ void pixel_run(const PairLines<Sum>& lines, const ColumnTap* taps, int64_t tap_c
 }
 
 // A box of outputs of one block of channels: its rows and columns, and its padded inputs in the tile
-// [row][column][member][lane]. Rows beside the image are not there.
+// [row][column][member][lane], of which the last rows are there. Rows beside the image are not.
 template <typename T>
 class PixelTile {
  public:
@@ -119,7 +120,7 @@ class PixelTile {
       end[i] = least(p.grid[i], first[i] + p.box[i]);
       seen[i] = first[i] / p.out_step[i] * p.in_step[i] + p.low[i];
     }
-    row_ = filled_ = most<int64_t>(0, seen[0]);
+    filled_ = most<int64_t>(0, seen[0]);
     last_ = least(p.source[0], (end[0] - 1) / p.out_step[0] * p.in_step[0] + p.high[0] + 1);
     left_ = least(p.cells, most<int64_t>(0, -seen[1]));
     right_ = most(left_, least(p.cells, p.source[1] - seen[1]));
@@ -127,7 +128,7 @@ class PixelTile {
   }
 
   // The row of the image, once it was filled; null where there is none.
-  const Sum* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : cells_ + (y - row_) * p_.tile_pitch; }
+  const Sum* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : place(y); }
 
   // Rows before `end`, and some more.
   void fill(int64_t end) {
@@ -138,7 +139,7 @@ class PixelTile {
         transpose(in_ + filled_ * count, p_.in_channel, channels, rows * count, flat_, kLanes);
       }
       for (int64_t r = 0; r < rows; ++r) {
-        Sum* cells = cells_ + (filled_ + r - row_) * p_.tile_pitch;
+        Sum* cells = place(filled_ + r);
         clear_cells(cells, left_);
         fill_row(r, cells + left_ * p_.members * kLanes);
         clear_cells(cells + right_ * p_.members * kLanes, p_.cells - right_);
@@ -150,6 +151,8 @@ class PixelTile {
   int64_t image, channel, channels, first[2], end[2];
 
  private:
+  Sum* place(int64_t y) const { return cells_ + y % p_.tile_rows * p_.tile_pitch; }
+
   void clear_cells(Sum* cells, int64_t count) const {
     for (int64_t i = 0; i < count * p_.members; ++i) store(cells + i * kLanes, typename Simd<Sum>::Vec{});
   }
@@ -164,29 +167,37 @@ class PixelTile {
         const Sum* from = flat_ + r * count * kLanes;
         for (int64_t i = 0; i < count; ++i) store(to + i * kLanes, load(from + i * kLanes));
       }
-    } else if (p_.members == 1 && channels == kLanes) {
-      for (int64_t i = 0; i < count; ++i, line += p_.in_axis[1]) store(to + i * kLanes, load_wide(line));
+    } else if (p_.members == 1) {
+      fill_members<1>(line, count, to);
+    } else if (p_.members == 2) {
+      fill_members<2>(line, count, to);
     } else {
-      fill_members(line, count, to);
+      fill_members<4>(line, count, to);
     }
   }
 
-  // A lane's members are the channels of its group.
+  // A lane's members are the channels of its group. The next block's inputs of the same pixels come into the second
+  // cache meanwhile: that block is the next task.
+  template <int kMembers>
   void fill_members(const T* line, int64_t count, Sum* to) const {
     typedef decltype(load(to) < load(to)) Index;
-    Index index;
-    for (int l = 0; l < kLanes; ++l) index[l] = static_cast<decltype(+index[0])>(l / p_.members * p_.members);
-    for (int64_t i = 0; i < count; ++i, line += p_.in_axis[1]) {
-      const auto v = channels == kLanes ? load_wide(line) : load_wide_some(line, channels);
-      for (int64_t c = 0; c < p_.members; ++c, to += kLanes) {
-        store(to, __builtin_shuffle(v, index + static_cast<decltype(+index[0])>(c)));
+    Index index[kMembers];
+    CONVARITH_UNROLL for (int c = 0; c < kMembers; ++c) {
+      for (int l = 0; l < kLanes; ++l) index[c][l] = l / kMembers * kMembers + c;
+    }
+    const bool all = channels == kLanes, more = channel + kLanes < p_.channels;
+    for (int64_t i = 0; i < count; ++i, line += p_.in_axis[1], to += kMembers * kLanes) {
+      if (more) __builtin_prefetch(line + kLanes, 0, 2);
+      const auto v = all ? load_wide(line) : load_wide_some(line, channels);
+      CONVARITH_UNROLL for (int c = 0; c < kMembers; ++c) {
+        store(to + c * kLanes, kMembers == 1 ? v : __builtin_shuffle(v, index[c]));
       }
     }
   }
 
   const ChannelwisePlan& p_;
-  int64_t row_, filled_, last_;  // rows of the image
-  int64_t left_, right_;         // cells of a row that are inputs
+  int64_t filled_, last_;  // rows of the image
+  int64_t left_, right_;   // cells of a row that are inputs
   const T* in_;
   Sum *cells_, *flat_;
 };

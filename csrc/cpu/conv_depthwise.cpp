@@ -200,26 +200,30 @@ void tabulate(Channelwise& result, const std::array<AxisPhases, 2>& axes, int64_
   d.column_begin = result.column_begin.data();
 }
 
-constexpr int64_t kTileBytes = int64_t{192} << 10, kMostTileBytes = int64_t{1} << 20;
+constexpr int64_t kTileBytes = int64_t{32} << 10, kMostTileBytes = int64_t{1} << 18;
+constexpr int64_t kBoxBytes = int64_t{384} << 10;  // of all channels of the inputs that a box sees
 
 // Boxes, tile and scratch of a plan for outputs; false where a tile would be too large.
 bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
-  const int64_t cell = d.members * k.lanes, vector = k.lanes * k.sum_item;
+  const int64_t vector = k.lanes * k.sum_item, cell = d.members * vector;
+  const int64_t window = d.high[0] - d.low[0] + 1, span = d.high[1] - d.low[1];
   d.blocks = parts(d.channels, k.lanes);
-  d.box[1] = d.transposing ? d.grid[1] : whole(d.grid[1], kMostColumns / d.members, d.out_step[1]);
-  d.cells = (parts(d.box[1], d.out_step[1]) - 1) * d.in_step[1] + d.high[1] - d.low[1] + 1;
-  d.tile_pitch = spread(d.cells * cell, k);
-  const int64_t window = d.high[0] - d.low[0] + 1;
-  const int64_t rows = (kTileBytes / (d.tile_pitch * k.sum_item) - window) / d.in_step[0];
-  d.box[0] = whole(d.grid[0], std::max<int64_t>(2, rows) * d.out_step[0], 2 * d.out_step[0]);
-  for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
-  const int64_t tile_rows = std::min(d.source[0], (parts(d.box[0], d.out_step[0]) - 1) * d.in_step[0] + window);
-  const int64_t tile_bytes = tile_rows * d.tile_pitch * k.sum_item;
-  if (tile_bytes > kMostTileBytes) return false;
   // Short rows are transposed together, then copied to the tile.
-  const bool short_rows =
-      d.transposing && 4 * d.source[1] < 3 * k.lanes && d.low[1] <= 0 && d.low[1] + d.cells >= d.source[1];
+  const bool short_rows = d.transposing && 4 * d.source[1] < 3 * k.lanes && d.low[1] <= 0 &&
+                          d.high[1] + (d.grid[1] - 1) / d.out_step[1] * d.in_step[1] + 1 >= d.source[1];
   d.fill_rows = short_rows ? parts(4 * k.lanes, d.source[1]) : 1;
+  d.tile_rows = std::min(d.source[0], window + d.in_step[0] + d.fill_rows - 1);
+  const int64_t columns = (kTileBytes / (std::max<int64_t>(1, d.tile_rows) * cell) - span) / d.in_step[1];
+  constexpr int64_t kLeastColumns = 14;
+  d.box[1] =
+      d.transposing ? d.grid[1] : whole(d.grid[1], std::max(kLeastColumns, columns) * d.out_step[1], d.out_step[1]);
+  d.cells = (parts(d.box[1], d.out_step[1]) - 1) * d.in_step[1] + span + 1;
+  d.tile_pitch = spread(d.cells * d.members * k.lanes, k);
+  const int64_t tile_bytes = d.tile_rows * d.tile_pitch * k.sum_item;
+  if (tile_bytes > kMostTileBytes) return false;
+  const int64_t rows = kBoxBytes / (d.source[1] * (d.transposing ? vector : d.channels * k.item)) / d.in_step[0];
+  d.box[0] = whole(d.grid[0], std::max(4 * window, rows) * d.out_step[0], 2 * d.out_step[0]);
+  for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
   d.flat_pixels = std::max(4 * k.lanes, d.fill_rows * d.source[1]);
   d.at_input = aligned(d.kernel[0] * d.kernel[1] * d.members * vector);
   d.at_output = d.at_input + aligned(tile_bytes);
@@ -256,7 +260,7 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool transposed = pass == Pass::kInput, sums = pass == Pass::kWeight;
   const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
   if (sums && k.channelwise_sum == nullptr) return nullptr;
-  if (p.in_channels != p.out_channels || k.lanes % p.in_channels != 0) return nullptr;
+  if (p.in_channels != p.out_channels || p.in_channels == 3 || k.lanes % p.in_channels != 0) return nullptr;
   if (sums && (p.in_channels > 1 || p.w.axis[2] != 1 || p.w.axis[1] != p.axis[2].kernel)) return nullptr;
   auto made = std::make_unique<Channelwise>(k);
   Channelwise& result = *made;
@@ -316,13 +320,13 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   if (wanted && *wanted != Algorithm::kDepthwise) return nullptr;
   if (p.in_channels > kMostChannels || p.out_channels > kMostChannels) return nullptr;
   if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
-  // Gathers have products of pairs of channels, these kernels have not.
-  const int64_t summed = pass == Pass::kOutput ? p.in_channels : pass == Pass::kInput ? p.out_channels : 1;
-  if (!wanted && k.pairs && summed > 1) return nullptr;
   const Axis& plane = p.axis[0];
   if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;
 
   if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
+  // Gathers have products of pairs of channels, the sweeps have not.
+  const int64_t summed = pass == Pass::kOutput ? p.in_channels : pass == Pass::kInput ? p.out_channels : 1;
+  if (!wanted && k.pairs && summed > 1) return nullptr;
 
   auto made = std::make_unique<Depthwise>(k);
   Depthwise& result = *made;

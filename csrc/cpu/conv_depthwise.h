@@ -11,16 +11,6 @@ constexpr int kSweepRows = 4;
 constexpr int kSweepHeight = 7;
 constexpr int kSweepVectors = CONVARITH_REGISTERS >= 32 ? 4 : 2;
 
-// Has a value loaded once and kept in a register; compilers would rather load it again for each of its uses.
-template <typename V>
-inline void keep(V& v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#endif
-}
-
 // Less than a vector.
 template <typename T>
 inline void copy_part(const T* from, int64_t count, T* to) {

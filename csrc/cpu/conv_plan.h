@@ -216,11 +216,11 @@ struct ChannelwisePlan {
   const ColumnTap* column_tap;
   const int64_t* column_begin;
 
-  // Outputs.
-  int64_t low[2], high[2];    // of the inputs that output 0 of all phases sees
-  int64_t cells, tile_pitch;  // of a row of the tile; the pitch in elements
-  int64_t fill_rows;          // that are filled together
-  int64_t flat_pixels;        // room to transpose in
+  // Outputs. The tile is a ring of rows, as many as a pair of rows of outputs sees.
+  int64_t low[2], high[2];               // of the inputs that output 0 of all phases sees
+  int64_t cells, tile_pitch, tile_rows;  // cells of a row; the pitch in elements
+  int64_t fill_rows;                     // that are filled together
+  int64_t flat_pixels;                   // room to transpose in
 
   // The weight's gradient: pixels are not copied, and those beside the edges see fewer taps.
   int64_t parts;                   // of images and boxes

@@ -35,6 +35,16 @@ inline void store(T* p, typename Simd<T>::Vec v) {
   *reinterpret_cast<typename Simd<T>::Loose*>(p) = v;
 }
 
+// Has a value loaded once and kept in a register; compilers would rather load it again for each of its uses.
+template <typename V>
+inline void keep(V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 template <typename T>
 inline T least(T a, T b) {
   return a < b ? a : b;
