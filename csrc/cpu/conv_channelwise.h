@@ -10,125 +10,214 @@ namespace {
 
 constexpr int kPixels = CONVARITH_REGISTERS >= 32 ? 7 : 4;  // of a block: most networks' sizes are multiples
 constexpr int kFewPixels = CONVARITH_REGISTERS >= 32 ? 3 : 2;
-constexpr int kChannelVectors = 2;  // of the weight's gradient
 constexpr int kWeighTaps = 7;
 
 // A row of the input and the weights by which two rows of outputs see it.
-template <typename T>
+template <typename In>
 struct PairLine {
-  const T* in;
-  const T* w[2];
+  const In* in;
+  const typename SumOf<In>::type* w[2];
 };
 
 // Lines that only the first row sees stand first, then those that both see.
-template <typename T>
+template <typename In>
 struct PairLines {
-  const PairLine<T>* line;
+  const PairLine<In>* line;
   int64_t counts[3];  // first, both, second
 };
 
-// sums[row][x] += sum over lines and taps of w * in[x * step + tap] for the rows [kBegin, kEnd) of a pair.
-template <int kBegin, int kEnd, int kCount, typename T>
-inline __attribute__((always_inline)) const PairLine<T>* add_pixels(const PairLine<T>* line, int64_t lines,
-                                                                    const ColumnTap* taps, int64_t tap_count,
-                                                                    int64_t at, int64_t step,
-                                                                    typename Simd<T>::Vec (&sums)[2][kCount]) {
-  typedef typename Simd<T>::Vec V;
-  for (const PairLine<T>* end = line + lines; line < end; ++line) {
+// A block has two rows of one vector, or one row of two vectors: kRows * kVecs == 2. The second vector stands `last`
+// behind the first.
+//
+// sums[row][x][vector] += sum over lines and taps of w * in[x * step + tap] for the rows [kBegin, kEnd).
+template <int kBegin, int kEnd, int kRows, int kCount, int kVecs, typename In>
+inline __attribute__((always_inline)) const PairLine<In>* add_pixels(
+    const PairLine<In>* line, int64_t lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
+    int64_t last, typename Simd<typename SumOf<In>::type>::Vec (&sums)[kRows][kCount][kVecs]) {
+  typedef Simd<typename SumOf<In>::type> S;
+  for (const PairLine<In>* end = line + lines; line < end; ++line) {
     for (int64_t t = 0; t < tap_count; ++t) {
-      const T* from = line->in + at + taps[t].input;
-      V w[2];
-      CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) w[r] = load(line->w[r] + taps[t].weight);
+      const In* from = line->in + at + taps[t].input;
+      typename S::Vec w[kRows][kVecs];
+      CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          w[r][j] = load(line->w[r] + taps[t].weight * kVecs + j * S::kLanes);
+        }
+      }
       CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, from += step) {
-        V v = load(from);
-        if (kEnd - kBegin == 2) keep(v);
-        CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) sums[r][x] += w[r] * v;
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          auto v = load_wide(from + j * last);
+          if (kEnd - kBegin == 2) keep(v);
+          CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) sums[r][x][j] += w[r][j] * v;
+        }
       }
     }
   }
   return line;
 }
 
-// Where a block of outputs goes, and what is added to it.
-template <typename Sum, typename T>
+// Where a run of outputs goes, and what is added to it.
+template <typename To>
 struct PixelOut {
-  T* to;
-  int64_t row, pixel;  // from one to the next, in elements
-  int64_t rows;        // 1 or 2
-  int64_t lanes;       // that are channels
-  const Sum* bias;
+  To* to;
+  int64_t row, pixel, last;  // from one row, pixel, vector to the next, in elements
+  int64_t rows;              // 1 or 2
+  int64_t skip;              // first lanes, which are others' outputs
+  const typename SumOf<To>::type* bias;
 };
 
-template <typename Sum, typename T, int kCount>
-void pixel_block(const PairLines<Sum>& lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
-                 const PixelOut<Sum, T>& out, int64_t first) {
-  typedef typename Simd<Sum>::Vec V;
-  V sums[2][kCount] = {};
-  const PairLine<Sum>* line = lines.line;
-  line = add_pixels<0, 1>(line, lines.counts[0], taps, tap_count, at, step, sums);
-  line = add_pixels<0, 2>(line, lines.counts[1], taps, tap_count, at, step, sums);
-  add_pixels<1, 2>(line, lines.counts[2], taps, tap_count, at, step, sums);
-  const V bias = load(out.bias);
-  CONVARITH_UNROLL for (int r = 0; r < 2; ++r) {
+template <int kVecs, int kCount, typename In, typename To>
+void pixel_block(const PairLines<In>& lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
+                 const PixelOut<To>& out, int64_t first) {
+  typedef typename SumOf<In>::type Sum;
+  constexpr int kLanes = Simd<Sum>::kLanes, kRows = 2 / kVecs;
+  typename Simd<Sum>::Vec sums[kRows][kCount][kVecs] = {};
+  const PairLine<In>* line = lines.line;
+  line = add_pixels<0, 1>(line, lines.counts[0], taps, tap_count, at, step, out.last, sums);
+  if constexpr (kRows == 2) {
+    line = add_pixels<0, 2>(line, lines.counts[1], taps, tap_count, at, step, out.last, sums);
+    add_pixels<1, 2>(line, lines.counts[2], taps, tap_count, at, step, out.last, sums);
+  }
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     if (r >= out.rows) break;
-    T* to = out.to + r * out.row + first * out.pixel;
-    if (out.lanes == Simd<Sum>::kLanes) {
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += out.pixel) store_narrow(to, sums[r][x] + bias);
-    } else {
-      Sum some[kCount][Simd<Sum>::kLanes];
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(some[x], sums[r][x] + bias);
-      for (int x = 0; x < kCount; ++x, to += out.pixel) scatter_run(some[x], out.lanes, to, 1);
+    To* to = out.to + r * out.row + first * out.pixel;
+    if (out.skip == 0) {
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += out.pixel) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          store_narrow(to + j * out.last, sums[r][x][j] + load(out.bias + j * kLanes));
+        }
+      }
+    } else {  // of one vector
+      Sum all[kCount][kLanes];
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(all[x], sums[r][x][0] + load(out.bias));
+      for (int x = 0; x < kCount; ++x, to += out.pixel) {
+        scatter_run(all[x] + out.skip, kLanes - out.skip, to + out.skip, 1);
+      }
     }
   }
 }
 
-// `count` pixels of a pair of rows; where a block does not fit, it overlaps the one before it.
-template <typename Sum, typename T>
-void pixel_run(const PairLines<Sum>& lines, const ColumnTap* taps, int64_t tap_count, int64_t step,
-               const PixelOut<Sum, T>& out, int64_t count) {
+// `count` pixels that see the same taps; where a block does not fit, it overlaps the one before it.
+template <int kVecs, typename In, typename To>
+void pixel_run(const PairLines<In>& lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
+               const PixelOut<To>& out, int64_t count) {
   for (int64_t x = 0; x < count;) {
     const int64_t left = count - x;
     const int64_t size = count >= kPixels && left > kFewPixels ? kPixels : (count >= kFewPixels ? kFewPixels : 1);
     const int64_t first = least(x, count - size);
-    const auto block = size == kPixels      ? pixel_block<Sum, T, kPixels>
-                       : size == kFewPixels ? pixel_block<Sum, T, kFewPixels>
-                                            : pixel_block<Sum, T, 1>;
-    block(lines, taps, tap_count, first * step, step, out, first);
+    const auto block = size == kPixels      ? pixel_block<kVecs, kPixels, In, To>
+                       : size == kFewPixels ? pixel_block<kVecs, kFewPixels, In, To>
+                                            : pixel_block<kVecs, 1, In, To>;
+    block(lines, taps, tap_count, at + first * step, step, out, first);
     x = first + size;
   }
 }
 
-// A box of outputs of one block of channels: its rows and columns, and its padded inputs in the tile
-// [row][column][member][lane], of which the last rows are there. Rows beside the image are not.
+// Outputs from j on, of a phase's `columns`, that meet the input with the same taps [begin, end): one output beside an
+// edge, else all that meet it with every tap.
+struct Meeting {
+  int64_t begin, end, outputs;
+};
+
+inline Meeting meeting(const ChannelwisePlan& p, const ColumnTap* taps, int64_t count, int64_t j, int64_t columns) {
+  const int64_t at = j * p.in_step[1];
+  Meeting m = {0, count, 1};
+  while (m.begin < count && taps[m.begin].column + at < 0) ++m.begin;
+  while (m.end > m.begin && taps[m.end - 1].column + at >= p.source[1]) --m.end;
+  if (count == 0) {
+    m.outputs = columns - j;
+  } else if (m.end - m.begin == count) {
+    m.outputs = least(columns - j, steps_up(p.source[1] - taps[count - 1].column - at, p.in_step[1]));
+  }
+  return m;
+}
+
+// Channels of a task: two vectors where pixels are not copied, of which the first block has one if they are odd in
+// number; otherwise one. The last vector overlaps the one before it.
+struct ChannelBlock {
+  int64_t first, size, vectors;
+  int64_t last;  // from the first vector to the second
+  int64_t skip;  // first channels, which are also the block's before
+};
+
+inline ChannelBlock channel_block(const ChannelwisePlan& p, int64_t index, int64_t lanes) {
+  const int64_t odd = block_count(p.channels, lanes) % 2;
+  if (p.direct && (!odd || index > 0)) {
+    const int64_t first = (2 * index - odd) * lanes, size = least(2 * lanes, p.channels - first);
+    return {first, size, 2, size - lanes, 0};
+  }
+  const int64_t begin = index * lanes;
+  const int64_t first = p.transposing ? begin : least(begin, p.channels - lanes);
+  return {first, least(lanes, p.channels - first), 1, 0, begin - first};
+}
+
+// A box of outputs of a block of channels.
+struct PixelBox {
+  int64_t image;
+  ChannelBlock channels;
+  int64_t first[2], end[2];
+};
+
+inline PixelBox pixel_box(const ChannelwisePlan& p, int64_t task, int64_t lanes) {
+  PixelBox b;
+  b.channels = channel_block(p, task % p.blocks, lanes);
+  task /= p.blocks;
+  const int64_t index[2] = {task / p.boxes[1] % p.boxes[0], task % p.boxes[1]};
+  b.image = task / p.boxes[1] / p.boxes[0];
+  for (int i = 0; i < 2; ++i) {
+    b.first[i] = index[i] * p.box[i];
+    b.end[i] = least(p.grid[i], b.first[i] + p.box[i]);
+  }
+  return b;
+}
+
+// The input itself as what a box sees. Boxes are whole rows.
+template <typename T>
+class PixelImage {
+ public:
+  typedef T In;
+  static constexpr bool kPadded = false;
+
+  PixelImage(const ChannelwisePlan& p, const PixelBox& box, const T* in)
+      : pixel(p.in_axis[1]), p_(p), in_(in + box.image * p.in_batch + box.channels.first * p.in_channel) {}
+
+  void fill(int64_t) {}
+  const T* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : in_ + y * p_.in_axis[0]; }
+
+  const int64_t pixel;  // from one to the next
+
+ private:
+  const ChannelwisePlan& p_;
+  const T* in_;
+};
+
+// The padded inputs that a box sees: a tile [row][column][member][lane], of which the last rows are there. Rows beside
+// the image are not.
 template <typename T>
 class PixelTile {
  public:
-  typedef typename SumOf<T>::type Sum;
-  static constexpr int kLanes = Simd<Sum>::kLanes;
+  typedef typename SumOf<T>::type In;
+  static constexpr bool kPadded = true;
+  static constexpr int kLanes = Simd<In>::kLanes;
 
-  PixelTile(const ChannelwisePlan& p, int64_t task, const T* in, Sum* cells, Sum* flat)
-      : p_(p), cells_(cells), flat_(flat) {
-    const int64_t block = task % p.blocks;
-    task /= p.blocks;
-    const int64_t index[2] = {task / p.boxes[1] % p.boxes[0], task % p.boxes[1]};
-    image = task / p.boxes[1] / p.boxes[0];
-    channel = block * kLanes;
-    channels = least<int64_t>(kLanes, p.channels - channel);
+  PixelTile(const ChannelwisePlan& p, const PixelBox& box, const T* in, In* cells, In* flat)
+      : pixel(p.members * kLanes),
+        p_(p),
+        channels_(box.channels.size),
+        more_(box.channels.first + kLanes < p.channels),
+        cells_(cells),
+        flat_(flat) {
     int64_t seen[2];
-    for (int i = 0; i < 2; ++i) {
-      first[i] = index[i] * p.box[i];
-      end[i] = least(p.grid[i], first[i] + p.box[i]);
-      seen[i] = first[i] / p.out_step[i] * p.in_step[i] + p.low[i];
-    }
+    for (int i = 0; i < 2; ++i) seen[i] = box.first[i] / p.out_step[i] * p.in_step[i] + p.low[i];
     filled_ = most<int64_t>(0, seen[0]);
-    last_ = least(p.source[0], (end[0] - 1) / p.out_step[0] * p.in_step[0] + p.high[0] + 1);
+    last_ = least(p.source[0], (box.end[0] - 1) / p.out_step[0] * p.in_step[0] + p.high[0] + 1);
     left_ = least(p.cells, most<int64_t>(0, -seen[1]));
     right_ = most(left_, least(p.cells, p.source[1] - seen[1]));
-    in_ = in + image * p.in_batch + channel * p.in_channel + (seen[1] + left_) * p.in_axis[1];
+    in_ = in + box.image * p.in_batch + box.channels.first * p.in_channel + (seen[1] + left_) * p.in_axis[1];
   }
 
   // The row of the image, once it was filled; null where there is none.
-  const Sum* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : place(y); }
+  const In* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : place(y); }
 
   // Rows before `end`, and some more.
   void fill(int64_t end) {
@@ -136,35 +225,35 @@ class PixelTile {
     while (filled_ < end) {
       const int64_t rows = least(p_.fill_rows, last_ - filled_), count = right_ - left_;
       if (p_.transposing && p_.fill_rows > 1) {
-        transpose(in_ + filled_ * count, p_.in_channel, channels, rows * count, flat_, kLanes);
+        transpose(in_ + filled_ * count, p_.in_channel, channels_, rows * count, flat_, kLanes);
       }
       for (int64_t r = 0; r < rows; ++r) {
-        Sum* cells = place(filled_ + r);
+        In* cells = place(filled_ + r);
         clear_cells(cells, left_);
-        fill_row(r, cells + left_ * p_.members * kLanes);
-        clear_cells(cells + right_ * p_.members * kLanes, p_.cells - right_);
+        fill_row(r, cells + left_ * pixel);
+        clear_cells(cells + right_ * pixel, p_.cells - right_);
       }
       filled_ += rows;
     }
   }
 
-  int64_t image, channel, channels, first[2], end[2];
+  const int64_t pixel;  // from one to the next
 
  private:
-  Sum* place(int64_t y) const { return cells_ + y % p_.tile_rows * p_.tile_pitch; }
+  In* place(int64_t y) const { return cells_ + y % p_.tile_rows * p_.tile_pitch; }
 
-  void clear_cells(Sum* cells, int64_t count) const {
-    for (int64_t i = 0; i < count * p_.members; ++i) store(cells + i * kLanes, typename Simd<Sum>::Vec{});
+  void clear_cells(In* cells, int64_t count) const {
+    for (int64_t i = 0; i < count * pixel; i += kLanes) store(cells + i, typename Simd<In>::Vec{});
   }
 
-  void fill_row(int64_t r, Sum* to) const {
+  void fill_row(int64_t r, In* to) const {
     const int64_t count = right_ - left_;
     const T* line = in_ + (filled_ + r) * p_.in_axis[0];
     if (p_.transposing) {
       if (p_.fill_rows == 1) {
-        transpose(line, p_.in_channel, channels, count, to, kLanes);
+        transpose(line, p_.in_channel, channels_, count, to, kLanes);
       } else {
-        const Sum* from = flat_ + r * count * kLanes;
+        const In* from = flat_ + r * count * kLanes;
         for (int64_t i = 0; i < count; ++i) store(to + i * kLanes, load(from + i * kLanes));
       }
     } else if (p_.members == 1) {
@@ -179,16 +268,15 @@ class PixelTile {
   // A lane's members are the channels of its group. The next block's inputs of the same pixels come into the second
   // cache meanwhile: that block is the next task.
   template <int kMembers>
-  void fill_members(const T* line, int64_t count, Sum* to) const {
+  void fill_members(const T* line, int64_t count, In* to) const {
     typedef decltype(load(to) < load(to)) Index;
     Index index[kMembers];
     CONVARITH_UNROLL for (int c = 0; c < kMembers; ++c) {
       for (int l = 0; l < kLanes; ++l) index[c][l] = l / kMembers * kMembers + c;
     }
-    const bool all = channels == kLanes, more = channel + kLanes < p_.channels;
     for (int64_t i = 0; i < count; ++i, line += p_.in_axis[1], to += kMembers * kLanes) {
-      if (more) __builtin_prefetch(line + kLanes, 0, 2);
-      const auto v = all ? load_wide(line) : load_wide_some(line, channels);
+      if (more_) __builtin_prefetch(line + kLanes, 0, 2);
+      const auto v = load_wide(line);
       CONVARITH_UNROLL for (int c = 0; c < kMembers; ++c) {
         store(to + c * kLanes, kMembers == 1 ? v : __builtin_shuffle(v, index[c]));
       }
@@ -196,21 +284,22 @@ class PixelTile {
   }
 
   const ChannelwisePlan& p_;
+  const int64_t channels_;
+  const bool more_;        // vectors of channels
   int64_t filled_, last_;  // rows of the image
   int64_t left_, right_;   // cells of a row that are inputs
   const T* in_;
-  Sum *cells_, *flat_;
+  In *cells_, *flat_;
 };
 
 // The lines of the rows of outputs j and, of two, j + 1 of a phase.
-template <typename T>
-PairLines<typename SumOf<T>::type> pair_lines(const ChannelwisePlan& p, const PixelTile<T>& tile, int64_t phase,
-                                              int64_t j, int64_t rows, const typename SumOf<T>::type* w,
-                                              PairLine<typename SumOf<T>::type>* lines) {
-  const int64_t w_row = p.kernel[1] * p.members * PixelTile<T>::kLanes;
-  PairLines<typename SumOf<T>::type> result = {lines, {}};
+template <int kVecs, typename Source, typename In = typename Source::In>
+PairLines<In> pair_lines(const ChannelwisePlan& p, const Source& source, int64_t phase, int64_t j, int64_t rows,
+                         const typename SumOf<In>::type* w, PairLine<In>* lines) {
+  const int64_t w_row = p.kernel[1] * p.members * kVecs * Simd<typename SumOf<In>::type>::kLanes;
+  PairLines<In> result = {lines, {}};
   const auto add = [&](int part, int64_t y, int64_t w0, int64_t w1) {
-    const auto* in = tile.row(y);
+    const In* in = source.row(y);
     if (in == nullptr) return;
     *lines++ = {in, {w + w0 * w_row, w + w1 * w_row}};
     ++result.counts[part];
@@ -230,17 +319,16 @@ PairLines<typename SumOf<T>::type> pair_lines(const ChannelwisePlan& p, const Pi
   return result;
 }
 
-// Weights of a block of channels: [row of taps][tap][member][lane].
+// Weights of a vector of channels: [row of taps][tap][member], `pitch` apart.
 template <typename T, typename Sum>
-void pack_lanes(const ChannelwisePlan& p, const T* w, int64_t channel, int64_t channels, Sum* packed) {
-  constexpr int kLanes = Simd<Sum>::kLanes;
+void pack_lanes(const ChannelwisePlan& p, const T* w, int64_t channel, int64_t channels, Sum* packed, int64_t pitch) {
   const int64_t taps = p.kernel[0] * p.kernel[1];
   if (p.members == 1 && p.w_axis[1] == 1 && p.w_axis[0] == p.kernel[1]) {
-    return transpose(w + channel * p.w_group, p.w_group, channels, taps, packed, kLanes);
+    return transpose(w + channel * p.w_group, p.w_group, channels, taps, packed, pitch);
   }
   for (int64_t t = 0; t < taps; ++t) {
     const T* tap = w + t / p.kernel[1] * p.w_axis[0] + t % p.kernel[1] * p.w_axis[1];
-    for (int64_t c = 0; c < p.members; ++c, packed += kLanes) {
+    for (int64_t c = 0; c < p.members; ++c, packed += pitch) {
       for (int64_t l = 0; l < channels; ++l) {
         const int64_t group = (channel + l) / p.members, row = (channel + l) % p.members;
         packed[l] = widen(tap[group * p.w_group + row * p.w_row + c * p.w_member]);
@@ -268,24 +356,35 @@ void pixels_to_memory(const ChannelwisePlan& p, const typename SumOf<T>::type* p
 }
 
 // The outputs of a box, to out.
-template <typename T, typename To>
-void channelwise_box(const ChannelwisePlan& p, PixelTile<T>& tile, const typename SumOf<T>::type* w,
-                     const typename SumOf<T>::type* bias, PairLine<typename SumOf<T>::type>* lines, To* out,
-                     int64_t out_row, int64_t out_pixel) {
-  const int64_t step = p.in_step[1] * p.members * PixelTile<T>::kLanes;
-  for (int64_t j = tile.first[0] / p.out_step[0]; j * p.out_step[0] < tile.end[0]; j += 2) {
-    tile.fill((j + 1) * p.in_step[0] + p.high[0] + 1);
-    for (int64_t phase = 0; phase < p.out_step[0] && j * p.out_step[0] + phase < tile.end[0]; ++phase) {
-      const int64_t y = j * p.out_step[0] + phase, rows = y + p.out_step[0] < tile.end[0] ? 2 : 1;
-      const auto pair = pair_lines(p, tile, phase, j, rows, w, lines);
-      for (int64_t x = 0; x < least(p.out_step[1], tile.end[1] - tile.first[1]); ++x) {
+template <int kVecs, typename Source, typename To>
+void channelwise_box(const ChannelwisePlan& p, const PixelBox& box, Source source, const typename SumOf<To>::type* w,
+                     const typename SumOf<To>::type* bias, void* line_data, To* out, int64_t out_row,
+                     int64_t out_pixel) {
+  auto* lines = static_cast<PairLine<typename Source::In>*>(line_data);
+  constexpr int kRows = 2 / kVecs;
+  const int64_t step = p.in_step[1] * source.pixel;
+  for (int64_t j = box.first[0] / p.out_step[0]; j * p.out_step[0] < box.end[0]; j += kRows) {
+    source.fill((j + kRows - 1) * p.in_step[0] + p.high[0] + 1);
+    for (int64_t phase = 0; phase < p.out_step[0] && j * p.out_step[0] + phase < box.end[0]; ++phase) {
+      const int64_t y = j * p.out_step[0] + phase, rows = y + p.out_step[0] < box.end[0] ? kRows : 1;
+      const auto pair = pair_lines<kVecs>(p, source, phase, j, rows, w, lines);
+      for (int64_t x = 0; x < least(p.out_step[1], box.end[1] - box.first[1]); ++x) {
         const ColumnTap* taps = p.column_tap + p.column_begin[x];
-        const int64_t columns = (tile.end[1] - tile.first[1] - x + p.out_step[1] - 1) / p.out_step[1];
-        pixel_run<typename SumOf<T>::type, To>(
-            pair, taps, p.column_begin[x + 1] - p.column_begin[x], step,
-            {out + (y - tile.first[0]) * out_row + x * out_pixel, p.out_step[0] * out_row, p.out_step[1] * out_pixel,
-             rows, tile.channels, bias},
-            columns);
+        const int64_t tap_count = p.column_begin[x + 1] - p.column_begin[x];
+        const int64_t columns = steps_up(box.end[1] - box.first[1] - x, p.out_step[1]);
+        PixelOut<To> to = {out + (y - box.first[0]) * out_row + x * out_pixel,
+                           p.out_step[0] * out_row,
+                           p.out_step[1] * out_pixel,
+                           box.channels.last,
+                           rows,
+                           box.channels.skip,
+                           bias};
+        for (int64_t i = 0; i < columns;) {
+          const Meeting m = Source::kPadded ? Meeting{0, tap_count, columns} : meeting(p, taps, tap_count, i, columns);
+          pixel_run<kVecs>(pair, taps + m.begin, m.end - m.begin, i * step, step, to, m.outputs);
+          i += m.outputs;
+          to.to += m.outputs * to.pixel;
+        }
       }
     }
   }
@@ -296,24 +395,35 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
                  int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   constexpr int kLanes = Simd<Sum>::kLanes;
+  const T* in = static_cast<const T*>(in_data);
   Sum* w = reinterpret_cast<Sum*>(scratch);
   Sum* cells = reinterpret_cast<Sum*>(scratch + p.at_input);
   Sum* flat = reinterpret_cast<Sum*>(scratch + p.at_flat);
   Sum* results = reinterpret_cast<Sum*>(scratch + p.at_output);
-  PairLine<Sum>* lines = reinterpret_cast<PairLine<Sum>*>(scratch + p.at_lines);
-  if (p.channels % kLanes != 0) fill_zero(w, p.at_output / static_cast<int64_t>(sizeof(Sum)));  // lanes of no channel
+  void* lines = scratch + p.at_lines;
+  if (p.channels < kLanes) fill_zero(w, p.at_output / static_cast<int64_t>(sizeof(Sum)));  // lanes of no channel
   for (int64_t task = begin; task < end; ++task) {
-    PixelTile<T> tile(p, task, static_cast<const T*>(in_data), cells, flat);
-    pack_lanes(p, static_cast<const T*>(w_data), tile.channel, tile.channels, w);
-    Sum bias[kLanes] = {};
-    if (p.bias) copy_run(static_cast<const T*>(p.bias) + tile.channel, 1, tile.channels, bias);
-    T* out = static_cast<T*>(out_data) + tile.image * p.out_batch + tile.channel * p.out_channel +
-             tile.first[0] * p.out_axis[0] + tile.first[1] * p.out_axis[1];
+    const PixelBox box = pixel_box(p, task, kLanes);
+    const ChannelBlock& c = box.channels;
+    Sum bias[2 * kLanes] = {};
+    for (int64_t j = 0; j < c.vectors; ++j) {
+      const int64_t first = c.first + j * c.last, size = least<int64_t>(kLanes, c.size);
+      pack_lanes(p, static_cast<const T*>(w_data), first, size, w + j * kLanes, c.vectors * kLanes);
+      if (p.bias) copy_run(static_cast<const T*>(p.bias) + first, 1, size, bias + j * kLanes);
+    }
+    T* out = static_cast<T*>(out_data) + box.image * p.out_batch + c.first * p.out_channel +
+             box.first[0] * p.out_axis[0] + box.first[1] * p.out_axis[1];
+    if (p.direct) {
+      const auto outputs = c.vectors == 2 ? channelwise_box<2, PixelImage<T>, T> : channelwise_box<1, PixelImage<T>, T>;
+      outputs(p, box, PixelImage<T>(p, box, in), w, bias, lines, out, p.out_axis[0], p.out_axis[1]);
+      continue;
+    }
+    const PixelTile<T> tile(p, box, in, cells, flat);
     if (p.transposing) {  // boxes are whole rows
-      channelwise_box(p, tile, w, bias, lines, results, p.grid[1] * kLanes, kLanes);
-      pixels_to_memory(p, results, (tile.end[0] - tile.first[0]) * p.grid[1], tile.channels, out, flat);
+      channelwise_box<1>(p, box, tile, w, bias, lines, results, p.grid[1] * kLanes, kLanes);
+      pixels_to_memory(p, results, (box.end[0] - box.first[0]) * p.grid[1], c.size, out, flat);
     } else {
-      channelwise_box(p, tile, w, bias, lines, out, p.out_axis[0], p.out_axis[1]);
+      channelwise_box<1>(p, box, tile, w, bias, lines, out, p.out_axis[0], p.out_axis[1]);
     }
   }
 }
@@ -365,39 +475,10 @@ void weigh_run(int64_t tap_count, const TapLine<T>& row, const ColumnTap* taps, 
   weigh_pixels<T, kTaps, kVecs>(row, taps, at, step, last, y, y_step, count);
 }
 
-// A block of channels of one image.
-struct ChannelBlock {
-  int64_t first, size, vectors;
-  int64_t last;  // from the first vector to the second
-};
-
-inline ChannelBlock channel_block(const ChannelwisePlan& p, int64_t index, int64_t lanes) {
-  // Where the vectors are odd in number the first block has one; the last vector overlaps the one before it.
-  const int64_t vectors = block_count(p.channels, lanes);
-  if (p.transposing) {
-    return {index * lanes, least(lanes, p.channels - index * lanes), 1, lanes};
-  }
-  const int64_t odd = vectors % kChannelVectors;
-  if (odd && index == 0) return {0, lanes, 1, lanes};
-  const int64_t first = (index * kChannelVectors - odd) * lanes;
-  const int64_t size = least(kChannelVectors * lanes, p.channels - first);
-  return {first, size, kChannelVectors, size - lanes};
-}
-
 // Planes of a block of channels to pixels of one vector.
 template <typename T>
 inline void planes_to_pixels(const T* planes, int64_t pitch, int64_t channels, int64_t count, T* pixels) {
   transpose(planes, pitch, channels, count, pixels, Simd<T>::kLanes);
-}
-
-// Taps of the columns [begin, end) that meet the input at output j of a phase.
-inline void meeting(const ChannelwisePlan& p, const ColumnTap* taps, int64_t count, int64_t j, int64_t* begin,
-                    int64_t* end) {
-  const int64_t at = j * p.in_step[1];
-  *begin = 0;
-  *end = count;
-  while (*begin < count && taps[*begin].column + at < 0) ++*begin;
-  while (*end > *begin && taps[*end - 1].column + at >= p.source[1]) --*end;
 }
 
 // The rows of taps that meet the input at a row of outputs.
@@ -415,28 +496,18 @@ inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, 
 template <typename T, int kVecs>
 void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int64_t x_row, int64_t x_pixel, const T* y,
                 int64_t y_row, int64_t y_pixel, T* sums, TapLine<T>* lines, int64_t begin, int64_t end) {
-  const int64_t taps = p.kernel[1], step = p.in_step[1] * x_pixel, inner = p.inner_begin;
-  const int64_t inner_count = most<int64_t>(0, p.inner_end - inner);
+  const int64_t taps = p.kernel[1], step = p.in_step[1] * x_pixel;
   for (int64_t row = begin; row < end; ++row) {
     const T* grad = y + row * y_row;
     const int64_t rows = tap_lines(p, row, x, x_row, sums, taps * kVecs * Simd<T>::kLanes, lines);
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t t = 0; inner_count > 0 && t < taps; t += kWeighTaps) {
-        weigh_run<T, kVecs>(least<int64_t>(kWeighTaps, taps - t), lines[i], p.column_tap + t, inner * step, step,
-                            c.last, grad + inner * y_pixel, y_pixel, inner_count);
-      }
       for (int64_t j = 0; j < p.grid[1];) {
-        if (j == inner && inner_count > 0) {
-          j += inner_count;
-          continue;
+        const Meeting m = meeting(p, p.column_tap, taps, j, p.grid[1]);
+        for (int64_t t = m.begin; t < m.end; t += kWeighTaps) {
+          weigh_run<T, kVecs>(least<int64_t>(kWeighTaps, m.end - t), lines[i], p.column_tap + t, j * step, step, c.last,
+                              grad + j * y_pixel, y_pixel, m.outputs);
         }
-        int64_t k0, k1;
-        meeting(p, p.column_tap, taps, j, &k0, &k1);
-        for (int64_t t = k0; t < k1; t += kWeighTaps) {
-          weigh_run<T, kVecs>(least<int64_t>(kWeighTaps, k1 - t), lines[i], p.column_tap + t, j * step, step, c.last,
-                              grad + j * y_pixel, y_pixel, 1);
-        }
-        ++j;
+        j += m.outputs;
       }
     }
   }
@@ -469,8 +540,7 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
       } else if (c.vectors == 1) {
         weigh_rows<T, 1>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
       } else {
-        weigh_rows<T, kChannelVectors>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes,
-                                       lines, y0, y1);
+        weigh_rows<T, 2>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
       }
     }
     T* sums = static_cast<T*>(sums_data) + (part * p.channels + c.first) * taps;

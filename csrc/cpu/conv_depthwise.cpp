@@ -187,6 +187,10 @@ void tabulate(Channelwise& result, const std::array<AxisPhases, 2>& axes, int64_
         result.column_tap.push_back({tap.input, tap.tap, tap.input * (d.transposing ? lanes : d.in_axis[1])});
         continue;
       }
+      if (d.direct) {
+        result.column_tap.push_back({tap.input, tap.tap * cell, tap.input * d.in_axis[1]});
+        continue;
+      }
       for (int64_t c = 0; c < d.members; ++c) {
         result.column_tap.push_back({tap.input, tap.tap * cell + c * lanes, (tap.input - d.low[1]) * cell + c * lanes});
       }
@@ -207,7 +211,6 @@ constexpr int64_t kBoxBytes = int64_t{384} << 10;  // of all channels of the inp
 bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
   const int64_t vector = k.lanes * k.sum_item, cell = d.members * vector;
   const int64_t window = d.high[0] - d.low[0] + 1, span = d.high[1] - d.low[1];
-  d.blocks = parts(d.channels, k.lanes);
   // Short rows are transposed together, then copied to the tile.
   const bool short_rows = d.transposing && 4 * d.source[1] < 3 * k.lanes && d.low[1] <= 0 &&
                           d.high[1] + (d.grid[1] - 1) / d.out_step[1] * d.in_step[1] + 1 >= d.source[1];
@@ -233,17 +236,24 @@ bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
   return true;
 }
 
-// The same of a plan for the weight's gradient.
-void lay_out_sums(ChannelwisePlan& d, const AxisPhases& columns, const ConvKernels& k) {
-  d.inner_begin = std::clamp<int64_t>(ceil_div(-columns.low, d.in_step[1]), 0, d.grid[1]);
-  const int64_t end = floor_div(d.source[1] - 1 - columns.high, d.in_step[1]) + 1;
-  d.inner_end = std::clamp(end, d.inner_begin, d.grid[1]);
-  const int64_t vectors = parts(d.channels, k.lanes);
-  d.blocks = d.transposing ? vectors : parts(vectors, 2);
-  // Rows of a task: all of a transposed plane, else as many as stay in the second cache.
+// Rows of two vectors of channels that stay in the second cache with what they see.
+int64_t direct_rows(const ChannelwisePlan& d, const ConvKernels& k) {
   const int64_t row_bytes = 2 * k.lanes * k.sum_item * std::max(d.grid[1], d.source[1]);
-  d.box[0] =
-      d.transposing ? d.grid[0] : even_part(d.grid[0], std::max<int64_t>(2 * d.kernel[0], (1 << 18) / row_bytes));
+  return std::max<int64_t>(2 * d.kernel[0], (1 << 18) / row_bytes);
+}
+
+// Boxes and scratch of a plan for outputs that reads the input where it stands.
+void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
+  d.box[0] = whole(d.grid[0], direct_rows(d, k), d.out_step[0]);
+  d.box[1] = d.grid[1];
+  for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
+  d.at_lines = aligned(2 * k.lanes * d.kernel[0] * d.kernel[1] * k.sum_item);
+  d.scratch = d.at_lines + aligned(2 * d.kernel[0] * 3 * static_cast<int64_t>(sizeof(void*)));
+}
+
+// The same of a plan for the weight's gradient.
+void lay_out_sums(ChannelwisePlan& d, const ConvKernels& k) {
+  d.box[0] = d.transposing ? d.grid[0] : even_part(d.grid[0], direct_rows(d, k));
   d.boxes[0] = parts(d.grid[0], d.box[0]);
   constexpr int64_t kTasks = 64;  // as above
   d.parts = std::clamp<int64_t>(kTasks / d.blocks, 1, d.batch * d.boxes[0]);
@@ -255,6 +265,8 @@ void lay_out_sums(ChannelwisePlan& d, const AxisPhases& columns, const ConvKerne
 
 // Planes up to this size are transposed; with a stride, where the sweeps would split rows, larger ones are.
 constexpr int64_t kTransposedPixels = 256, kTransposedStridedPixels = 4096;
+// Kernels of few taps read the input where it stands: a copy would cost more than it saves.
+constexpr int64_t kDirectTaps = 9;
 
 PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool transposed = pass == Pass::kInput, sums = pass == Pass::kWeight;
@@ -304,8 +316,12 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   d.w_row = transposed ? p.w.channel : p.w.batch;
   d.w_member = transposed ? p.w.batch : p.w.channel;
   result.macs = d.batch * d.channels * d.members * p.output_numel() * p.kernel_numel();
+  d.direct = !d.transposing && (sums || (d.members == 1 && p.kernel_numel() <= kDirectTaps));
+  d.blocks = parts(d.channels, (d.direct ? 2 : 1) * k.lanes);
   if (sums) {
-    lay_out_sums(d, axes[1], k);
+    lay_out_sums(d, k);
+  } else if (d.direct) {
+    lay_out_direct(d, k);
   } else if (!lay_out_tile(d, k)) {
     return nullptr;
   }

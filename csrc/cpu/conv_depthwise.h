@@ -86,11 +86,6 @@ inline void join_line(const Sum* even, const Sum* odd, int64_t count, T* to) {
   }
 }
 
-// Divisions by steps, which mostly are 1.
-inline int64_t steps_up(int64_t size, int64_t step) {
-  return step == 1 ? size : (size + step - 1) / step;
-}
-
 // A box of outputs of one image and group; its first outputs of every phase are `at`.
 struct SweepBox {
   int64_t index[4];  // image, group, row, column

@@ -219,6 +219,7 @@ struct ChannelwisePlan {
   int64_t w_group, w_row, w_member, w_axis[2];
   const void* bias;  // of every channel, or null
   bool transposing;  // planes are transposed to pixels of one vector; otherwise channels are neighbours in memory
+  bool direct;       // pixels are read where they stand; otherwise from a copy
   int64_t blocks;    // of channels
   int64_t box[2], boxes[2];
 
@@ -235,8 +236,7 @@ struct ChannelwisePlan {
   int64_t flat_pixels;                   // room to transpose in
 
   // The weight's gradient: pixels are not copied, and those beside the edges see fewer taps.
-  int64_t parts;                   // of images and boxes
-  int64_t inner_begin, inner_end;  // the columns of outputs that meet the input with all taps
+  int64_t parts;  // of images and boxes
 
   int64_t at_input, at_output, at_flat, at_lines, scratch;  // in bytes; weights or their sums stand at 0
 };

@@ -314,6 +314,11 @@ bool finite(const void* data, int64_t count) {
   }
 }
 
+// Divisions by steps, which mostly are 1.
+inline int64_t steps_up(int64_t size, int64_t step) {
+  return step == 1 ? size : (size + step - 1) / step;
+}
+
 inline int64_t block_count(int64_t size, int64_t block) {
   return (size + block - 1) / block;
 }
