@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from test_kernels import OPS, by, integers
+from test_kernels import ISAS, OPS, by, integers, plain_conv, run_with
+
+import torch_convarith as tc
 
 # N, channels, input, kernel, stride, padding, dilation
 CASES = [
@@ -36,6 +38,87 @@ def test_depthwise_gives_the_integers_of_the_plain_kernels(case, dtype, last):
     assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
     assert torch.equal(by("depthwise", "conv_transpose", gradient, w, size, *geometry), dx)
     assert torch.equal(by("depthwise", "conv_weight", x, gradient, kernel, *geometry), dw)
+
+
+# N, channels, channels per group, input, kernel, stride, padding, dilation: with lanes along the channels, in tiles or
+# where pixels stand. 16 lanes of the widest vectors leave remainders of 1, 4 and 8 channels.
+LAST_CASES = [
+    (1, 33, 1, (9, 17), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    (2, 49, 1, (13, 11), (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    (1, 40, 1, (12, 15), (2, 3), (3, 4), (0, 1, 1, 0), (1, 2)),
+    (1, 17, 1, (11, 21), (5, 5), (1, 1), (2, 2, 2, 2), (1, 1)),
+    (2, 72, 2, (9, 13), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    (1, 40, 2, (11, 9), (3, 5), (2, 3), (1, 0, 2, 1), (2, 1)),
+    (2, 68, 4, (7, 23), (3, 3), (1, 1), (2, 2, 1, 1), (2, 1)),
+    (1, 20, 4, (13, 10), (4, 3), (2, 2), (-1, 2, 1, 1), (1, 1)),
+    (0, 32, 4, (5, 5), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+]
+
+
+def lanes_along_channels(case, dtype):
+    n, channels, members, size, kernel, stride, padding, dilation = case
+    largest = 1 if dtype in (torch.bfloat16, torch.float16) else 3
+    x = integers((n, channels, *size), 1, dtype, largest).to(memory_format=torch.channels_last)
+    w = integers((channels, members, *kernel), 2, dtype, largest)
+    geometry = (stride, padding, dilation, channels // members)
+    y = torch.from_numpy(plain_conv(x.double().numpy(), w.double().numpy(), *geometry)).to(dtype)
+    gradient = integers(y.shape, 3, dtype, largest).to(memory_format=torch.channels_last)
+    return x, w, geometry, y, gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", LAST_CASES, ids=str)
+def test_lanes_along_channels_give_the_plain_loops_integers(case, dtype):
+    x, w, geometry, y, gradient = lanes_along_channels(case, dtype)
+    dx = by("reference", "conv_transpose", gradient, w, x.shape[2:], *geometry)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
+            assert torch.equal(by("depthwise", "conv_transpose", gradient, w, x.shape[2:], *geometry), dx)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("members", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_lanes_along_channels_give_the_same_bits_with_any_number_of_threads(kernel, members, dtype):
+    x = torch.randn(2, 68, 19, 23).to(dtype).to(memory_format=torch.channels_last)
+    w, bias = torch.randn(68, members, kernel, kernel).to(dtype), torch.randn(68).to(dtype)
+    args = (x, w, bias, 1, kernel // 2, 1, 68 // members)
+    backward = ((2, 1), (kernel // 2,) * 4, (1, 1), 68 // members)
+    small = OPS.conv(x, w, *backward)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(
+                (tc.functional.conv2d(*args), by("depthwise", "conv_transpose", small, w, (19, 23), *backward))
+            )
+    finally:
+        torch.set_num_threads(threads)
+    exact = torch.nn.functional.conv2d(*(t.double() if isinstance(t, torch.Tensor) else t for t in args))
+    torch.testing.assert_close(results[0][0].double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+    for y, dx in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(dx, results[0][1])
+
+
+@pytest.mark.parametrize("isa", ISAS[: ISAS.index(tc.build_info()["isa"])])
+def test_lanes_along_channels_on_every_instruction_set(isa):
+    script = f"""
+import sys
+sys.path.insert(0, {__file__.rsplit("/", 1)[0]!r})
+import torch, test_depthwise as t
+for case in t.LAST_CASES:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        t.test_lanes_along_channels_give_the_plain_loops_integers(case, dtype)
+"""
+    done = run_with(isa, script)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["planes", "channels_last"])

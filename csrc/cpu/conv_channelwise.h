@@ -1,5 +1,5 @@
-// Depthwise convolutions with lanes along the channels: every output is a pixel of some vectors of channels. Memory in
-// channels_last is read and written where it stands; small planes are transposed to and fro. No zero is multiplied.
+// Depthwise convolutions and small groups with lanes along the channels: every output is a pixel of some vectors of
+// channels. Memory in channels_last has them, small planes are transposed to and fro. See ChannelwisePlan.
 #pragma once
 
 #include "conv_plan.h"
@@ -8,10 +8,427 @@
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-constexpr int kPixels = 7;  // of a block: most networks' sizes are multiples
-constexpr int kFewPixels = 3;
-constexpr int kChannelVectors = 2;
+constexpr int kPixels = CONVARITH_REGISTERS >= 32 ? 7 : 4;  // of a block: most networks' sizes are multiples
+constexpr int kFewPixels = CONVARITH_REGISTERS >= 32 ? 3 : 2;
 constexpr int kWeighTaps = 7;
+
+// A row of the input and the weights by which two rows of outputs see it.
+template <typename In>
+struct PairLine {
+  const In* in;
+  const typename SumOf<In>::type* w[2];
+};
+
+// Lines that only the first row sees stand first, then those that both see.
+template <typename In>
+struct PairLines {
+  const PairLine<In>* line;
+  int64_t counts[3];  // first, both, second
+};
+
+// A block has two rows of one vector, or one row of two vectors: kRows * kVecs == 2. The second vector stands `last`
+// behind the first.
+//
+// sums[row][x][vector] += sum over lines and taps of w * in[x * step + tap] for the rows [kBegin, kEnd).
+template <int kBegin, int kEnd, int kRows, int kCount, int kVecs, typename In>
+inline __attribute__((always_inline)) const PairLine<In>* add_pixels(
+    const PairLine<In>* line, int64_t lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
+    int64_t last, typename Simd<typename SumOf<In>::type>::Vec (&sums)[kRows][kCount][kVecs]) {
+  typedef Simd<typename SumOf<In>::type> S;
+  for (const PairLine<In>* end = line + lines; line < end; ++line) {
+    for (int64_t t = 0; t < tap_count; ++t) {
+      const In* from = line->in + at + taps[t].input;
+      typename S::Vec w[kRows][kVecs];
+      CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          w[r][j] = load(line->w[r] + taps[t].weight * kVecs + j * S::kLanes);
+        }
+      }
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, from += step) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          auto v = load_wide(from + j * last);
+          if (kEnd - kBegin == 2) keep(v);
+          CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) sums[r][x][j] += w[r][j] * v;
+        }
+      }
+    }
+  }
+  return line;
+}
+
+// Where a run of outputs goes, and what is added to it.
+template <typename To>
+struct PixelOut {
+  To* to;
+  int64_t row, pixel, last;  // from one row, pixel, vector to the next, in elements
+  int64_t rows;              // 1 or 2
+  int64_t skip;              // first lanes, which are others' outputs
+  const typename SumOf<To>::type* bias;
+};
+
+template <int kVecs, int kCount, typename In, typename To>
+void pixel_block(const PairLines<In>& lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
+                 const PixelOut<To>& out, int64_t first) {
+  typedef typename SumOf<In>::type Sum;
+  constexpr int kLanes = Simd<Sum>::kLanes, kRows = 2 / kVecs;
+  typename Simd<Sum>::Vec sums[kRows][kCount][kVecs] = {};
+  const PairLine<In>* line = lines.line;
+  line = add_pixels<0, 1>(line, lines.counts[0], taps, tap_count, at, step, out.last, sums);
+  if constexpr (kRows == 2) {
+    line = add_pixels<0, 2>(line, lines.counts[1], taps, tap_count, at, step, out.last, sums);
+    add_pixels<1, 2>(line, lines.counts[2], taps, tap_count, at, step, out.last, sums);
+  }
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    if (r >= out.rows) break;
+    To* to = out.to + r * out.row + first * out.pixel;
+    if (out.skip == 0) {
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += out.pixel) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          store_narrow(to + j * out.last, sums[r][x][j] + load(out.bias + j * kLanes));
+        }
+      }
+    } else {  // of one vector
+      Sum all[kCount][kLanes];
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(all[x], sums[r][x][0] + load(out.bias));
+      for (int x = 0; x < kCount; ++x, to += out.pixel) {
+        scatter_run(all[x] + out.skip, kLanes - out.skip, to + out.skip, 1);
+      }
+    }
+  }
+}
+
+// `count` pixels that see the same taps; where a block does not fit, it overlaps the one before it.
+template <int kVecs, typename In, typename To>
+void pixel_run(const PairLines<In>& lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
+               const PixelOut<To>& out, int64_t count) {
+  for (int64_t x = 0; x < count;) {
+    const int64_t left = count - x;
+    const int64_t size = count >= kPixels && left > kFewPixels ? kPixels : (count >= kFewPixels ? kFewPixels : 1);
+    const int64_t first = least(x, count - size);
+    const auto block = size == kPixels      ? pixel_block<kVecs, kPixels, In, To>
+                       : size == kFewPixels ? pixel_block<kVecs, kFewPixels, In, To>
+                                            : pixel_block<kVecs, 1, In, To>;
+    block(lines, taps, tap_count, at + first * step, step, out, first);
+    x = first + size;
+  }
+}
+
+// Outputs from j on, of a phase's `columns`, that meet the input with the same taps [begin, end): one output beside an
+// edge, else all that meet it with every tap.
+struct Meeting {
+  int64_t begin, end, outputs;
+};
+
+inline Meeting meeting(const ChannelwisePlan& p, const ColumnTap* taps, int64_t count, int64_t j, int64_t columns) {
+  const int64_t at = j * p.in_step[1];
+  Meeting m = {0, count, 1};
+  while (m.begin < count && taps[m.begin].column + at < 0) ++m.begin;
+  while (m.end > m.begin && taps[m.end - 1].column + at >= p.source[1]) --m.end;
+  if (count == 0) {
+    m.outputs = columns - j;
+  } else if (m.end - m.begin == count) {
+    m.outputs = least(columns - j, steps_up(p.source[1] - taps[count - 1].column - at, p.in_step[1]));
+  }
+  return m;
+}
+
+// Channels of a task: two vectors where pixels are not copied, of which the first block has one if they are odd in
+// number; otherwise one. The last vector overlaps the one before it.
+struct ChannelBlock {
+  int64_t first, size, vectors;
+  int64_t last;  // from the first vector to the second
+  int64_t skip;  // first channels, which are also the block's before
+};
+
+inline ChannelBlock channel_block(const ChannelwisePlan& p, int64_t index, int64_t lanes) {
+  const int64_t odd = block_count(p.channels, lanes) % 2;
+  if (p.direct && (!odd || index > 0)) {
+    const int64_t first = (2 * index - odd) * lanes, size = least(2 * lanes, p.channels - first);
+    return {first, size, 2, size - lanes, 0};
+  }
+  const int64_t begin = index * lanes;
+  const int64_t first = p.transposing ? begin : least(begin, p.channels - lanes);
+  return {first, least(lanes, p.channels - first), 1, 0, begin - first};
+}
+
+// A box of outputs of a block of channels.
+struct PixelBox {
+  int64_t image;
+  ChannelBlock channels;
+  int64_t first[2], end[2];
+};
+
+inline PixelBox pixel_box(const ChannelwisePlan& p, int64_t task, int64_t lanes) {
+  PixelBox b;
+  b.channels = channel_block(p, task % p.blocks, lanes);
+  task /= p.blocks;
+  const int64_t index[2] = {task / p.boxes[1] % p.boxes[0], task % p.boxes[1]};
+  b.image = task / p.boxes[1] / p.boxes[0];
+  for (int i = 0; i < 2; ++i) {
+    b.first[i] = index[i] * p.box[i];
+    b.end[i] = least(p.grid[i], b.first[i] + p.box[i]);
+  }
+  return b;
+}
+
+// The input itself as what a box sees. Boxes are whole rows.
+template <typename T>
+class PixelImage {
+ public:
+  typedef T In;
+  static constexpr bool kPadded = false;
+
+  PixelImage(const ChannelwisePlan& p, const PixelBox& box, const T* in)
+      : pixel(p.in_axis[1]), p_(p), in_(in + box.image * p.in_batch + box.channels.first * p.in_channel) {}
+
+  void fill(int64_t) {}
+  const T* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : in_ + y * p_.in_axis[0]; }
+
+  const int64_t pixel;  // from one to the next
+
+ private:
+  const ChannelwisePlan& p_;
+  const T* in_;
+};
+
+// The padded inputs that a box sees: a tile [row][column][member][lane], of which the last rows are there. Rows beside
+// the image are not.
+template <typename T>
+class PixelTile {
+ public:
+  typedef typename SumOf<T>::type In;
+  static constexpr bool kPadded = true;
+  static constexpr int kLanes = Simd<In>::kLanes;
+
+  PixelTile(const ChannelwisePlan& p, const PixelBox& box, const T* in, In* cells, In* flat)
+      : pixel(p.members * kLanes),
+        p_(p),
+        channels_(box.channels.size),
+        more_(box.channels.first + kLanes < p.channels),
+        cells_(cells),
+        flat_(flat) {
+    int64_t seen[2];
+    for (int i = 0; i < 2; ++i) seen[i] = box.first[i] / p.out_step[i] * p.in_step[i] + p.low[i];
+    filled_ = most<int64_t>(0, seen[0]);
+    last_ = least(p.source[0], (box.end[0] - 1) / p.out_step[0] * p.in_step[0] + p.high[0] + 1);
+    left_ = least(p.cells, most<int64_t>(0, -seen[1]));
+    right_ = most(left_, least(p.cells, p.source[1] - seen[1]));
+    in_ = in + box.image * p.in_batch + box.channels.first * p.in_channel + (seen[1] + left_) * p.in_axis[1];
+  }
+
+  // The row of the image, once it was filled; null where there is none.
+  const In* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : place(y); }
+
+  // Rows before `end`, and some more.
+  void fill(int64_t end) {
+    end = least(end, last_);
+    while (filled_ < end) {
+      const int64_t rows = least(p_.fill_rows, last_ - filled_), count = right_ - left_;
+      if (p_.transposing && p_.fill_rows > 1) {
+        transpose(in_ + filled_ * count, p_.in_channel, channels_, rows * count, flat_, kLanes);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        In* cells = place(filled_ + r);
+        clear_cells(cells, left_);
+        fill_row(r, cells + left_ * pixel);
+        clear_cells(cells + right_ * pixel, p_.cells - right_);
+      }
+      filled_ += rows;
+    }
+  }
+
+  const int64_t pixel;  // from one to the next
+
+ private:
+  In* place(int64_t y) const { return cells_ + y % p_.tile_rows * p_.tile_pitch; }
+
+  void clear_cells(In* cells, int64_t count) const {
+    for (int64_t i = 0; i < count * pixel; i += kLanes) store(cells + i, typename Simd<In>::Vec{});
+  }
+
+  void fill_row(int64_t r, In* to) const {
+    const int64_t count = right_ - left_;
+    const T* line = in_ + (filled_ + r) * p_.in_axis[0];
+    if (p_.transposing) {
+      if (p_.fill_rows == 1) {
+        transpose(line, p_.in_channel, channels_, count, to, kLanes);
+      } else {
+        const In* from = flat_ + r * count * kLanes;
+        for (int64_t i = 0; i < count; ++i) store(to + i * kLanes, load(from + i * kLanes));
+      }
+    } else if (p_.members == 1) {
+      fill_members<1>(line, count, to);
+    } else if (p_.members == 2) {
+      fill_members<2>(line, count, to);
+    } else {
+      fill_members<4>(line, count, to);
+    }
+  }
+
+  // A lane's members are the channels of its group. The next block's inputs of the same pixels come into the second
+  // cache meanwhile: that block is the next task.
+  template <int kMembers>
+  void fill_members(const T* line, int64_t count, In* to) const {
+    typedef decltype(load(to) < load(to)) Index;
+    Index index[kMembers];
+    CONVARITH_UNROLL for (int c = 0; c < kMembers; ++c) {
+      for (int l = 0; l < kLanes; ++l) index[c][l] = l / kMembers * kMembers + c;
+    }
+    for (int64_t i = 0; i < count; ++i, line += p_.in_axis[1], to += kMembers * kLanes) {
+      if (more_) __builtin_prefetch(line + kLanes, 0, 2);
+      const auto v = load_wide(line);
+      CONVARITH_UNROLL for (int c = 0; c < kMembers; ++c) {
+        store(to + c * kLanes, kMembers == 1 ? v : __builtin_shuffle(v, index[c]));
+      }
+    }
+  }
+
+  const ChannelwisePlan& p_;
+  const int64_t channels_;
+  const bool more_;        // vectors of channels
+  int64_t filled_, last_;  // rows of the image
+  int64_t left_, right_;   // cells of a row that are inputs
+  const T* in_;
+  In *cells_, *flat_;
+};
+
+// The lines of the rows of outputs j and, of two, j + 1 of a phase.
+template <int kVecs, typename Source, typename In = typename Source::In>
+PairLines<In> pair_lines(const ChannelwisePlan& p, const Source& source, int64_t phase, int64_t j, int64_t rows,
+                         const typename SumOf<In>::type* w, PairLine<In>* lines) {
+  const int64_t w_row = p.kernel[1] * p.members * kVecs * Simd<typename SumOf<In>::type>::kLanes;
+  PairLines<In> result = {lines, {}};
+  const auto add = [&](int part, int64_t y, int64_t w0, int64_t w1) {
+    const In* in = source.row(y);
+    if (in == nullptr) return;
+    *lines++ = {in, {w + w0 * w_row, w + w1 * w_row}};
+    ++result.counts[part];
+  };
+  const RowTap *const begin = p.row_tap + p.row_begin[phase], *const end = p.row_tap + p.row_begin[phase + 1];
+  const int64_t y = j * p.in_step[0];
+  for (const RowTap* t = begin; t < end; ++t) {
+    if (rows == 1 || t->below < 0) add(0, y + t->input, t->weight, t->weight);
+  }
+  if (rows == 1) return result;
+  for (const RowTap* t = begin; t < end; ++t) {
+    if (t->below >= 0) add(1, y + t->input, t->weight, t->below);
+  }
+  for (const RowTap* t = begin; t < end; ++t) {
+    if (!t->above) add(2, y + p.in_step[0] + t->input, t->weight, t->weight);
+  }
+  return result;
+}
+
+// Weights of a vector of channels: [row of taps][tap][member], `pitch` apart.
+template <typename T, typename Sum>
+void pack_lanes(const ChannelwisePlan& p, const T* w, int64_t channel, int64_t channels, Sum* packed, int64_t pitch) {
+  const int64_t taps = p.kernel[0] * p.kernel[1];
+  if (p.members == 1 && p.w_axis[1] == 1 && p.w_axis[0] == p.kernel[1]) {
+    return transpose(w + channel * p.w_group, p.w_group, channels, taps, packed, pitch);
+  }
+  for (int64_t t = 0; t < taps; ++t) {
+    const T* tap = w + t / p.kernel[1] * p.w_axis[0] + t % p.kernel[1] * p.w_axis[1];
+    for (int64_t c = 0; c < p.members; ++c, packed += pitch) {
+      for (int64_t l = 0; l < channels; ++l) {
+        const int64_t group = (channel + l) / p.members, row = (channel + l) % p.members;
+        packed[l] = widen(tap[group * p.w_group + row * p.w_row + c * p.w_member]);
+      }
+    }
+  }
+}
+
+// Pixels of one vector to rows of `channels` planes.
+template <typename T>
+void pixels_to_memory(const ChannelwisePlan& p, const typename SumOf<T>::type* pixels, int64_t count, int64_t channels,
+                      T* planes, typename SumOf<T>::type* flat) {
+  constexpr int kLanes = PixelTile<T>::kLanes;
+  if constexpr (sizeof(T) != 2) {
+    transpose(pixels, kLanes, count, channels, planes, p.out_channel);
+  } else {
+    for (int64_t i = 0; i < count; i += p.flat_pixels) {
+      const int64_t some = least(p.flat_pixels, count - i);
+      transpose(pixels + i * kLanes, kLanes, some, channels, flat, p.flat_pixels);
+      for (int64_t c = 0; c < channels; ++c) {
+        scatter_run(flat + c * p.flat_pixels, some, planes + c * p.out_channel + i, 1);
+      }
+    }
+  }
+}
+
+// The outputs of a box, to out.
+template <int kVecs, typename Source, typename To>
+void channelwise_box(const ChannelwisePlan& p, const PixelBox& box, Source source, const typename SumOf<To>::type* w,
+                     const typename SumOf<To>::type* bias, void* line_data, To* out, int64_t out_row,
+                     int64_t out_pixel) {
+  auto* lines = static_cast<PairLine<typename Source::In>*>(line_data);
+  constexpr int kRows = 2 / kVecs;
+  const int64_t step = p.in_step[1] * source.pixel;
+  for (int64_t j = box.first[0] / p.out_step[0]; j * p.out_step[0] < box.end[0]; j += kRows) {
+    source.fill((j + kRows - 1) * p.in_step[0] + p.high[0] + 1);
+    for (int64_t phase = 0; phase < p.out_step[0] && j * p.out_step[0] + phase < box.end[0]; ++phase) {
+      const int64_t y = j * p.out_step[0] + phase, rows = y + p.out_step[0] < box.end[0] ? kRows : 1;
+      const auto pair = pair_lines<kVecs>(p, source, phase, j, rows, w, lines);
+      for (int64_t x = 0; x < least(p.out_step[1], box.end[1] - box.first[1]); ++x) {
+        const ColumnTap* taps = p.column_tap + p.column_begin[x];
+        const int64_t tap_count = p.column_begin[x + 1] - p.column_begin[x];
+        const int64_t columns = steps_up(box.end[1] - box.first[1] - x, p.out_step[1]);
+        PixelOut<To> to = {out + (y - box.first[0]) * out_row + x * out_pixel,
+                           p.out_step[0] * out_row,
+                           p.out_step[1] * out_pixel,
+                           box.channels.last,
+                           rows,
+                           box.channels.skip,
+                           bias};
+        for (int64_t i = 0; i < columns;) {
+          const Meeting m = Source::kPadded ? Meeting{0, tap_count, columns} : meeting(p, taps, tap_count, i, columns);
+          pixel_run<kVecs>(pair, taps + m.begin, m.end - m.begin, i * step, step, to, m.outputs);
+          i += m.outputs;
+          to.to += m.outputs * to.pixel;
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_data, void* out_data, char* scratch,
+                 int64_t begin, int64_t end) {
+  typedef typename SumOf<T>::type Sum;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const T* in = static_cast<const T*>(in_data);
+  Sum* w = reinterpret_cast<Sum*>(scratch);
+  Sum* cells = reinterpret_cast<Sum*>(scratch + p.at_input);
+  Sum* flat = reinterpret_cast<Sum*>(scratch + p.at_flat);
+  Sum* results = reinterpret_cast<Sum*>(scratch + p.at_output);
+  void* lines = scratch + p.at_lines;
+  if (p.channels < kLanes) fill_zero(w, p.at_output / static_cast<int64_t>(sizeof(Sum)));  // lanes of no channel
+  for (int64_t task = begin; task < end; ++task) {
+    const PixelBox box = pixel_box(p, task, kLanes);
+    const ChannelBlock& c = box.channels;
+    Sum bias[2 * kLanes] = {};
+    for (int64_t j = 0; j < c.vectors; ++j) {
+      const int64_t first = c.first + j * c.last, size = least<int64_t>(kLanes, c.size);
+      pack_lanes(p, static_cast<const T*>(w_data), first, size, w + j * kLanes, c.vectors * kLanes);
+      if (p.bias) copy_run(static_cast<const T*>(p.bias) + first, 1, size, bias + j * kLanes);
+    }
+    T* out = static_cast<T*>(out_data) + box.image * p.out_batch + c.first * p.out_channel +
+             box.first[0] * p.out_axis[0] + box.first[1] * p.out_axis[1];
+    if (p.direct) {
+      const auto outputs = c.vectors == 2 ? channelwise_box<2, PixelImage<T>, T> : channelwise_box<1, PixelImage<T>, T>;
+      outputs(p, box, PixelImage<T>(p, box, in), w, bias, lines, out, p.out_axis[0], p.out_axis[1]);
+      continue;
+    }
+    const PixelTile<T> tile(p, box, in, cells, flat);
+    if (p.transposing) {  // boxes are whole rows
+      channelwise_box<1>(p, box, tile, w, bias, lines, results, p.grid[1] * kLanes, kLanes);
+      pixels_to_memory(p, results, (box.end[0] - box.first[0]) * p.grid[1], c.size, out, flat);
+    } else {
+      channelwise_box<1>(p, box, tile, w, bias, lines, out, p.out_axis[0], p.out_axis[1]);
+    }
+  }
+}
+
+// The weight's gradient -----------------------------------------------------------------------------------------------
 
 // A row of taps that meets the input: where it reads, and its weights or their sums.
 template <typename T>
@@ -19,46 +436,6 @@ struct TapLine {
   const T* in;
   T* w;
 };
-
-// out[x] = bias + sum over rows and taps of w * in[x * step + tap], for some pixels x; the second vector of channels
-// stands `last` behind the first.
-template <typename T, int kCount, int kVecs>
-void pixel_block(const TapLine<T>* rows, int64_t row_count, const ColumnTap* taps, int64_t tap_count, int64_t at,
-                 int64_t step, int64_t last, const T* bias, T* out, int64_t out_step) {
-  typedef typename Simd<T>::Vec V;
-  constexpr int kLanes = Simd<T>::kLanes;
-  V sums[kCount][kVecs] = {};
-  for (int64_t i = 0; i < row_count; ++i) {
-    for (int64_t t = 0; t < tap_count; ++t) {
-      const T* from = rows[i].in + at + taps[t].input;
-      const T* w = rows[i].w + taps[t].weight * kVecs * kLanes;
-      V v[kVecs];
-      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) v[j] = load(w + j * kLanes);
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, from += step) {
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) sums[x][j] += v[j] * load(from + j * last);
-      }
-    }
-  }
-  CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, out += out_step) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) store(out + j * last, sums[x][j] + load(bias + j * kLanes));
-  }
-}
-
-// `count` pixels that see the same taps; where a block does not fit, it overlaps the one before it.
-template <typename T, int kVecs>
-void pixel_run(const TapLine<T>* rows, int64_t row_count, const ColumnTap* taps, int64_t tap_count, int64_t at,
-               int64_t step, int64_t last, const T* bias, T* out, int64_t out_step, int64_t count) {
-  for (int64_t x = 0; x < count;) {
-    const int64_t left = count - x;
-    const int64_t size = count >= kPixels && left > kFewPixels ? kPixels : (count >= kFewPixels ? kFewPixels : 1);
-    const int64_t first = least(x, count - size);
-    const auto block = size == kPixels      ? pixel_block<T, kPixels, kVecs>
-                       : size == kFewPixels ? pixel_block<T, kFewPixels, kVecs>
-                                            : pixel_block<T, 1, kVecs>;
-    block(rows, row_count, taps, tap_count, at + first * step, step, last, bias, out + first * out_step, out_step);
-    x = first + size;
-  }
-}
 
 // sums[tap] += sum over pixels x of y[x] * in[x * step + tap].
 template <typename T, int kTaps, int kVecs>
@@ -98,152 +475,39 @@ void weigh_run(int64_t tap_count, const TapLine<T>& row, const ColumnTap* taps, 
   weigh_pixels<T, kTaps, kVecs>(row, taps, at, step, last, y, y_step, count);
 }
 
-// A block of channels of one image.
-struct ChannelBlock {
-  int64_t first, size, vectors;
-  int64_t last;  // from the first vector to the second
-};
-
-inline ChannelBlock channel_block(const ChannelwisePlan& p, int64_t index, int64_t lanes) {
-  // Where the vectors are odd in number the first block has one; the last vector overlaps the one before it.
-  const int64_t vectors = block_count(p.channels, lanes);
-  if (p.transposing) {
-    return {index * lanes, least(lanes, p.channels - index * lanes), 1, lanes};
-  }
-  const int64_t odd = vectors % kChannelVectors;
-  if (odd && index == 0) return {0, lanes, 1, lanes};
-  const int64_t first = (index * kChannelVectors - odd) * lanes;
-  const int64_t size = least(kChannelVectors * lanes, p.channels - first);
-  return {first, size, kChannelVectors, size - lanes};
-}
-
-// Planes of a block of channels to pixels of one vector, or back.
+// Planes of a block of channels to pixels of one vector.
 template <typename T>
 inline void planes_to_pixels(const T* planes, int64_t pitch, int64_t channels, int64_t count, T* pixels) {
   transpose(planes, pitch, channels, count, pixels, Simd<T>::kLanes);
-}
-template <typename T>
-inline void pixels_to_planes(const T* pixels, int64_t count, int64_t channels, T* planes, int64_t pitch) {
-  transpose(pixels, Simd<T>::kLanes, count, channels, planes, pitch);
-}
-
-// Taps of the columns [begin, end) that meet the input at output j of a phase.
-inline void meeting(const ChannelwisePlan& p, const ColumnTap* taps, int64_t count, int64_t j, int64_t* begin,
-                    int64_t* end) {
-  const int64_t at = j * p.in_step[1];
-  *begin = 0;
-  *end = count;
-  while (*begin < count && taps[*begin].column + at < 0) ++*begin;
-  while (*end > *begin && taps[*end - 1].column + at >= p.source[1]) --*end;
 }
 
 // The rows of taps that meet the input at a row of outputs.
 template <typename T>
 inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, int64_t in_row, T* w, int64_t w_row,
                          TapLine<T>* lines) {
-  const int64_t phase = output % p.out_step[0], j = output / p.out_step[0];
   int64_t count = 0;
-  for (int64_t t = p.row_begin[phase]; t < p.row_begin[phase + 1]; ++t) {
-    const int64_t y = j * p.in_step[0] + p.row_tap[t].input;
+  for (int64_t t = 0; t < p.kernel[0]; ++t) {
+    const int64_t y = output * p.in_step[0] + p.row_tap[t].input;
     if (y >= 0 && y < p.source[0]) lines[count++] = {in + y * in_row, w + p.row_tap[t].weight * w_row};
   }
   return count;
 }
 
 template <typename T, int kVecs>
-void channelwise_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* in, int64_t in_row, int64_t in_pixel,
-                      T* w, const T* bias, TapLine<T>* lines, T* out, int64_t out_row, int64_t out_pixel, int64_t begin,
-                      int64_t end) {
-  for (int64_t y = begin; y < end; ++y) {
-    const int64_t rows = tap_lines(p, y, in, in_row, w, p.kernel[1] * kVecs * Simd<T>::kLanes, lines);
-    for (int64_t x = 0; x < p.column_phases; ++x) {
-      const ColumnTap* taps = p.column_tap + p.column_begin[x];
-      const int64_t count = p.column_begin[x + 1] - p.column_begin[x], step = p.in_step[1] * in_pixel;
-      T* to = out + y * out_row + x * out_pixel;
-      const int64_t columns = (p.grid[1] - x + p.out_step[1] - 1) / p.out_step[1];
-      for (int64_t j = 0; j < columns;) {
-        int64_t run = 1, k0 = 0, k1 = count;
-        if (j == p.inner_begin[x] && p.inner_end[x] > j) {
-          run = p.inner_end[x] - j;
-        } else {
-          meeting(p, taps, count, j, &k0, &k1);
-        }
-        pixel_run<T, kVecs>(lines, rows, taps + k0, k1 - k0, j * step, step, c.last, bias,
-                            to + j * p.out_step[1] * out_pixel, p.out_step[1] * out_pixel, run);
-        j += run;
-      }
-    }
-  }
-}
-
-template <typename T>
-void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_data, void* out_data, char* scratch,
-                 int64_t begin, int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  T* w = reinterpret_cast<T*>(scratch);
-  T* pixels = reinterpret_cast<T*>(scratch + p.at_input);
-  T* results = reinterpret_cast<T*>(scratch + p.at_output);
-  TapLine<T>* lines = reinterpret_cast<TapLine<T>*>(scratch + p.at_lines);
-  const int64_t taps = p.kernel[0] * p.kernel[1];
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t box = task % p.boxes, image = task / p.boxes / p.blocks;
-    const ChannelBlock c = channel_block(p, task / p.boxes % p.blocks, kLanes);
-    const T* weights = static_cast<const T*>(w_data) + c.first * p.w_channel;
-    if (p.transposing) {
-      transpose(weights, p.w_channel, c.size, taps, w, kLanes);
-    } else {
-      for (int64_t j = 0; j < c.vectors; ++j) {
-        transpose(weights + j * c.last * p.w_channel, p.w_channel, kLanes, taps, w + j * kLanes, c.vectors * kLanes);
-      }
-    }
-    T bias[kChannelVectors * kLanes] = {};
-    for (int64_t j = 0; p.bias && j < c.vectors; ++j) {
-      copy_run(static_cast<const T*>(p.bias) + c.first + j * c.last, 1, least<int64_t>(kLanes, c.size),
-               bias + j * kLanes);
-    }
-    const T* in = static_cast<const T*>(in_data) + image * p.in_batch + c.first * p.in_channel;
-    T* out = static_cast<T*>(out_data) + image * p.out_batch + c.first * p.out_channel;
-    const int64_t y0 = box * p.box, y1 = least(p.grid[0], y0 + p.box);
-    if (p.transposing) {  // whole planes
-      planes_to_pixels(in, p.in_channel, c.size, p.source[0] * p.source[1], pixels);
-      channelwise_rows<T, 1>(p, c, pixels, p.source[1] * kLanes, kLanes, w, bias, lines, results, p.grid[1] * kLanes,
-                             kLanes, y0, y1);
-      pixels_to_planes(results, p.grid[0] * p.grid[1], c.size, out, p.out_channel);
-    } else if (c.vectors == 1) {
-      channelwise_rows<T, 1>(p, c, in, p.in_axis[0], p.in_axis[1], w, bias, lines, out, p.out_axis[0], p.out_axis[1],
-                             y0, y1);
-    } else {
-      channelwise_rows<T, kChannelVectors>(p, c, in, p.in_axis[0], p.in_axis[1], w, bias, lines, out, p.out_axis[0],
-                                           p.out_axis[1], y0, y1);
-    }
-  }
-}
-
-template <typename T, int kVecs>
 void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int64_t x_row, int64_t x_pixel, const T* y,
                 int64_t y_row, int64_t y_pixel, T* sums, TapLine<T>* lines, int64_t begin, int64_t end) {
-  const int64_t taps = p.kernel[1], step = p.in_step[1] * x_pixel, inner = p.inner_begin[0];
-  const int64_t inner_count = most<int64_t>(0, p.inner_end[0] - inner);
+  const int64_t taps = p.kernel[1], step = p.in_step[1] * x_pixel;
   for (int64_t row = begin; row < end; ++row) {
     const T* grad = y + row * y_row;
     const int64_t rows = tap_lines(p, row, x, x_row, sums, taps * kVecs * Simd<T>::kLanes, lines);
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t t = 0; inner_count > 0 && t < taps; t += kWeighTaps) {
-        weigh_run<T, kVecs>(least<int64_t>(kWeighTaps, taps - t), lines[i], p.column_tap + t, inner * step, step,
-                            c.last, grad + inner * y_pixel, y_pixel, inner_count);
-      }
       for (int64_t j = 0; j < p.grid[1];) {
-        if (j == inner && inner_count > 0) {
-          j += inner_count;
-          continue;
+        const Meeting m = meeting(p, p.column_tap, taps, j, p.grid[1]);
+        for (int64_t t = m.begin; t < m.end; t += kWeighTaps) {
+          weigh_run<T, kVecs>(least<int64_t>(kWeighTaps, m.end - t), lines[i], p.column_tap + t, j * step, step, c.last,
+                              grad + j * y_pixel, y_pixel, m.outputs);
         }
-        int64_t k0, k1;
-        meeting(p, p.column_tap, taps, j, &k0, &k1);
-        for (int64_t t = k0; t < k1; t += kWeighTaps) {
-          weigh_run<T, kVecs>(least<int64_t>(kWeighTaps, k1 - t), lines[i], p.column_tap + t, j * step, step, c.last,
-                              grad + j * y_pixel, y_pixel, 1);
-        }
-        ++j;
+        j += m.outputs;
       }
     }
   }
@@ -263,11 +527,11 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
     const int64_t part = task / p.blocks;
     const ChannelBlock c = channel_block(p, task % p.blocks, kLanes);
     for (int64_t i = 0; i < taps * c.vectors * kLanes; i += kLanes) store(lanes + i, typename Simd<T>::Vec{});
-    const int64_t last = block_begin(part + 1, p.batch * p.boxes, p.parts);
-    for (int64_t i = block_begin(part, p.batch * p.boxes, p.parts); i < last; ++i) {
-      const int64_t y0 = i % p.boxes * p.box, y1 = least(p.grid[0], y0 + p.box);
-      const T* x = static_cast<const T*>(x_data) + i / p.boxes * p.in_batch + c.first * p.in_channel;
-      const T* y = static_cast<const T*>(y_data) + i / p.boxes * p.out_batch + c.first * p.out_channel;
+    const int64_t last = block_begin(part + 1, p.batch * p.boxes[0], p.parts);
+    for (int64_t i = block_begin(part, p.batch * p.boxes[0], p.parts); i < last; ++i) {
+      const int64_t y0 = i % p.boxes[0] * p.box[0], y1 = least(p.grid[0], y0 + p.box[0]);
+      const T* x = static_cast<const T*>(x_data) + i / p.boxes[0] * p.in_batch + c.first * p.in_channel;
+      const T* y = static_cast<const T*>(y_data) + i / p.boxes[0] * p.out_batch + c.first * p.out_channel;
       if (p.transposing) {
         planes_to_pixels(x, p.in_channel, c.size, p.source[0] * p.source[1], pixels);
         planes_to_pixels(y, p.out_channel, c.size, p.grid[0] * p.grid[1], gradient);
@@ -276,8 +540,7 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
       } else if (c.vectors == 1) {
         weigh_rows<T, 1>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
       } else {
-        weigh_rows<T, kChannelVectors>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes,
-                                       lines, y0, y1);
+        weigh_rows<T, 2>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
       }
     }
     T* sums = static_cast<T*>(sums_data) + (part * p.channels + c.first) * taps;
@@ -294,7 +557,7 @@ void channelwise_store(const ChannelwisePlan& p, const void* sums_data, void* w_
   const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t c = begin; c < end; ++c) {
     const T* sums = static_cast<const T*>(sums_data) + c * taps;
-    T* w = static_cast<T*>(w_data) + c * p.w_channel;
+    T* w = static_cast<T*>(w_data) + c * p.w_group;
     for (int64_t t = 0; t < taps; ++t) {
       T sum = 0;
       for (int64_t part = 0; part < p.parts; ++part) sum += sums[part * p.channels * taps + t];

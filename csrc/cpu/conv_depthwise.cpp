@@ -139,13 +139,13 @@ struct Channelwise : Plan {
   ChannelwisePlan plan = {};
   std::vector<RowTap> row_tap;
   std::vector<ColumnTap> column_tap;
-  std::vector<int64_t> row_begin, column_begin, inner_begin, inner_end;
+  std::vector<int64_t> row_begin, column_begin;
   int64_t macs = 0;
 };
 
 void Channelwise::run(const void* in, int64_t, const void* other, int64_t, void* out) {
   if (pass != Pass::kWeight) {
-    parallel(plan.batch * plan.blocks * plan.boxes, macs, [&](int64_t begin, int64_t end) {
+    parallel(plan.batch * plan.boxes[0] * plan.boxes[1] * plan.blocks, macs, [&](int64_t begin, int64_t end) {
       const Buffer mine(plan.scratch);
       k.channelwise(plan, in, other, out, mine.get(), begin, end);
     });
@@ -160,27 +160,142 @@ void Channelwise::run(const void* in, int64_t, const void* other, int64_t, void*
            [&](int64_t begin, int64_t end) { k.channelwise_store(plan, sums.get(), out, begin, end); });
 }
 
+// Whole boxes: as equal as can be, multiples of `step`.
+int64_t whole(int64_t size, int64_t part, int64_t step) {
+  return parts(even_part(size, part), step) * step;
+}
+
+// The taps of all phases of both axes.
+void tabulate(Channelwise& result, const std::array<AxisPhases, 2>& axes, int64_t lanes) {
+  ChannelwisePlan& d = result.plan;
+  const int64_t cell = d.members * lanes;
+  for (const auto& taps : axes[0].taps) {
+    result.row_begin.push_back(static_cast<int64_t>(result.row_tap.size()));
+    for (const auto& tap : taps) {
+      RowTap row = {tap.input, tap.tap, -1, false};
+      for (const auto& other : taps) {
+        if (other.input + d.in_step[0] == tap.input) row.below = other.tap;
+        if (tap.input + d.in_step[0] == other.input) row.above = true;
+      }
+      result.row_tap.push_back(row);
+    }
+  }
+  for (const auto& taps : axes[1].taps) {
+    result.column_begin.push_back(static_cast<int64_t>(result.column_tap.size()));
+    for (const auto& tap : taps) {
+      if (result.pass == Pass::kWeight) {
+        result.column_tap.push_back({tap.input, tap.tap, tap.input * (d.transposing ? lanes : d.in_axis[1])});
+        continue;
+      }
+      if (d.direct) {
+        result.column_tap.push_back({tap.input, tap.tap * cell, tap.input * d.in_axis[1]});
+        continue;
+      }
+      for (int64_t c = 0; c < d.members; ++c) {
+        result.column_tap.push_back({tap.input, tap.tap * cell + c * lanes, (tap.input - d.low[1]) * cell + c * lanes});
+      }
+    }
+  }
+  result.row_begin.push_back(static_cast<int64_t>(result.row_tap.size()));
+  result.column_begin.push_back(static_cast<int64_t>(result.column_tap.size()));
+  d.row_tap = result.row_tap.data();
+  d.row_begin = result.row_begin.data();
+  d.column_tap = result.column_tap.data();
+  d.column_begin = result.column_begin.data();
+}
+
+constexpr int64_t kTileBytes = int64_t{32} << 10, kMostTileBytes = int64_t{1} << 18;
+constexpr int64_t kBoxBytes = int64_t{384} << 10;  // of all channels of the inputs that a box sees
+
+// Boxes, tile and scratch of a plan for outputs; false where a tile would be too large.
+bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
+  const int64_t vector = k.lanes * k.sum_item, cell = d.members * vector;
+  const int64_t window = d.high[0] - d.low[0] + 1, span = d.high[1] - d.low[1];
+  // Short rows are transposed together, then copied to the tile.
+  const bool short_rows = d.transposing && 4 * d.source[1] < 3 * k.lanes && d.low[1] <= 0 &&
+                          d.high[1] + (d.grid[1] - 1) / d.out_step[1] * d.in_step[1] + 1 >= d.source[1];
+  d.fill_rows = short_rows ? parts(4 * k.lanes, d.source[1]) : 1;
+  d.tile_rows = std::min(d.source[0], window + d.in_step[0] + d.fill_rows - 1);
+  const int64_t columns = (kTileBytes / (std::max<int64_t>(1, d.tile_rows) * cell) - span) / d.in_step[1];
+  constexpr int64_t kLeastColumns = 14;
+  d.box[1] =
+      d.transposing ? d.grid[1] : whole(d.grid[1], std::max(kLeastColumns, columns) * d.out_step[1], d.out_step[1]);
+  d.cells = (parts(d.box[1], d.out_step[1]) - 1) * d.in_step[1] + span + 1;
+  d.tile_pitch = spread(d.cells * d.members * k.lanes, k);
+  const int64_t tile_bytes = d.tile_rows * d.tile_pitch * k.sum_item;
+  if (tile_bytes > kMostTileBytes) return false;
+  const int64_t rows = kBoxBytes / (d.source[1] * (d.transposing ? vector : d.channels * k.item)) / d.in_step[0];
+  d.box[0] = whole(d.grid[0], std::max(4 * window, rows) * d.out_step[0], 2 * d.out_step[0]);
+  for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
+  d.flat_pixels = std::max(4 * k.lanes, d.fill_rows * d.source[1]);
+  d.at_input = aligned(d.kernel[0] * d.kernel[1] * d.members * vector);
+  d.at_output = d.at_input + aligned(tile_bytes);
+  d.at_flat = d.at_output + (d.transposing ? d.box[0] * d.grid[1] * vector : 0);
+  d.at_lines = d.at_flat + (d.transposing ? d.flat_pixels * vector : 0);
+  d.scratch = d.at_lines + aligned(2 * d.kernel[0] * 3 * static_cast<int64_t>(sizeof(void*)));
+  return true;
+}
+
+// Rows of two vectors of channels that stay in the second cache with what they see.
+int64_t direct_rows(const ChannelwisePlan& d, const ConvKernels& k) {
+  const int64_t row_bytes = 2 * k.lanes * k.sum_item * std::max(d.grid[1], d.source[1]);
+  return std::max<int64_t>(2 * d.kernel[0], (1 << 18) / row_bytes);
+}
+
+// Boxes and scratch of a plan for outputs that reads the input where it stands.
+void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
+  d.box[0] = whole(d.grid[0], direct_rows(d, k), d.out_step[0]);
+  d.box[1] = d.grid[1];
+  for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
+  d.at_lines = aligned(2 * k.lanes * d.kernel[0] * d.kernel[1] * k.sum_item);
+  d.scratch = d.at_lines + aligned(2 * d.kernel[0] * 3 * static_cast<int64_t>(sizeof(void*)));
+}
+
+// The same of a plan for the weight's gradient.
+void lay_out_sums(ChannelwisePlan& d, const ConvKernels& k) {
+  d.box[0] = d.transposing ? d.grid[0] : even_part(d.grid[0], direct_rows(d, k));
+  d.boxes[0] = parts(d.grid[0], d.box[0]);
+  constexpr int64_t kTasks = 64;  // as above
+  d.parts = std::clamp<int64_t>(kTasks / d.blocks, 1, d.batch * d.boxes[0]);
+  d.at_input = aligned(2 * k.lanes * d.kernel[0] * d.kernel[1] * k.sum_item);
+  d.at_output = d.at_input + aligned(d.transposing ? d.source[0] * d.source[1] * k.lanes * k.sum_item : 0);
+  d.at_lines = d.at_output + aligned(d.transposing ? d.grid[0] * d.grid[1] * k.lanes * k.sum_item : 0);
+  d.scratch = d.at_lines + aligned(d.kernel[0] * 2 * static_cast<int64_t>(sizeof(void*)));
+}
+
 // Planes up to this size are transposed; with a stride, where the sweeps would split rows, larger ones are.
 constexpr int64_t kTransposedPixels = 256, kTransposedStridedPixels = 4096;
+// Kernels of few taps read the input where it stands: a copy would cost more than it saves.
+constexpr int64_t kDirectTaps = 9;
 
 PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
-  const bool transposed = pass == Pass::kInput;
+  const bool transposed = pass == Pass::kInput, sums = pass == Pass::kWeight;
   const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
-  if (k.channelwise == nullptr || p.in_channels != 1 || p.out_channels != 1) return nullptr;
-  if (p.w.axis[2] != 1 || p.w.axis[1] != p.axis[2].kernel) return nullptr;  // rows of taps follow each other
+  if (sums && k.channelwise_sum == nullptr) return nullptr;
+  if (p.in_channels != p.out_channels || p.in_channels == 3 || k.lanes % p.in_channels != 0) return nullptr;
+  if (sums && (p.in_channels > 1 || p.w.axis[2] != 1 || p.w.axis[1] != p.axis[2].kernel)) return nullptr;
   auto made = std::make_unique<Channelwise>(k);
   Channelwise& result = *made;
   result.pass = pass;
   ChannelwisePlan& d = result.plan;
   d.batch = p.batch;
-  d.channels = p.groups;
+  d.members = p.in_channels;
+  d.channels = p.groups * d.members;
+  std::array<AxisPhases, 2> axes;
   for (int i = 0; i < 2; ++i) {
-    d.kernel[i] = p.axis[i + 1].kernel;
-    d.grid[i] = transposed ? p.axis[i + 1].input : p.output[i + 1];
-    d.source[i] = transposed ? p.output[i + 1] : p.axis[i + 1].input;
+    const Axis& a = p.axis[i + 1];
+    d.kernel[i] = a.kernel;
+    d.grid[i] = transposed ? a.input : p.output[i + 1];
+    d.source[i] = transposed ? p.output[i + 1] : a.input;
     d.in_axis[i] = in.axis[i + 1];
     d.out_axis[i] = out.axis[i + 1];
-    if (p.axis[i + 1].stride > kMostPhases) return nullptr;
+    d.w_axis[i] = p.w.axis[i + 1];
+    if (a.stride > kMostPhases) return nullptr;
+    axes[i] = axis_phases(a, d.grid[i], transposed, false);
+    d.out_step[i] = axes[i].out_step;
+    d.in_step[i] = axes[i].in_step;
+    d.low[i] = axes[i].low;
+    d.high[i] = axes[i].high;
   }
   const auto plane = [](const Strides& s, const int64_t* size) {
     return (s.axis[2] == 1 || size[1] == 1) && (s.axis[1] == size[1] || size[0] == 1);
@@ -189,58 +304,28 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool last = in.channel == 1 && out.channel == 1 && d.channels >= k.lanes && pixels > 1;
   d.transposing = !last;
   const bool strided = p.axis[1].stride > 1 || p.axis[2].stride > 1;
-  if (d.transposing && (pixels > (strided ? kTransposedStridedPixels : kTransposedPixels) || 2 * d.channels < k.lanes ||
-                        k.sum_item != 4 || !plane(in, d.source) || !plane(out, d.grid))) {
+  if (d.transposing && (pixels > (strided ? kTransposedStridedPixels : kTransposedPixels) || d.members > 1 ||
+                        2 * d.channels < k.lanes || k.sum_item != 4 || !plane(in, d.source) || !plane(out, d.grid))) {
     return nullptr;
   }
   d.in_batch = in.batch;
   d.in_channel = in.channel;
   d.out_batch = out.batch;
   d.out_channel = out.channel;
-  d.w_channel = p.w.batch;
-  const int64_t in_pixel = d.transposing ? k.lanes : d.in_axis[1];
-  for (int i = 0; i < 2; ++i) {
-    const AxisPhases axis = axis_phases(p.axis[i + 1], d.grid[i], transposed, false);
-    d.out_step[i] = axis.out_step;
-    d.in_step[i] = axis.in_step;
-    auto& begins = i == 0 ? result.row_begin : result.column_begin;
-    for (const auto& taps : axis.taps) {
-      begins.push_back(static_cast<int64_t>(i == 0 ? result.row_tap.size() : result.column_tap.size()));
-      if (i == 0) {
-        for (const auto& tap : taps) result.row_tap.push_back({tap.input, tap.tap});
-        continue;
-      }
-      for (const auto& tap : taps) result.column_tap.push_back({tap.input, tap.tap, tap.input * in_pixel});
-      const auto phase = static_cast<int64_t>(begins.size()) - 1;
-      const int64_t columns = parts(d.grid[1] - phase, d.out_step[1]);
-      const int64_t low = taps.empty() ? 0 : taps.front().input, high = taps.empty() ? 0 : taps.back().input;
-      const int64_t first = std::clamp<int64_t>(ceil_div(-low, d.in_step[1]), 0, columns);
-      const int64_t end = floor_div(d.source[1] - 1 - high, d.in_step[1]) + 1;
-      result.inner_begin.push_back(first);
-      result.inner_end.push_back(std::clamp(end, first, columns));
-    }
-    begins.push_back(static_cast<int64_t>(i == 0 ? result.row_tap.size() : result.column_tap.size()));
+  d.w_group = p.out_channels * p.w.batch;
+  d.w_row = transposed ? p.w.channel : p.w.batch;
+  d.w_member = transposed ? p.w.batch : p.w.channel;
+  result.macs = d.batch * d.channels * d.members * p.output_numel() * p.kernel_numel();
+  d.direct = !d.transposing && (sums || (d.members == 1 && p.kernel_numel() <= kDirectTaps));
+  d.blocks = parts(d.channels, (d.direct ? 2 : 1) * k.lanes);
+  if (sums) {
+    lay_out_sums(d, k);
+  } else if (d.direct) {
+    lay_out_direct(d, k);
+  } else if (!lay_out_tile(d, k)) {
+    return nullptr;
   }
-  d.column_phases = static_cast<int64_t>(result.inner_begin.size());
-  const int64_t vectors = parts(d.channels, k.lanes);
-  d.blocks = d.transposing ? vectors : parts(vectors, 2);
-  // Rows of a task: all of a transposed plane, else as many as stay in the second cache.
-  const int64_t row_bytes = 2 * k.lanes * k.sum_item * std::max(d.grid[1], d.source[1]);
-  d.box = d.transposing ? d.grid[0] : even_part(d.grid[0], std::max<int64_t>(2 * d.kernel[0], (1 << 18) / row_bytes));
-  d.boxes = parts(d.grid[0], d.box);
-  constexpr int64_t kTasks = 64;  // as above
-  d.parts = std::clamp<int64_t>(kTasks / d.blocks, 1, d.batch * d.boxes);
-  result.macs = d.batch * d.channels * p.output_numel() * p.kernel_numel();
-  d.at_input = aligned(2 * k.lanes * p.kernel_numel() * k.sum_item);
-  d.at_output = d.at_input + aligned(d.transposing ? d.source[0] * d.source[1] * k.lanes * k.sum_item : 0);
-  d.at_lines = d.at_output + aligned(d.transposing ? d.grid[0] * d.grid[1] * k.lanes * k.sum_item : 0);
-  d.scratch = d.at_lines + aligned(d.kernel[0] * 2 * static_cast<int64_t>(sizeof(void*)));
-  d.row_tap = result.row_tap.data();
-  d.row_begin = result.row_begin.data();
-  d.column_tap = result.column_tap.data();
-  d.column_begin = result.column_begin.data();
-  d.inner_begin = result.inner_begin.data();
-  d.inner_end = result.inner_end.data();
+  tabulate(result, axes, k.lanes);
   return made;
 }
 
@@ -251,13 +336,13 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   if (wanted && *wanted != Algorithm::kDepthwise) return nullptr;
   if (p.in_channels > kMostChannels || p.out_channels > kMostChannels) return nullptr;
   if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
-  // Gathers have products of pairs of channels, these kernels have not.
-  const int64_t summed = pass == Pass::kOutput ? p.in_channels : pass == Pass::kInput ? p.out_channels : 1;
-  if (!wanted && k.pairs && summed > 1) return nullptr;
   const Axis& plane = p.axis[0];
   if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;
 
   if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
+  // Gathers have products of pairs of channels, the sweeps have not.
+  const int64_t summed = pass == Pass::kOutput ? p.in_channels : pass == Pass::kInput ? p.out_channels : 1;
+  if (!wanted && k.pairs && summed > 1) return nullptr;
 
   auto made = std::make_unique<Depthwise>(k);
   Depthwise& result = *made;
@@ -296,7 +381,6 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const int64_t span = (axes[1].high - axes[1].low) / d.in_step[1];  // in cells
 
   // Boxes: whole rows unless they are very long, and as many as the strip may hold.
-  const auto whole = [](int64_t size, int64_t part, int64_t step) { return parts(even_part(size, part), step) * step; };
   d.box[1] = whole(d.grid[1], kMostColumns, d.out_step[1]);
   const int64_t vectors = parts(parts(d.box[1], d.out_step[1]), k.lanes);
   d.cells = vectors * k.lanes + span;

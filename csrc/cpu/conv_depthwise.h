@@ -11,16 +11,6 @@ constexpr int kSweepRows = 4;
 constexpr int kSweepHeight = 7;
 constexpr int kSweepVectors = CONVARITH_REGISTERS >= 32 ? 4 : 2;
 
-// Has a value loaded once and kept in a register; compilers would rather load it again for each of its uses.
-template <typename V>
-inline void keep(V& v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#endif
-}
-
 // Less than a vector.
 template <typename T>
 inline void copy_part(const T* from, int64_t count, T* to) {
@@ -37,24 +27,31 @@ inline void copy_part(const T* from, int64_t count, T* to) {
 template <typename T, typename Sum>
 inline void copy_line(const T* from, int64_t count, Sum* to) {
   constexpr int kLanes = Simd<Sum>::kLanes;
-  if constexpr (sizeof(T) != sizeof(Sum)) {
-    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
-  } else if (count < kLanes) {
+  if (count >= kLanes) {
+    for (int64_t i = 0; i < count - kLanes; i += kLanes) store(to + i, load_wide(from + i));
+    store(to + count - kLanes, load_wide(from + count - kLanes));
+  } else if constexpr (sizeof(T) == sizeof(Sum)) {
     copy_part(from, count, to);
   } else {
-    for (int64_t i = 0; i < count - kLanes; i += kLanes) store(to + i, load(from + i));
-    store(to + count - kLanes, load(from + count - kLanes));
+    copy_run(from, 1, count, to);
   }
 }
 
-// Neighbours to even and odd[...], by turns.
-template <typename T>
-inline void split_line(const T* from, int64_t pairs, T* even, T* odd) {
-  constexpr int kLanes = Simd<T>::kLanes;
+// Neighbours to even and odd[...], by turns, converted.
+template <typename T, typename Sum>
+inline void split_line(const T* from, int64_t pairs, Sum* even, Sum* odd) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
   const auto split = [&](int64_t i) {
-    const auto a = load(from + 2 * i), b = load(from + 2 * i + kLanes);
-    store(even + i, evens<T>(a, b));
-    store(odd + i, odds<T>(a, b));
+    if constexpr (sizeof(T) == sizeof(Sum)) {
+      const auto a = load(from + 2 * i), b = load(from + 2 * i + kLanes);
+      store(even + i, evens<T>(a, b));
+      store(odd + i, odds<T>(a, b));
+    } else {  // a pair is a word
+      Words words;
+      __builtin_memcpy(&words, from + 2 * i, sizeof(words));
+      store(even + i, widen_halves(halves_of(words & 0xffffu), T{}));
+      store(odd + i, widen_halves(halves_of(words >> 16), T{}));
+    }
   };
   if (pairs >= kLanes) {
     for (int64_t i = 0; i < pairs - kLanes; i += kLanes) split(i);
@@ -62,15 +59,15 @@ inline void split_line(const T* from, int64_t pairs, T* even, T* odd) {
     return;
   }
   for (int64_t i = 0; i < pairs; ++i) {
-    even[i] = from[2 * i];
-    odd[i] = from[2 * i + 1];
+    even[i] = widen(from[2 * i]);
+    odd[i] = widen(from[2 * i + 1]);
   }
 }
 
 // The reverse, to `count` neighbours.
-template <typename T>
-inline void join_line(const T* even, const T* odd, int64_t count, T* to) {
-  constexpr int kLanes = Simd<T>::kLanes;
+template <typename T, typename Sum>
+inline void join_line(const Sum* even, const Sum* odd, int64_t count, T* to) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
   typedef decltype(load(even) < load(odd)) Index;
   Index low, high;
   for (int i = 0; i < kLanes; ++i) {
@@ -80,18 +77,13 @@ inline void join_line(const T* even, const T* odd, int64_t count, T* to) {
   int64_t i = 0;
   for (; 2 * (i + kLanes) <= count; i += kLanes) {
     const auto a = load(even + i), b = load(odd + i);
-    store(to + 2 * i, __builtin_shuffle(a, b, low));
-    store(to + 2 * i + kLanes, __builtin_shuffle(a, b, high));
+    store_narrow(to + 2 * i, __builtin_shuffle(a, b, low));
+    store_narrow(to + 2 * i + kLanes, __builtin_shuffle(a, b, high));
   }
   for (; 2 * i < count; ++i) {
-    to[2 * i] = even[i];
-    if (2 * i + 1 < count) to[2 * i + 1] = odd[i];
+    narrow(even[i], to[2 * i]);
+    if (2 * i + 1 < count) narrow(odd[i], to[2 * i + 1]);
   }
-}
-
-// Divisions by steps, which mostly are 1.
-inline int64_t steps_up(int64_t size, int64_t step) {
-  return step == 1 ? size : (size + step - 1) / step;
 }
 
 // A box of outputs of one image and group; its first outputs of every phase are `at`.
@@ -191,11 +183,9 @@ class Strip {
     const DepthwisePlan& p = plan_;
     const int64_t step = p.in_step[1];
     int64_t begin = 0, end = 0;  // where both residues of a step of 2 have cells
-    if constexpr (sizeof(T) == sizeof(Sum)) {
-      if (step == 2 && p.in_axis[1] == 1) {
-        begin = most(begin_[0], begin_[1]);
-        end = most(begin, least(end_[0], end_[1]));
-      }
+    if (step == 2 && p.in_axis[1] == 1) {
+      begin = most(begin_[0], begin_[1]);
+      end = most(begin, least(end_[0], end_[1]));
     }
     for (int64_t r = 0; r < step; ++r) {
       Sum* cells = row + r * p.residue_pitch;
@@ -209,9 +199,7 @@ class Strip {
         copy(end, end_[r]);
       }
     }
-    if constexpr (sizeof(T) == sizeof(Sum)) {
-      if (begin < end) split_line(line + 2 * begin, end - begin, row + begin, row + p.residue_pitch + begin);
-    }
+    if (begin < end) split_line(line + 2 * begin, end - begin, row + begin, row + p.residue_pitch + begin);
   }
 
   const DepthwisePlan& plan_;
@@ -330,10 +318,8 @@ void pack_taps(const DepthwisePlan& p, const T* w, Sum* packed) {
 // A block's sums from `bounce`, [column phase][row][vectors], to the row of outputs `line`.
 template <typename T, typename Sum>
 inline void store_line(const DepthwisePlan& p, const Sum* bounce, int64_t bounce_phase, int64_t count, T* line) {
-  if constexpr (sizeof(T) == sizeof(Sum)) {
-    if (p.out_axis[1] == 1 && p.out_step[1] == 1) return copy_line(bounce, count, line);
-    if (p.out_axis[1] == 1 && p.out_step[1] == 2) return join_line(bounce, bounce + bounce_phase, count, line);
-  }
+  if (p.out_axis[1] == 1 && p.out_step[1] == 1) return scatter_run(bounce, count, line, 1);
+  if (p.out_axis[1] == 1 && p.out_step[1] == 2) return join_line(bounce, bounce + bounce_phase, count, line);
   const int64_t step = p.out_step[1];
   for (int64_t phase = 0; phase < step; ++phase, bounce += bounce_phase) {
     for (int64_t i = 0; i * step + phase < count; ++i) narrow(bounce[i], line[(i * step + phase) * p.out_axis[1]]);

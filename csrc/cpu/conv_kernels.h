@@ -36,8 +36,8 @@ ConvKernels kernels() {
     k.winograd_gradient = winograd_gradient<T>;
     k.winograd_add_shares = winograd_add_shares<T>;
   }
+  k.channelwise = channelwise<T>;
   if constexpr (sizeof(T) == sizeof(Sum)) {
-    k.channelwise = channelwise<T>;
     k.channelwise_sum = channelwise_sum<T>;
     k.channelwise_store = channelwise_store<T>;
   }

@@ -196,36 +196,49 @@ struct DepthwisePlan {
   int64_t gradient_pitch, gradient_rows, parts;
 };
 
-// Depthwise convolutions with lanes along the channels, in the sums' own type. Phases as in DepthwisePlan.
+// Depthwise convolutions, and groups of as many outputs as inputs, with lanes along the channels. Phases as in
+// DepthwisePlan. A tile, the padded inputs that a box of outputs of some channels sees, has a vector for every pixel,
+// and of groups one for every member: lane l of member m is the group's m-th channel, the group being that of channel
+// l.
 struct RowTap {
   int64_t input, weight;  // row of the input that output 0 of the phase sees, row of the kernel
+  int64_t below;          // row of the kernel by which the next output sees the same row, or -1
+  bool above;             // whether the output before sees the same row as well
 };
 
 struct ColumnTap {
-  int64_t column, weight;  // as above
-  int64_t input;           // elements from pixel 0
+  int64_t column, weight;  // as above, of the column; of outputs, the weight's elements from the row's
+  int64_t input;           // elements from pixel 0, or from the tile's first cell
 };
 
 struct ChannelwisePlan {
-  int64_t batch, channels;
+  int64_t batch, channels, members;
   int64_t kernel[2], grid[2], source[2];
   int64_t in_batch, in_channel, in_axis[2];
   int64_t out_batch, out_channel, out_axis[2];
-  int64_t w_channel;
-  const void* bias;    // of every channel, or null
-  bool transposing;    // planes are transposed to pixels of one vector; otherwise channels are neighbours in memory
-  int64_t blocks;      // of channels
-  int64_t box, boxes;  // rows of outputs
-  int64_t parts;       // of images and boxes, for the weight's gradient
+  int64_t w_group, w_row, w_member, w_axis[2];
+  const void* bias;  // of every channel, or null
+  bool transposing;  // planes are transposed to pixels of one vector; otherwise channels are neighbours in memory
+  bool direct;       // pixels are read where they stand; otherwise from a copy
+  int64_t blocks;    // of channels
+  int64_t box[2], boxes[2];
 
-  int64_t out_step[2], in_step[2], column_phases;
+  int64_t out_step[2], in_step[2];
   const RowTap* row_tap;
   const int64_t* row_begin;  // [phase]: first of row_tap
   const ColumnTap* column_tap;
   const int64_t* column_begin;
-  const int64_t *inner_begin, *inner_end;  // [column phase]: the outputs that meet the input with all taps
 
-  int64_t at_input, at_output, at_lines, scratch;  // in bytes; weights or their sums stand at 0
+  // Outputs. The tile is a ring of rows, as many as a pair of rows of outputs sees.
+  int64_t low[2], high[2];               // of the inputs that output 0 of all phases sees
+  int64_t cells, tile_pitch, tile_rows;  // cells of a row; the pitch in elements
+  int64_t fill_rows;                     // that are filled together
+  int64_t flat_pixels;                   // room to transpose in
+
+  // The weight's gradient: pixels are not copied, and those beside the edges see fewer taps.
+  int64_t parts;  // of images and boxes
+
+  int64_t at_input, at_output, at_flat, at_lines, scratch;  // in bytes; weights or their sums stand at 0
 };
 
 // The kernels of one instruction set for one dtype. Pointers are to the dtype, `packed` and sums to the sums' type.
@@ -272,7 +285,7 @@ struct ConvKernels {
   void (*depthwise_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
                         int64_t begin, int64_t end);
   void (*depthwise_store)(const DepthwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
-  // The same with lanes along the channels; null for the half precisions.
+  // The same with lanes along the channels; the weight's gradient is null for the half precisions.
   void (*channelwise)(const ChannelwisePlan& plan, const void* in, const void* w, void* out, char* scratch,
                       int64_t begin, int64_t end);
   void (*channelwise_sum)(const ChannelwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,

@@ -35,6 +35,16 @@ inline void store(T* p, typename Simd<T>::Vec v) {
   *reinterpret_cast<typename Simd<T>::Loose*>(p) = v;
 }
 
+// Has a value loaded once and kept in a register; compilers would rather load it again for each of its uses.
+template <typename V>
+inline void keep(V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 template <typename T>
 inline T least(T a, T b) {
   return a < b ? a : b;
@@ -302,6 +312,11 @@ bool finite(const void* data, int64_t count) {
     for (; i < count; ++i) bad += v[i] - v[i];
     return bad == 0;
   }
+}
+
+// Divisions by steps, which mostly are 1.
+inline int64_t steps_up(int64_t size, int64_t step) {
+  return step == 1 ? size : (size + step - 1) / step;
 }
 
 inline int64_t block_count(int64_t size, int64_t block) {
