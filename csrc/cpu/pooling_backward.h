@@ -68,7 +68,7 @@ struct BackwardRows {
   Sums residue(int64_t r, const Sum* from) const {
     Sums sum = {};
     for (int64_t j = plan.offsets_begin[r]; j < plan.offsets_begin[r + 1]; ++j) {
-      sum += load(from + plan.offsets[j] * plan.inner);
+      sum += load(from + plan.offsets[j]);
     }
     return sum;
   }
@@ -114,16 +114,14 @@ struct BackwardRows {
     }
   }
 
-  void rows(const T* g, const T* x, const T* y, T* result, int64_t begin, int64_t end) const {
+  // combine(row, line) is stage 1.
+  template <typename Combine>
+  void rows(const Combine& combine, const T* x, T* result, int64_t begin, int64_t end) const {
     const int64_t n = plan.input[2] * plan.inner;
-    const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
     Row row(begin, plan.input);
     for (int64_t first = begin; first < end; first += plan.rows_at_once) {
       const int64_t count = least(plan.rows_at_once, end - first);
-      for (int64_t j = 0; j < count; ++j, row.advance()) {
-        const int64_t plane = row.plane * plane_size;
-        sum_lines(Lines(plan.lines, row.i0, row.i1), g + plane, y + plane, kept + j * plan.line_size);
-      }
+      for (int64_t j = 0; j < count; ++j, row.advance()) combine(row, kept + j * plan.line_size);
       for (int64_t j = 0; j < count; ++j) {
         spread(kept + j * plan.line_size, x + (first + j) * n, result + (first + j) * n);
       }
@@ -147,11 +145,16 @@ void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data,
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   T* result = static_cast<T*>(result_data);
+  const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
   auto* kept = neutral_lines<T>(plan, 0, scratch);
   auto* phases = kept + plan.rows_at_once * plan.line_size;
   with_backward_stride(plan, [&](auto stride) {
     const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
-    kernel.rows(g, x, y, result, begin, end);
+    const auto combine = [&](const Row& row, typename Lanes<T>::Sum* line) {
+      const int64_t plane = row.plane * plane_size;
+      kernel.sum_lines(Lines(plan.lines, row.i0, row.i1), g + plane, y + plane, line);
+    };
+    kernel.rows(combine, x, result, begin, end);
   });
 }
 

@@ -14,17 +14,24 @@
 
 namespace convarith::cpu {
 
-// Calls body(input) with the flat index, within a plane, of every input that a window sees, in the order of its taps.
+// Calls body(input, tap) with the flat index, within a plane, of every input that a window sees, in the order of its
+// taps.
 template <typename Body>
-inline void for_each_input(const Windows& w, int64_t o0, int64_t o1, int64_t o2, const Body& body) {
+inline void for_each_tap(const Windows& w, int64_t o0, int64_t o1, int64_t o2, const Body& body) {
   const auto& [a0, a1, a2] = w.axis;
   const Range taps0 = taps_of_output(a0, o0), taps1 = taps_of_output(a1, o1), taps2 = taps_of_output(a2, o2);
   for (int64_t t0 = taps0.begin; t0 < taps0.end; ++t0) {
     for (int64_t t1 = taps1.begin; t1 < taps1.end; ++t1) {
       const int64_t line = (input_index(a0, o0, t0) * a1.input + input_index(a1, o1, t1)) * a2.input;
-      for (int64_t t2 = taps2.begin; t2 < taps2.end; ++t2) body(line + input_index(a2, o2, t2));
+      const int64_t tap = (t0 * a1.kernel + t1) * a2.kernel;
+      for (int64_t t2 = taps2.begin; t2 < taps2.end; ++t2) body(line + input_index(a2, o2, t2), tap + t2);
     }
   }
+}
+
+template <typename Body>
+inline void for_each_input(const Windows& w, int64_t o0, int64_t o1, int64_t o2, const Body& body) {
+  for_each_tap(w, o0, o1, o2, [&](int64_t i, int64_t) { body(i); });
 }
 
 // Calls body(output, o0, o1, o2) for every window of a plane.
@@ -38,9 +45,9 @@ inline void for_each_window(const Windows& w, const Body& body) {
   }
 }
 
-// Max and min of integers: no NaN. `indices` may be null.
-template <typename T>
-void max_pool_planes(const Windows& w, bool minimum, const T* x, T* y, int64_t* indices, int64_t begin, int64_t end) {
+// Max and min of integers: no NaN. `places` are indices (int64_t), taps (uint8_t), or null.
+template <typename T, typename Place>
+void max_pool_planes(const Windows& w, bool minimum, const T* x, T* y, Place* places, int64_t begin, int64_t end) {
   const int64_t inputs = w.input_numel(), outputs = w.output_numel(), inner = w.inner;
   for (int64_t p = begin; p < end; ++p) {
     for_each_window(w, [&](int64_t o, int64_t o0, int64_t o1, int64_t o2) {
@@ -48,15 +55,15 @@ void max_pool_planes(const Windows& w, bool minimum, const T* x, T* y, int64_t* 
         const T* in = x + p * inputs * inner + c;
         T best = 0;
         int64_t place = -1;
-        for_each_input(w, o0, o1, o2, [&](int64_t i) {
+        for_each_tap(w, o0, o1, o2, [&](int64_t i, int64_t tap) {
           const T v = in[i * inner];
           if (place >= 0 && !(minimum ? v < best : v > best)) return;
           best = v;
-          place = i;
+          place = std::is_same_v<Place, uint8_t> ? tap : i;
         });
         const int64_t e = (p * outputs + o) * inner + c;
         y[e] = best;
-        if (indices != nullptr) indices[e] = place;
+        if (places != nullptr) places[e] = static_cast<Place>(place);
       }
     });
   }
@@ -156,6 +163,119 @@ bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T
       for (int64_t i = 0; i < inputs; ++i) {
         for (int64_t c = first; c < last; ++c) x[(p * inputs + i) * inner + c] = static_cast<T>(to[i * inner + c]);
       }
+    }
+  }
+  return true;
+}
+
+// Where a window's taps stand, from its first one on.
+class WindowTaps {
+ public:
+  explicit WindowTaps(const Windows& w) : w_(w) {
+    const auto& [a0, a1, a2] = w.axis;
+    for (int64_t t0 = 0; t0 < a0.kernel; ++t0) {
+      for (int64_t t1 = 0; t1 < a1.kernel; ++t1) {
+        for (int64_t t2 = 0; t2 < a2.kernel; ++t2) {
+          const int64_t d0 = t0 * a0.dilation, d1 = t1 * a1.dilation, d2 = t2 * a2.dilation;
+          taps_.push_back({d0, d1, d2, (d0 * a1.input + d1) * a2.input + d2});
+        }
+      }
+    }
+    for (int i = 0; i < kAxes; ++i) {
+      const Axis& a = w.axis[i];
+      const Range first = outputs_of_tap(a, w.output[i], 0), last = outputs_of_tap(a, w.output[i], a.kernel - 1);
+      inside_[i] = {std::max(first.begin, last.begin), std::min(first.end, last.end)};
+    }
+  }
+
+  // Calls body(e, i), e an element of y's plane and i that of x's which its tap names, or -1 on padding; false where a
+  // tap is none of the window's.
+  template <typename Body>
+  bool for_each(const uint8_t* taps, const Body& body) const {
+    bool valid = true;
+    int64_t line = 0;  // of y
+    for (int64_t o0 = 0; o0 < w_.output[0]; ++o0) {
+      for (int64_t o1 = 0; o1 < w_.output[1]; ++o1, line += w_.output[2]) {
+        const bool is_inside = contains(inside_[0], o0) && contains(inside_[1], o1);
+        const int64_t begin = is_inside ? inside_[2].begin : w_.output[2];
+        const int64_t end = is_inside ? std::max(inside_[2].end, begin) : w_.output[2];
+        valid &= run<true>(o0, o1, 0, begin, line, taps, body) && run<false>(o0, o1, begin, end, line, taps, body) &&
+                 run<true>(o0, o1, end, w_.output[2], line, taps, body);
+        if (!valid) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  struct Tap {
+    int64_t axis[kAxes];
+    int64_t input;  // in the plane
+  };
+
+  static bool contains(const Range& range, int64_t i) { return range.begin <= i && i < range.end; }
+
+  template <bool kMeetsPadding, typename Body>
+  bool run(int64_t o0, int64_t o1, int64_t begin, int64_t end, int64_t line, const uint8_t* taps,
+           const Body& body) const {
+    const auto& [a0, a1, a2] = w_.axis;
+    const int64_t i0 = input_index(a0, o0, 0), i1 = input_index(a1, o1, 0), inner = w_.inner;
+    const size_t count = taps_.size();
+    for (int64_t o2 = begin; o2 < end; ++o2) {
+      const int64_t i2 = input_index(a2, o2, 0), input = (i0 * a1.input + i1) * a2.input + i2;
+      for (int64_t c = 0, e = (line + o2) * inner; c < inner; ++c, ++e) {
+        if (taps[e] >= count) return false;
+        const Tap& tap = taps_[taps[e]];
+        const bool is_input = !kMeetsPadding || (contains({0, a0.input}, i0 + tap.axis[0]) &&
+                                                 contains({0, a1.input}, i1 + tap.axis[1]) &&
+                                                 contains({0, a2.input}, i2 + tap.axis[2]));
+        body(e, is_input ? (input + tap.input) * inner + c : -1);
+      }
+    }
+    return true;
+  }
+
+  const Windows& w_;
+  std::vector<Tap> taps_;
+  Range inside_[kAxes];  // outputs whose windows have no padding
+};
+
+// y[o] = x[the input at taps[o]], 0 on padding; false where a tap is none of the window's.
+template <typename T>
+bool tap_select_planes(const Windows& w, const WindowTaps& table, const T* x, const uint8_t* taps, T* y, int64_t begin,
+                       int64_t end) {
+  const int64_t inputs = w.input_numel() * w.inner, outputs = w.output_numel() * w.inner;
+  for (int64_t p = begin; p < end; ++p) {
+    const T* from = x + p * inputs;
+    T* to = y + p * outputs;
+    if (!table.for_each(taps + p * outputs, [&](int64_t e, int64_t i) { to[e] = i < 0 ? T(0) : from[i]; })) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// x[the input at taps[o]] += y[o], likewise. `sums` holds a plane where T is too narrow to sum in.
+template <typename T, typename A>
+bool tap_scatter_planes(const Windows& w, const WindowTaps& table, const T* y, const uint8_t* taps, T* x, int64_t begin,
+                        int64_t end) {
+  const int64_t inputs = w.input_numel() * w.inner, outputs = w.output_numel() * w.inner;
+  std::vector<A> sums(std::is_same_v<T, A> ? 0 : inputs);
+  for (int64_t p = begin; p < end; ++p) {
+    const T* from = y + p * outputs;
+    A* to;
+    if constexpr (std::is_same_v<T, A>) {
+      to = x + p * inputs;
+    } else {
+      to = sums.data();
+    }
+    std::fill_n(to, inputs, A(0));
+    const bool valid = table.for_each(taps + p * outputs, [&](int64_t e, int64_t i) {
+      if (i >= 0) to[i] += static_cast<A>(from[e]);
+    });
+    if (!valid) return false;
+    if constexpr (!std::is_same_v<T, A>) {
+      std::transform(to, to + inputs, x + p * inputs, [](A sum) { return static_cast<T>(sum); });
     }
   }
   return true;

@@ -1,6 +1,7 @@
 // Rows of pooling on threads, each with its scratch.
 #pragma once
 
+#include <atomic>
 #include <memory>
 
 #include "dispatch.h"
@@ -84,6 +85,24 @@ inline void run_pool_backward(const WindowKernels& kernels, Pooling kind, const 
   parallel_pool_rows(plan, input_rows(w), input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
     kernels.pool_backward(kind, plan, g, x, y, result, scratch, begin, end);
   });
+}
+
+// Whether outputs go to inputs by the rows of inputs. It takes a comparison for each output and tap, in vectors.
+inline bool gathers_by_taps(const Windows& w, const WindowKernels& kernels) {
+  return w.output[2] * w.inner >= kernels.lanes / 2 && w.kernel_numel() <= 64;
+}
+
+// The gradient g of y -> that of x, by the taps of a maximum; false where one is none of its window's.
+inline bool run_tap_scatter(const WindowKernels& kernels, const Windows& w, const void* g, const uint8_t* taps,
+                            void* result) {
+  Planned planned = Planned::backward_by_taps(w, kernels);
+  const PoolPlan& plan = planned.plan();
+  const uint8_t* taps_end = taps + w.planes * w.output_numel() * w.inner;
+  std::atomic<bool> valid = true;
+  parallel_pool_rows(plan, input_rows(w), input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
+    if (!kernels.tap_scatter(plan, g, taps, taps_end, result, scratch, begin, end)) valid = false;
+  });
+  return valid;
 }
 
 }  // namespace convarith::cpu

@@ -34,20 +34,25 @@ from .kernels import (  # noqa: E402
 from .matrix import csr, csr_weight  # noqa: E402
 from .normalization import lrn  # noqa: E402
 from .pooling import (  # noqa: E402
+    MOST_TAPS,
     avg_pool,
     avg_pool_transpose,
     lp_pool,
     max_pool,
     max_pool_ties,
     max_pool_with_indices,
+    max_pool_with_taps,
     pool_scatter,
     pool_select,
+    tap_scatter,
+    tap_select,
 )
 from .unfold import fold, unfold  # noqa: E402
 from .zero_insert import zero_insert, zero_remove  # noqa: E402
 
 __all__ = [
     "METHODS",
+    "MOST_TAPS",
     "avg_pool",
     "avg_pool_transpose",
     "build_info",
@@ -67,9 +72,12 @@ __all__ = [
     "max_pool",
     "max_pool_ties",
     "max_pool_with_indices",
+    "max_pool_with_taps",
     "pool_scatter",
     "pool_select",
     "set_winograd",
+    "tap_scatter",
+    "tap_select",
     "unfold",
     "winograd_enabled",
     "zero_insert",
