@@ -10,16 +10,14 @@
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-// Places in vectors are as wide as the values, 32 bits for floats; as many taps in memory are bytes.
+// Places in vectors are as wide as the values: 32 bits for floats.
 template <typename Sum>
 struct PlaceOf {
   typedef int32_t type;
-  typedef uint8_t Taps __attribute__((vector_size(CONVARITH_BYTES / 4)));
 };
 template <>
 struct PlaceOf<double> {
   typedef int64_t type;
-  typedef uint8_t Taps __attribute__((vector_size(CONVARITH_BYTES / 8)));
 };
 
 inline void store_indices(int64_t* p, Simd<int64_t>::Vec places, int64_t count) {
@@ -35,15 +33,25 @@ inline void store_indices(int64_t* p, Simd<int32_t>::Vec places, int64_t count) 
     store_indices(p + kHalf, __builtin_convertvector(parts[1], Simd<int64_t>::Vec), count - kHalf);
   }
 }
-template <typename Sum, typename Places>
+
+#if CONVARITH_BYTES == 64
+inline void store_taps(uint8_t* p, Simd<int32_t>::Vec places, int64_t count) {
+  _mm512_mask_cvtepi32_storeu_epi8(p, static_cast<__mmask16>(lane_mask(0, least<int64_t>(count, 16))), (__m512i)places);
+}
+inline void store_taps(uint8_t* p, Simd<int64_t>::Vec places, int64_t count) {
+  _mm512_mask_cvtepi64_storeu_epi8(p, static_cast<__mmask8>(lane_mask(0, least<int64_t>(count, 8))), (__m512i)places);
+}
+#else
+template <typename Places>
 inline void store_taps(uint8_t* p, Places places, int64_t count) {
-  const auto taps = __builtin_convertvector(places, typename PlaceOf<Sum>::Taps);
-  if (count >= Simd<Sum>::kLanes) {
-    __builtin_memcpy(p, &taps, sizeof(taps));
+  constexpr int64_t kLanes = sizeof(Places) / sizeof(places[0]);
+  if (count >= kLanes) {
+    CONVARITH_UNROLL for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(places[i]);
   } else {
-    for (int64_t i = 0; i < count; ++i) p[i] = taps[i];
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(places[i]);
   }
 }
+#endif
 
 // A vector of values and of their places, against which another is held.
 template <bool kMinimum, typename Sum>
@@ -107,7 +115,7 @@ struct ByTap {
     return every<Where>(static_cast<Place>(first_tap(row, l0, l1)));
   }
   static Where of_tap(Where line, int64_t t) { return line + static_cast<Place>(t); }
-  static void store(Stored* p, Where places, int64_t count) { store_taps<typename Lanes<T>::Sum>(p, places, count); }
+  static void store(Stored* p, Where places, int64_t count) { store_taps(p, places, count); }
   Stored of(const Row& row, const Lines&, int64_t l0, int64_t l1, int64_t t, int64_t) const {
     return static_cast<Stored>(first_tap(row, l0, l1) + t);
   }

@@ -97,10 +97,14 @@ inline bool run_tap_scatter(const WindowKernels& kernels, const Windows& w, cons
                             void* result) {
   Planned planned = Planned::backward_by_taps(w, kernels);
   const PoolPlan& plan = planned.plan();
-  const uint8_t* taps_end = taps + w.planes * w.output_numel() * w.inner;
+  const int64_t rows = input_rows(w), count = w.planes * w.output_numel() * w.inner;
+  const uint8_t* taps_end = taps + count;
+  const int64_t share = ceil_div(count, std::max<int64_t>(1, rows));  // of the taps, looked at with a row
   std::atomic<bool> valid = true;
-  parallel_pool_rows(plan, input_rows(w), input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
-    if (!kernels.tap_scatter(plan, g, taps, taps_end, result, scratch, begin, end)) valid = false;
+  parallel_pool_rows(plan, rows, input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
+    const int64_t from = std::min(begin * share, count), to = std::min(end * share, count);
+    if (!kernels.are_taps(taps + from, to - from, w.kernel_numel())) valid = false;
+    kernels.tap_scatter(plan, g, taps, taps_end, result, scratch, begin, end);
   });
   return valid;
 }

@@ -19,6 +19,7 @@ WindowKernels window_kernels_of() {
   k.pool_backward_planes = pool_backward_planes<T>;
   k.max_pool_with_indices = max_pool_with<ByIndex, T>;
   k.max_pool_with_taps = max_pool_with<ByTap, T>;
+  k.are_taps = are_taps;
   k.tap_scatter = tap_scatter<T>;
   k.are_indices = are_indices;
   k.scatter_add = scatter_add<T>;

@@ -85,8 +85,8 @@ struct WindowKernels {
                                 char* scratch, int64_t begin, int64_t end);
   void (*max_pool_with_taps)(bool minimum, const PoolPlan& plan, const void* x, void* y, uint8_t* taps, char* scratch,
                              int64_t begin, int64_t end);
-  // False where a tap is none of the window's, and some of the result is not written then.
-  bool (*tap_scatter)(const PoolPlan& plan, const void* g, const uint8_t* taps, const uint8_t* taps_end, void* result,
+  bool (*are_taps)(const uint8_t* taps, int64_t count, int64_t kernel);  // from 0 to kernel - 1; for any dtype
+  void (*tap_scatter)(const PoolPlan& plan, const void* g, const uint8_t* taps, const uint8_t* taps_end, void* result,
                       char* scratch, int64_t begin, int64_t end);
   bool (*are_indices)(const int64_t* indices, int64_t count, int64_t inputs);  // from 0 to inputs - 1; for any dtype
   bool (*scatter_add)(const void* y, const int64_t* indices, int64_t count, void* sums, int64_t inputs);
