@@ -11,16 +11,24 @@ namespace {
 
 typedef uint8_t Taps __attribute__((vector_size(16)));  // those of a vector of sums, and maybe some that follow
 
-// Zeros follow the last tap, before `end`.
-inline Taps load_taps(const uint8_t* p, const uint8_t* end) {
-  Taps taps = {};
+// The first `count` taps from p on; before `end`, where there are no more, others may follow.
+#if CONVARITH_BYTES == 64
+inline Taps load_taps(const uint8_t* p, int64_t count, const uint8_t*) {
+  return (Taps)_mm_maskz_loadu_epi8(static_cast<__mmask16>(lane_mask(0, static_cast<int>(least<int64_t>(count, 16)))), p);
+}
+#else
+inline Taps load_taps(const uint8_t* p, int64_t, const uint8_t* end) {
+  Taps taps;
   if (end - p >= static_cast<int64_t>(sizeof(taps))) {
     __builtin_memcpy(&taps, p, sizeof(taps));
-  } else {
-    for (int64_t i = 0; i < end - p; ++i) taps[i] = p[i];
+    return taps;
   }
+  uint8_t rest[sizeof(taps)] = {};
+  for (int64_t i = 0; i < end - p; ++i) rest[i] = p[i];
+  __builtin_memcpy(&taps, rest, sizeof(taps));
   return taps;
 }
+#endif
 
 // sum, and v where there is this tap.
 #if CONVARITH_BYTES == 64
@@ -50,86 +58,98 @@ inline Sums add_where(Taps taps, Taps tap, Sums v, Sums sum) {
 #endif
 
 template <typename T>
-struct TapSums {
+class TapSums {
+ public:
   typedef typename Lanes<T>::Sum Sum;
   typedef typename Lanes<T>::Sums Sums;
+
+  TapSums(const PoolPlan& p, const void* y, const uint8_t* taps, const uint8_t* end)
+      : plan(p),
+        y_(static_cast<const T*>(y)),
+        taps_(taps),
+        end_(end),
+        size_(p.output[2] * p.inner),
+        plane_size_(p.output[0] * p.output[1] * size_) {}
+
+  // Stage 1 of a row.
+  void operator()(const Row& row, Sum* to) {
+    constexpr int64_t kMost = 5;  // taps at once
+    const int64_t count = find_lines(row);
+    to += plan.at_output;
+    for (int64_t t = 0; t < plan.kernel[2]; t += kMost, to += kMost * plan.tap_line) {
+      switch (least(kMost, plan.kernel[2] - t)) {
+        case 1:
+          sum_line<1>(count, t, to);
+          break;
+        case 2:
+          sum_line<2>(count, t, to);
+          break;
+        case 3:
+          sum_line<3>(count, t, to);
+          break;
+        case 4:
+          sum_line<4>(count, t, to);
+          break;
+        default:
+          sum_line<5>(count, t, to);
+      }
+    }
+  }
+
+ private:
   static constexpr int kLanes = Lanes<T>::kLanes;
   static constexpr int kMostLines = 256;  // a window has no more
 
-  // A line of y that a row of x sees, and its tap 0 of the last axis.
+  // A line of y that a row of x sees, and its first tap of the last axis, in all lanes.
   struct Line {
-    Taps first;
-    const T* g;
+    Taps tap;
+    const T* y;
     const uint8_t* taps;
   };
 
-  const PoolPlan& plan;
-  const T* g;
-  const uint8_t* taps;
-  const uint8_t* taps_end;
-  Line lines[kMostLines];
+  int64_t find_lines(const Row& row) {
+    const LineTable &table0 = plan.lines[0], &table1 = plan.lines[1];
+    const Lines seen(plan.lines, row.i0, row.i1);
+    int64_t count = 0;
+    for (int64_t l0 = 0; l0 < seen.count0; ++l0) {
+      const int64_t tap0 = table0.first_tap[row.i0] + l0 * table0.tap_step;
+      int64_t tap = (tap0 * plan.kernel[1] + table1.first_tap[row.i1]) * plan.kernel[2];
+      int64_t at = row.plane * plane_size_ + seen.start + l0 * seen.step0;
+      for (int64_t l1 = 0; l1 < seen.count1; ++l1, at += seen.step1, tap += table1.tap_step * plan.kernel[2]) {
+        lines_[count++] = {every<Taps>(static_cast<uint8_t>(tap)), y_ + at, taps_ + at};
+      }
+    }
+    return count;
+  }
 
   // Taps [first, first + kTaps) of the last axis.
   template <int kTaps>
-  void sum(int64_t count, int64_t first, Sum* to) const {
-    const int64_t n = plan.output[2] * plan.inner;
-    for (int64_t e = 0; e < n; e += kLanes) {
-      Sums sums[kTaps] = {};
-      for (int64_t l = 0; l < count; ++l) {
-        const Sums v = load_up_to(lines[l].g + e, n - e);
-        const Taps here = load_taps(lines[l].taps + e, taps_end) - lines[l].first - every<Taps>(static_cast<uint8_t>(first));
-        CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
-          sums[t] = add_where(here, every<Taps>(static_cast<uint8_t>(t)), v, sums[t]);
-        }
-      }
-      // Behind the line's end are zeros, and these are, too.
-      CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) store(to + t * plan.tap_line + e, sums[t]);
-    }
+  void sum_line(int64_t count, int64_t first, Sum* to) const {
+    int64_t e = 0;
+    for (; e + kLanes <= size_; e += kLanes) sum_vector<kTaps>(count, first, e, kLanes, to + e);
+    // Behind the line's end are zeros, and these are, too.
+    if (e < size_) sum_vector<kTaps>(count, first, e, size_ - e, to + e);
   }
 
-  int64_t find_lines(const Row& row) {
-    const Lines seen(plan.lines, row.i0, row.i1);
-    const int64_t plane = row.plane * plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
-    Line* line = lines;
-    for (int64_t l0 = 0; l0 < seen.count0; ++l0) {
-      const int64_t tap0 = plan.lines[0].first_tap[row.i0] + l0 * plan.lines[0].tap_step;
-      int64_t tap = (tap0 * plan.kernel[1] + plan.lines[1].first_tap[row.i1]) * plan.kernel[2];
-      int64_t at = plane + seen.start + l0 * seen.step0;
-      for (int64_t l1 = 0; l1 < seen.count1; ++l1) {
-        *line++ = {every<Taps>(static_cast<uint8_t>(tap)), g + at, taps + at};
-        at += seen.step1;
-        tap += plan.lines[1].tap_step * plan.kernel[2];
+  template <int kTaps>
+  void sum_vector(int64_t lines, int64_t first, int64_t e, int64_t count, Sum* to) const {
+    Sums sums[kTaps] = {};
+    for (int64_t l = 0; l < lines; ++l) {
+      const Sums v = load_up_to(lines_[l].y + e, count);
+      const Taps here = load_taps(lines_[l].taps + e, count, end_) - lines_[l].tap - static_cast<uint8_t>(first);
+      CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
+        sums[t] = add_where(here, every<Taps>(static_cast<uint8_t>(t)), v, sums[t]);
       }
     }
-    return line - lines;
+    CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) store(to + t * plan.tap_line, sums[t]);
   }
 
-  void operator()(const Row& row, Sum* to) {
-    constexpr int64_t kMost = 5;  // taps at once
-    const int64_t kernel = plan.kernel[2], count = find_lines(row);
-    to += plan.at_output;
-    for (int64_t t = 0, parts = block_count(kernel, kMost); parts > 0; --parts) {
-      const int64_t taps_now = block_count(kernel - t, parts);
-      switch (taps_now) {
-        case 1:
-          sum<1>(count, t, to);
-          break;
-        case 2:
-          sum<2>(count, t, to);
-          break;
-        case 3:
-          sum<3>(count, t, to);
-          break;
-        case 4:
-          sum<4>(count, t, to);
-          break;
-        default:
-          sum<5>(count, t, to);
-      }
-      t += taps_now;
-      to += taps_now * plan.tap_line;
-    }
-  }
+  const PoolPlan& plan;
+  const T* y_;
+  const uint8_t* taps_;
+  const uint8_t* end_;           // of all taps
+  int64_t size_, plane_size_;    // of a line, of a plane of y
+  Line lines_[kMostLines];
 };
 
 inline bool are_taps(const uint8_t* taps, int64_t count, int64_t kernel) {
@@ -149,7 +169,7 @@ void tap_scatter(const PoolPlan& plan, const void* g, const uint8_t* taps, const
   typedef AverageBackward<T> Policy;
   auto* kept = neutral_lines<T>(plan, 0, scratch);
   auto* phases = kept + plan.rows_at_once * plan.line_size;
-  TapSums<T> sums = {plan, static_cast<const T*>(g), taps, taps_end, {}};
+  TapSums<T> sums(plan, g, taps, taps_end);
   const auto combine = [&](const Row& row, typename Lanes<T>::Sum* lines) { sums(row, lines); };
   with_backward_stride(plan, [&](auto stride) {
     const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
