@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -177,7 +178,8 @@ class WindowTaps {
       for (int64_t t1 = 0; t1 < a1.kernel; ++t1) {
         for (int64_t t2 = 0; t2 < a2.kernel; ++t2) {
           const int64_t d0 = t0 * a0.dilation, d1 = t1 * a1.dilation, d2 = t2 * a2.dilation;
-          taps_.push_back({d0, d1, d2, (d0 * a1.input + d1) * a2.input + d2});
+          taps_.push_back({d0, d1, d2});
+          offsets_.push_back(((d0 * a1.input + d1) * a2.input + d2) * w.inner);
         }
       }
     }
@@ -192,51 +194,51 @@ class WindowTaps {
   // tap is none of the window's.
   template <typename Body>
   bool for_each(const uint8_t* taps, const Body& body) const {
-    bool valid = true;
     int64_t line = 0;  // of y
     for (int64_t o0 = 0; o0 < w_.output[0]; ++o0) {
       for (int64_t o1 = 0; o1 < w_.output[1]; ++o1, line += w_.output[2]) {
         const bool is_inside = contains(inside_[0], o0) && contains(inside_[1], o1);
         const int64_t begin = is_inside ? inside_[2].begin : w_.output[2];
         const int64_t end = is_inside ? std::max(inside_[2].end, begin) : w_.output[2];
-        valid &= run<true>(o0, o1, 0, begin, line, taps, body) && run<false>(o0, o1, begin, end, line, taps, body) &&
-                 run<true>(o0, o1, end, w_.output[2], line, taps, body);
-        if (!valid) return false;
+        if (!run<true>(o0, o1, 0, begin, line, taps, body) || !run<false>(o0, o1, begin, end, line, taps, body) ||
+            !run<true>(o0, o1, end, w_.output[2], line, taps, body)) {
+          return false;
+        }
       }
     }
     return true;
   }
 
  private:
-  struct Tap {
-    int64_t axis[kAxes];
-    int64_t input;  // in the plane
-  };
-
   static bool contains(const Range& range, int64_t i) { return range.begin <= i && i < range.end; }
 
   template <bool kMeetsPadding, typename Body>
   bool run(int64_t o0, int64_t o1, int64_t begin, int64_t end, int64_t line, const uint8_t* taps,
            const Body& body) const {
+    if (begin == end) return true;
     const auto& [a0, a1, a2] = w_.axis;
     const int64_t i0 = input_index(a0, o0, 0), i1 = input_index(a1, o1, 0), inner = w_.inner;
-    const size_t count = taps_.size();
-    for (int64_t o2 = begin; o2 < end; ++o2) {
-      const int64_t i2 = input_index(a2, o2, 0), input = (i0 * a1.input + i1) * a2.input + i2;
-      for (int64_t c = 0, e = (line + o2) * inner; c < inner; ++c, ++e) {
-        if (taps[e] >= count) return false;
-        const Tap& tap = taps_[taps[e]];
-        const bool is_input = !kMeetsPadding || (contains({0, a0.input}, i0 + tap.axis[0]) &&
-                                                 contains({0, a1.input}, i1 + tap.axis[1]) &&
-                                                 contains({0, a2.input}, i2 + tap.axis[2]));
-        body(e, is_input ? (input + tap.input) * inner + c : -1);
+    int64_t i2 = input_index(a2, begin, 0), first = ((i0 * a1.input + i1) * a2.input + i2) * inner;
+    const int64_t* offsets = offsets_.data();
+    const int64_t kernel = static_cast<int64_t>(offsets_.size()), stride = a2.stride;
+    for (int64_t e = (line + begin) * inner, last = (line + end) * inner; e < last;
+         i2 += stride, first += stride * inner) {
+      for (int64_t c = 0; c < inner; ++c, ++e) {
+        const int64_t tap = taps[e];
+        if (tap >= kernel) return false;
+        const auto is_input = [&](const std::array<int64_t, kAxes>& d) {
+          return contains({0, a0.input}, i0 + d[0]) && contains({0, a1.input}, i1 + d[1]) &&
+                 contains({0, a2.input}, i2 + d[2]);
+        };
+        body(e, !kMeetsPadding || is_input(taps_[tap]) ? first + c + offsets[tap] : -1);
       }
     }
     return true;
   }
 
   const Windows& w_;
-  std::vector<Tap> taps_;
+  std::vector<std::array<int64_t, kAxes>> taps_;  // inputs from the window's first one, along each axis
+  std::vector<int64_t> offsets_;                  // the same in elements of a plane
   Range inside_[kAxes];  // outputs whose windows have no padding
 };
 
@@ -270,7 +272,7 @@ bool tap_scatter_planes(const Windows& w, const WindowTaps& table, const T* y, c
       to = sums.data();
     }
     std::fill_n(to, inputs, A(0));
-    const bool valid = table.for_each(taps + p * outputs, [&](int64_t e, int64_t i) {
+    const bool valid = table.for_each(taps + p * outputs, [to, from](int64_t e, int64_t i) {
       if (i >= 0) to[i] += static_cast<A>(from[e]);
     });
     if (!valid) return false;

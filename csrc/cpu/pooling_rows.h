@@ -87,9 +87,11 @@ inline void run_pool_backward(const WindowKernels& kernels, Pooling kind, const 
   });
 }
 
-// Whether outputs go to inputs by the rows of inputs. It takes a comparison for each output and tap, in vectors.
+// Whether it pays that rows of inputs gather outputs by taps: a comparison for each output and tap, in vectors, and some
+// time for each row, against some time for each output. As measured.
 inline bool gathers_by_taps(const Windows& w, const WindowKernels& kernels) {
-  return w.output[2] * w.inner >= kernels.lanes / 2 && w.kernel_numel() <= 64;
+  const int64_t rows = w.axis[0].input * w.axis[1].input, outputs = w.output_numel() * w.inner;
+  return outputs >= 16 * rows && outputs * kernels.lanes >= 32 * w.kernel_numel() * rows;
 }
 
 // The gradient g of y -> that of x, by the taps of a maximum; false where one is none of its window's.

@@ -69,7 +69,8 @@ class TapSums {
         taps_(taps),
         end_(end),
         size_(p.output[2] * p.inner),
-        plane_size_(p.output[0] * p.output[1] * size_) {}
+        plane_size_(p.output[0] * p.output[1] * size_),
+        tap_line_(p.tap_line) {}
 
   // Stage 1 of a row.
   void operator()(const Row& row, Sum* to) {
@@ -126,22 +127,23 @@ class TapSums {
   template <int kTaps>
   void sum_line(int64_t count, int64_t first, Sum* to) const {
     int64_t e = 0;
-    for (; e + kLanes <= size_; e += kLanes) sum_vector<kTaps>(count, first, e, kLanes, to + e);
+    const int64_t size = size_;  // in a register: stores may reach members
+    for (; e + kLanes <= size; e += kLanes) sum_vector<kTaps>(count, first, e, kLanes, to + e);
     // Behind the line's end are zeros, and these are, too.
-    if (e < size_) sum_vector<kTaps>(count, first, e, size_ - e, to + e);
+    if (e < size) sum_vector<kTaps>(count, first, e, size - e, to + e);
   }
 
   template <int kTaps>
   void sum_vector(int64_t lines, int64_t first, int64_t e, int64_t count, Sum* to) const {
     Sums sums[kTaps] = {};
-    for (int64_t l = 0; l < lines; ++l) {
-      const Sums v = load_up_to(lines_[l].y + e, count);
-      const Taps here = load_taps(lines_[l].taps + e, count, end_) - lines_[l].tap - static_cast<uint8_t>(first);
+    for (const Line *line = lines_, *end = lines_ + lines; line < end; ++line) {
+      const Sums v = load_up_to(line->y + e, count);
+      const Taps here = load_taps(line->taps + e, count, end_) - line->tap - static_cast<uint8_t>(first);
       CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
         sums[t] = add_where(here, every<Taps>(static_cast<uint8_t>(t)), v, sums[t]);
       }
     }
-    CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) store(to + t * plan.tap_line, sums[t]);
+    CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) store(to + t * tap_line_, sums[t]);
   }
 
   const PoolPlan& plan;
@@ -149,6 +151,7 @@ class TapSums {
   const uint8_t* taps_;
   const uint8_t* end_;           // of all taps
   int64_t size_, plane_size_;    // of a line, of a plane of y
+  int64_t tap_line_;             // the plan's
   Line lines_[kMostLines];
 };
 
