@@ -36,8 +36,8 @@ TORCH_LIBRARY(torch_convarith, m) {
   m.def("zero_remove(Tensor x, SymInt[] size, SymInt[] stride, SymInt[] padding) -> Tensor");
 
   // Windows of the pattern. The axes are the last dimensions, as many as kernel_size has entries; whatever stands in
-  // front of them is a plane of its own. `minimum` turns max into min. Indices count within a plane, taps (uint8) within
-  // a window.
+  // front of them is a plane of its own. `minimum` turns max into min. Indices count within a plane, taps (uint8)
+  // within a window.
   m.def(
       "max_pool(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode, "
       "bool minimum) -> Tensor");

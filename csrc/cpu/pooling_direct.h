@@ -239,7 +239,7 @@ class WindowTaps {
   const Windows& w_;
   std::vector<std::array<int64_t, kAxes>> taps_;  // inputs from the window's first one, along each axis
   std::vector<int64_t> offsets_;                  // the same in elements of a plane
-  Range inside_[kAxes];  // outputs whose windows have no padding
+  Range inside_[kAxes];                           // outputs whose windows have no padding
 };
 
 // y[o] = x[the input at taps[o]], 0 on padding; false where a tap is none of the window's.

@@ -1,5 +1,5 @@
-// The maximum of a window and its place, in the two stages of pooling_forward.h: its index in the plane, or its tap, the
-// number in the window.
+// The maximum of a window and its place, in the two stages of pooling_forward.h: its index in the plane, or its tap,
+// the number in the window.
 //
 // Of equal values the first in the window counts, which is the one with the smallest index, and tap: so stages may come
 // in any order. NaNs are rare; a window with one is gone through again, in torch's order, which keeps the last.
@@ -253,8 +253,9 @@ void placed_rows(const PoolPlan& plan, const T* x, T* y, typename Places<T>::Sto
 template <template <typename> class Places, typename T>
 void max_pool_with(bool minimum, const PoolPlan& plan, const void* x, void* y, typename Places<T>::Stored* stored,
                    char* scratch, int64_t begin, int64_t end) {
-  (minimum ? placed_rows<true, Places, T> : placed_rows<false, Places, T>)(
-      plan, static_cast<const T*>(x), static_cast<T*>(y), stored, scratch, begin, end);
+  (minimum ? placed_rows<true, Places, T> : placed_rows<false, Places, T>)(plan, static_cast<const T*>(x),
+                                                                           static_cast<T*>(y), stored, scratch, begin,
+                                                                           end);
 }
 
 inline bool are_indices(const int64_t* indices, int64_t count, int64_t inputs) {

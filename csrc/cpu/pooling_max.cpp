@@ -176,8 +176,8 @@ at::Tensor tap_scatter(const at::Tensor& y, at::IntArrayRef input_size, const at
   const uint8_t* places = at.const_data_ptr<uint8_t>();
   const int dtype = kernel_dtype(y.scalar_type());
   if (dtype >= 0 && gathers_by_taps(w, active_window_kernels(dtype))) {
-    const bool valid = run_tap_scatter(active_window_kernels(dtype), w, from.const_data_ptr(), places,
-                                       x.mutable_data_ptr());
+    const bool valid =
+        run_tap_scatter(active_window_kernels(dtype), w, from.const_data_ptr(), places, x.mutable_data_ptr());
     check_taps_are_valid(valid, w);
     return x;
   }
@@ -185,8 +185,8 @@ at::Tensor tap_scatter(const at::Tensor& y, at::IntArrayRef input_size, const at
   std::atomic<bool> valid = true;
   CONVARITH_DISPATCH(y.scalar_type(), "torch_convarith::tap_scatter", [&] {
     parallel_rows(w.planes, (w.input_numel() + w.output_numel()) * w.inner, [&](int64_t begin, int64_t end) {
-      if (!tap_scatter_planes<scalar_t, Accumulate<scalar_t>::type>(
-              w, table, from.const_data_ptr<scalar_t>(), places, x.mutable_data_ptr<scalar_t>(), begin, end)) {
+      if (!tap_scatter_planes<scalar_t, Accumulate<scalar_t>::type>(w, table, from.const_data_ptr<scalar_t>(), places,
+                                                                    x.mutable_data_ptr<scalar_t>(), begin, end)) {
         valid = false;
       }
     });

@@ -14,7 +14,8 @@ typedef uint8_t Taps __attribute__((vector_size(16)));  // those of a vector of 
 // The first `count` taps from p on; before `end`, where there are no more, others may follow.
 #if CONVARITH_BYTES == 64
 inline Taps load_taps(const uint8_t* p, int64_t count, const uint8_t*) {
-  return (Taps)_mm_maskz_loadu_epi8(static_cast<__mmask16>(lane_mask(0, static_cast<int>(least<int64_t>(count, 16)))), p);
+  return (Taps)_mm_maskz_loadu_epi8(static_cast<__mmask16>(lane_mask(0, static_cast<int>(least<int64_t>(count, 16)))),
+                                    p);
 }
 #else
 inline Taps load_taps(const uint8_t* p, int64_t, const uint8_t* end) {
@@ -149,9 +150,9 @@ class TapSums {
   const PoolPlan& plan;
   const T* y_;
   const uint8_t* taps_;
-  const uint8_t* end_;           // of all taps
-  int64_t size_, plane_size_;    // of a line, of a plane of y
-  int64_t tap_line_;             // the plan's
+  const uint8_t* end_;         // of all taps
+  int64_t size_, plane_size_;  // of a line, of a plane of y
+  int64_t tap_line_;           // the plan's
   Line lines_[kMostLines];
 };
 

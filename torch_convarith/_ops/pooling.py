@@ -160,8 +160,9 @@ register_autograd("max_pool", _MaxPool)
 def _max_pool_with(
     name: str, dtype: torch.dtype, select: Operator, scatter: Operator, rest_of: Callable[..., tuple]
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """``name(x, *geometry, minimum)``: maxima and their places, as ``select(dx, places, *rest_of(*geometry))`` and its
-    adjoint ``scatter`` take them.
+    """``name(x, *geometry, minimum)``: maxima and their places.
+
+    ``select(dx, places, *rest_of(*geometry))`` picks what stands there, ``scatter`` is its adjoint.
     """
     operator = getattr(_ops, name)
 
