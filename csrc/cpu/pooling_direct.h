@@ -188,12 +188,20 @@ class WindowTaps {
       const Range first = outputs_of_tap(a, w.output[i], 0), last = outputs_of_tap(a, w.output[i], a.kernel - 1);
       inside_[i] = {std::max(first.begin, last.begin), std::min(first.end, last.end)};
     }
+    constexpr int64_t kMost = 4096;  // a small part of the first cache, and of the time
+    if (w.output_numel() * w.kernel_numel() > kMost) return;
+    places_.assign(w.output_numel() * w.kernel_numel(), -1);
+    for_each_window(w, [&](int64_t o, int64_t o0, int64_t o1, int64_t o2) {
+      for_each_tap(w, o0, o1, o2,
+                   [&](int64_t i, int64_t tap) { places_[o * w.kernel_numel() + tap] = static_cast<int32_t>(i); });
+    });
   }
 
   // Calls body(e, i), e an element of y's plane and i that of x's which its tap names, or -1 on padding; false where a
   // tap is none of the window's.
   template <typename Body>
   bool for_each(const uint8_t* taps, const Body& body) const {
+    if (!places_.empty() && w_.inner == 1) return look_up(taps, body);
     int64_t line = 0;  // of y
     for (int64_t o0 = 0; o0 < w_.output[0]; ++o0) {
       for (int64_t o1 = 0; o1 < w_.output[1]; ++o1, line += w_.output[2]) {
@@ -211,6 +219,18 @@ class WindowTaps {
 
  private:
   static bool contains(const Range& range, int64_t i) { return range.begin <= i && i < range.end; }
+
+  template <typename Body>
+  bool look_up(const uint8_t* taps, const Body& body) const {
+    const int32_t* places = places_.data();
+    const int64_t kernel = w_.kernel_numel(), outputs = w_.output_numel();
+    for (int64_t o = 0; o < outputs; ++o, places += kernel) {
+      const int64_t tap = taps[o];
+      if (tap >= kernel) return false;
+      body(o, places[tap]);
+    }
+    return true;
+  }
 
   template <bool kMeetsPadding, typename Body>
   bool run(int64_t o0, int64_t o1, int64_t begin, int64_t end, int64_t line, const uint8_t* taps,
@@ -240,6 +260,7 @@ class WindowTaps {
   std::vector<std::array<int64_t, kAxes>> taps_;  // inputs from the window's first one, along each axis
   std::vector<int64_t> offsets_;                  // the same in elements of a plane
   Range inside_[kAxes];                           // outputs whose windows have no padding
+  std::vector<int32_t> places_;                   // [output][tap] of small planes: the input, or -1
 };
 
 // y[o] = x[the input at taps[o]], 0 on padding; false where a tap is none of the window's.

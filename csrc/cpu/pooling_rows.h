@@ -92,7 +92,7 @@ inline void run_pool_backward(const WindowKernels& kernels, Pooling kind, const 
 inline bool gathers_by_taps(const Windows& w, const WindowKernels& kernels) {
   constexpr int64_t kMostBytes = 1 << 20;  // of a row's lines: the second cache
   const int64_t rows = w.axis[0].input * w.axis[1].input, outputs = w.output_numel() * w.inner;
-  return outputs >= 16 * rows && outputs * kernels.lanes >= 32 * w.kernel_numel() * rows &&
+  return outputs >= 12 * rows && outputs * kernels.lanes >= 8 * w.kernel_numel() * rows &&
          w.axis[2].kernel * w.output[2] * w.inner * kernels.sum_item <= kMostBytes;
 }
 
