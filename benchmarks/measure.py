@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +20,8 @@ import torch_convarith as tc
 from torch_convarith import _C
 
 Run = Callable[[], Any]
+FAR = 100
+"""Nanoseconds: threads between which a cache line takes so long share no cache."""
 
 
 def cpu_seconds() -> tuple[float, float] | None:
@@ -28,6 +33,24 @@ def cpu_seconds() -> tuple[float, float] | None:
     user, nice, system, _idle, _wait, irq, soft, *_ = map(int, fields)
     own = os.times()
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+
+def keep_heap() -> bool:
+    """Makes malloc keep whatever is freed; whether it could.
+
+    Otherwise it depends on the order of frees whether a large output's pages are fresh from the system, which costs
+    about a microsecond for each 4 KB, sometimes more than the layer, and meets the contestants by chance.
+    """
+    trim_threshold, mmap_max = -1, -4
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        return bool(mallopt(trim_threshold, 1 << 30) and mallopt(mmap_max, 0))
+    return False
+
+
+def page_faults() -> int:
+    """Of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def statistics_of(values: list[float]) -> dict[str, float]:
@@ -42,24 +65,45 @@ def statistics_of(values: list[float]) -> dict[str, float]:
     }
 
 
-def measure(runs: dict[str, Run], seconds: float, rounds: int) -> tuple[dict[str, dict[str, float]], float | None]:
-    """Statistics of each contestant, in seconds, and how many cores others kept busy."""
+def measure(
+    runs: dict[str, Run], seconds: float, rounds: int
+) -> tuple[dict[str, dict[str, float]], dict[str, float | None]]:
+    """Statistics of each contestant, in seconds, with its page faults in a round; and the conditions meanwhile.
+
+    Those are how many cores others kept busy, and how long a cache line took between two threads, before and after:
+    where that changes, or is several times 50 ns, the cores are far from each other, and sharing is dear.
+    """
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
+    faults = dict.fromkeys(runs, 0)
+    handoffs = [_C.handoff_seconds(2000)]
     before, start = cpu_seconds(), time.perf_counter()
     count = 0
     while count < rounds or (time.perf_counter() - start < seconds and count < 10_000):
         for name, run in runs.items():
+            faults[name] -= page_faults()
             begin = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - begin)
+            faults[name] += page_faults()
         count += 1
     elapsed, after = time.perf_counter() - start, cpu_seconds()
-    foreign = None
+    handoffs.append(_C.handoff_seconds(2000))
+    conditions: dict[str, float | None] = {"foreign_cores": None}
     if before and after and elapsed > 0.05:
-        foreign = max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / elapsed
-    return {name: statistics_of(values) for name, values in times.items()}, foreign
+        conditions["foreign_cores"] = max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / elapsed
+    if not math.isnan(sum(handoffs)):
+        conditions["handoff_ns"] = max(handoffs) * 1e9
+    return {n: {**statistics_of(values), "page_faults": faults[n] / count} for n, values in times.items()}, conditions
+
+
+def remark(conditions: dict[str, Any]) -> str:
+    """What a line of a table has to say of them."""
+    foreign, handoff = conditions.get("foreign_cores") or 0, conditions.get("handoff_ns") or 0
+    return (f"  ! others used {foreign:.1f} cores" if foreign > 0.1 else "") + (
+        f"  ({handoff:.0f} ns from thread to thread)" if handoff > FAR else ""
+    )
 
 
 def copies_beyond_cache(nbytes: int) -> int:

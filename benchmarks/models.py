@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import ceilings, environment, measure
+from measure import ceilings, environment, keep_heap, measure, remark
 from torch import Tensor, nn
 
 import torch_convarith as tc
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no model is called {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment() | {"heap_kept": keep_heap()},
         "ceilings": ceilings(options.threads),
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "results": [],
@@ -125,11 +125,10 @@ def main(arguments: list[str] | None = None) -> int:
                 model.train(run is training)
             check(run(theirs, x), run(ours, x), f"{name}, {which},")
             runs = {"torch": functools.partial(run, theirs, x), "ours": functools.partial(run, ours, x)}
-            times, foreign = measure(runs, options.seconds, options.rounds)
-            result["results"].append({"model": name, "pass": which, "times": times, "foreign_cores": foreign})
+            times, conditions = measure(runs, options.seconds, options.rounds)
+            result["results"].append({"model": name, "pass": which, "times": times, **conditions})
             a, b = (times[k]["median"] * 1e3 for k in ("torch", "ours"))
-            busy = f"  ! others used {foreign:.1f} cores" if foreign and foreign > 0.1 else ""
-            print(f"{name + ', ' + which:34}{a:9.1f}{b:9.1f}{a / b:14.2f}{busy}", flush=True)
+            print(f"{name + ', ' + which:34}{a:9.1f}{b:9.1f}{a / b:14.2f}{remark(conditions)}", flush=True)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import Run, ceilings, environment, measure
+from measure import Run, ceilings, environment, keep_heap, measure, remark
 
 from torch_convarith import functional as C
 
@@ -97,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment() | {"heap_kept": keep_heap()},
         "ceilings": ceilings(options.threads),
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "results": [],
@@ -107,19 +107,17 @@ def main() -> None:
     ratios: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
     for kind, name, theirs, ours, moved in cases(getattr(torch, options.dtype), options.channels_last, options.kinds):
-        times, foreign = measure({"torch": theirs, "ours": ours}, options.seconds, options.rounds)
+        times, conditions = measure({"torch": theirs, "ours": ours}, options.seconds, options.rounds)
         t, o = times["torch"]["median"], times["ours"]["median"]
         share = moved / o / copy
         ratios[kind].append(t / o)
         shares[kind].append(share)
         result["results"].append(
-            {"kind": kind, "case": name, "bytes": moved, "times": times, "copy_share": share, "foreign_cores": foreign}
+            {"kind": kind, "case": name, "bytes": moved, "times": times, "copy_share": share, **conditions}
         )
-        busy = foreign or 0
-        warning = f"  ! others used {busy:.1f} cores" if busy > 0.1 else ""
         print(
             f"{kind:16s} {name:20s} torch {t * 1e3:8.3f} ms  ours {o * 1e3:8.3f} ms  {t / o:6.2f}x"
-            f"  {share:5.0%}{warning}",
+            f"  {share:5.0%}{remark(conditions)}",
             flush=True,
         )
     print("\nkind             geometric mean   least   mean share of copy")

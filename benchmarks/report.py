@@ -35,7 +35,8 @@ def markdown(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> 
     table = ratios(data, baseline, ours, statistic)
     passes = [p for p in PASSES if any(p in row for row in table.values())]
     environment, options = data["environment"], data["options"]
-    foreign = max((row["foreign_cores"] or 0 for row in data["results"]), default=0)
+    foreign = max((row.get("foreign_cores") or 0 for row in data["results"]), default=0)
+    handoffs = [row["handoff_ns"] for row in data["results"] if row.get("handoff_ns")]
     lines = [
         f"{environment['cpu']}, {environment['isa']}, {options['threads']} threads, torch {environment['torch']}, "
         f"{options['dtype']}, {environment['time']}; time of {baseline} / time of {ours}, by {statistic}.",
@@ -50,6 +51,8 @@ def markdown(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> 
     lines.append(f"| **worst** | {' | '.join(f'**{min(column):.2f}**' for column in columns)} |")
     if foreign > 0.1:
         lines += ["", f"Others kept up to {foreign:.1f} cores busy meanwhile: do not quote these numbers."]
+    if handoffs:
+        lines += ["", f"A cache line took {min(handoffs):.0f} to {max(handoffs):.0f} ns from one thread to another."]
     return "\n".join(lines)
 
 

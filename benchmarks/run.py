@@ -27,7 +27,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import Run, ceilings, copies_beyond_cache, cuda_ceilings, environment, measure, measure_cuda
+from measure import (
+    Run,
+    ceilings,
+    copies_beyond_cache,
+    cuda_ceilings,
+    environment,
+    keep_heap,
+    measure,
+    measure_cuda,
+    remark,
+)
 
 import torch_convarith as tc
 from torch_convarith import _ops, problems
@@ -246,8 +256,8 @@ def benchmark(problem: Problem, which: str, options: argparse.Namespace, ceiling
         ),
     }
     if options.device == "cpu":
-        row["times"], row["foreign_cores"] = measure(runs, options.seconds, options.rounds)
-        return row
+        row["times"], conditions = measure(runs, options.seconds, options.rounds)
+        return row | conditions
     c = matrix(case)
     extra = 0 if c is None else c.nnz * (4 + dtype.itemsize)
     row["copies"] = {n: copies_beyond_cache(row["bytes"] + extra * (n in OF_A_MATRIX)) for n in runs}
@@ -307,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     result: dict[str, Any] = {
-        "environment": environment(options.device),
+        "environment": environment(options.device) | {"heap_kept": keep_heap()},
         "ceilings": ceilings(options.threads) if options.device == "cpu" else cuda_ceilings(torch_dtype(options.dtype)),
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "results": [],
@@ -319,9 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             result["results"].append(row)
             medians = "  ".join(f"{name} {t['median'] * 1e3:.3f} ms" for name, t in row["times"].items())
-            busy = row.get("foreign_cores") or 0
-            warning = f"  ! others used {busy:.1f} cores" if busy > 0.1 else ""
-            print(f"{problem.name:22} {which:12} {row['kernel']['algorithm']:10} {medians}{warning}", flush=True)
+            print(f"{problem.name:22} {which:12} {row['kernel']['algorithm']:10} {medians}{remark(row)}", flush=True)
     if options.out is not None and str(options.out) != "-":
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "checks.h"
+#include "cpu/ceilings.h"
 #include "cpu/conv_engine.h"
 #include "cuda/conv_plan.h"
 #include "direct_call.h"
@@ -130,6 +131,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("explain_cpu_kernel", &explain_cpu_kernel);
   m.def("explain_cuda_kernel", &explain_cuda_kernel);
   m.def("run_multiply_adds", &cpu::run_multiply_adds, py::call_guard<py::gil_scoped_release>());
+  m.def("handoff_seconds", &cpu::handoff_seconds, py::call_guard<py::gil_scoped_release>());
   m.def("_force_algorithm", &cpu::force_algorithm);  // for tests
   m.def("_force_cuda_kernel", &cuda::force_kernel);
 

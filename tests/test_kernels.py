@@ -304,7 +304,8 @@ WINOGRAD = [
     (1, 256, 16, 14, 14, (3, 3), (1, 1), (1, 1, 1, 1), 1),
     (2, 8, 12, 9, 9, (3, 3), (1, 1), (2, 0, 1, 1), 3),
     (1, 1, 1, 6, 67, (3, 3), (1, 1), (1, 1, 1, 1), 1),
-    (40, 20, 70, 30, 30, (3, 3), (1, 1), (1, 1, 1, 1), 1),  # many boxes; the gradient takes several passes
+    (40, 20, 70, 30, 30, (3, 3), (1, 1), (1, 1, 1, 1), 1),  # many boxes, in several shares of the gradient
+    (3, 20, 40, 36, 36, (3, 3), (1, 1), (1, 1, 1, 1), 1),  # one share of two boxes
     (2, 130, 40, 15, 14, (5, 5), (1, 1), (2, 2, 2, 2), 1),
     (2, 10, 20, 20, 21, (2, 2), (1, 1), (1, 2, 0, 3), 1),
     (2, 10, 20, 20, 21, (4, 4), (1, 1), (3, 2, 1, 3), 1),
@@ -368,8 +369,9 @@ def check_winograd(n, c, k, size, kernel, geometry, memory):
         assert (result - exact).abs().max() <= backends.WINOGRAD_BOUND * scale
         threads = torch.get_num_threads()
         try:
-            torch.set_num_threads(1)
-            assert torch.equal(by("winograd", operator, a, b, *args), result)
+            for count in (1, 5):
+                torch.set_num_threads(count)
+                assert torch.equal(by("winograd", operator, a, b, *args), result)
         finally:
             torch.set_num_threads(threads)
 

@@ -47,15 +47,6 @@ inline void copy_line(const T* from, int64_t count, Sum* to) {
   }
 }
 
-// Every second entry of two vectors, from the second entry on.
-template <typename T>
-inline typename Simd<T>::Vec odds(typename Simd<T>::Vec a, typename Simd<T>::Vec b) {
-  typedef decltype(a < b) Index;
-  Index index;
-  for (int i = 0; i < Simd<T>::kLanes; ++i) index[i] = 2 * i + 1;
-  return __builtin_shuffle(a, b, index);
-}
-
 // Neighbours to even and odd[...], by turns.
 template <typename T>
 inline void split_line(const T* from, int64_t pairs, T* even, T* odd) {

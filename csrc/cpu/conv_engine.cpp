@@ -132,15 +132,4 @@ Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, in
   return biased ? Ran::kAll : Ran::kWithoutBias;
 }
 
-int64_t run_multiply_adds(int dtype, int64_t rounds) {
-  const ConvKernels& k = active_kernels(dtype);
-  const int64_t threads = thread_count();
-  std::atomic<int64_t> operations{0};
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    const Buffer result(k.lanes * k.sum_item);
-    for (int64_t i = begin; i < end; ++i) operations += k.multiply_adds(rounds, result.get());
-  });
-  return operations;
-}
-
 }  // namespace convarith::cpu

@@ -44,10 +44,6 @@ enum class Ran : int { kNothing, kWithoutBias, kAll };
 Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, int64_t input_count, const void* other,
              int64_t other_count, const void* bias, void* output);
 
-// Runs multiply-adds in registers on every thread, for as long as `rounds` are, and returns how many operations those
-// were: the ceiling of everything here.
-int64_t run_multiply_adds(int dtype, int64_t rounds);
-
 // For tests: an algorithm's name, or "auto". Unknown names throw; where an algorithm cannot do a problem, the
 // cost model's choice is taken.
 void force_algorithm(const std::string& name);

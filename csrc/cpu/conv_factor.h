@@ -15,6 +15,13 @@ struct FactorOf {
   static const T* at(const T* first, const T*) { return first; }
 };
 
+template <typename T>
+inline void prefetch(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + i);
+  }
+}
+
 template <typename V>
 inline V multiply_add(V sum, V a, V b) {
   return sum + a * b;
@@ -57,6 +64,11 @@ struct FactorOf<Brain16> {
   static constexpr int kMembers = 2;
   static Pairs at(const Brain16* first, const Brain16* second) { return {first, second}; }
 };
+
+inline void prefetch(Pairs from, int64_t count) {
+  if (from.first != nullptr) prefetch(from.first, count);
+  if (from.second != nullptr) prefetch(from.second, count);
+}
 
 // bfloat16 widened to float stands in the upper half.
 inline Words pair_words(Floats first, Floats second) {

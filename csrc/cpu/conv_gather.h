@@ -5,6 +5,7 @@
 #include "conv_outer.h"
 #include "conv_plan.h"
 #include "conv_tile.h"
+#include "simd_lanes.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -43,11 +44,18 @@ inline RowBlock row_block_at(const GatherPlan& p, int64_t index) {
   return {first * unit, least(last * unit, p.rows) - first * unit, (last - first) * unit};
 }
 
-// Packed weights: [group][channel block][row block][channel, tap][row of the block].
+// Packed weights: [group][row block][channel, tap][row of the block]. All plans of a call have the same row blocks.
 template <typename T>
 int64_t pack_tasks(const GatherPlan& p) {
   return p.groups * row_blocks<typename SumOf<T>::type>(p);
 }
+
+template <typename Sum>
+inline int64_t packed_at(const GatherPlan& p, int64_t group, const RowBlock& b, int64_t channel) {
+  return p.packed + ((group * padded_rows<Sum>(p) + b.first) * p.channels + channel * b.width) * p.taps;
+}
+
+constexpr int64_t kAhead = 8;  // channels: their weights stand in other pages, and are asked for before
 
 // The weights of some rows and channels: to[channel, tap][row].
 template <typename From, typename Factor>
@@ -55,7 +63,6 @@ void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels
   if (p.taps == 0) return;
   bool consecutive = true;
   for (int64_t t = 0; t < p.taps; ++t) consecutive = consecutive && p.tap_weight[t] == p.tap_weight[0] + t;
-  if (b.real < b.width) fill_zero(to, channels * p.taps * b.width);
   if (p.w_channel == 1) {
     for (int64_t t = 0; t < p.taps; ++t) {
       transpose(w + p.tap_weight[t], p.w_row, b.real, channels, to + t * b.width, p.taps * b.width);
@@ -63,36 +70,66 @@ void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels
   } else if (consecutive && p.w_channel == p.taps) {
     transpose(w + p.tap_weight[0], p.w_row, b.real, channels * p.taps, to, b.width);
   } else {
-    for (int64_t c = 0; c < channels; ++c, w = w + p.w_channel, to += p.taps * b.width) {
-      if (consecutive && p.w_row != 1) {
-        transpose(w + p.tap_weight[0], p.w_row, b.real, p.taps, to, b.width);
-        continue;
-      }
-      for (int64_t t = 0; t < p.taps; ++t) copy_run(w + p.tap_weight[t], p.w_row, b.real, to + t * b.width);
+    for (int64_t c = 0; c < channels; ++c, w = w + p.w_channel) {
+      if (p.w_row == 1 && c + kAhead < channels) prefetch(w + (kAhead * p.w_channel + p.tap_weight[0]), b.real);
+      for (int64_t t = 0; t < p.taps; ++t, to += b.width) copy_run(w + p.tap_weight[t], p.w_row, b.real, to);
     }
   }
 }
 
+constexpr int64_t kMostKernel = 64;
+
+// The taps between neighbouring rows, where they stand in memory as [row][tap] with those of all plans among them;
+// otherwise 0.
+inline int64_t kernel_between_rows(const GatherPlan* plans, int64_t count) {
+  const int64_t kernel = plans[0].w_row;
+  if (kernel < 2 || kernel > kMostKernel) return 0;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t t = 0; t < plans[i].taps; ++t) {
+      if (plans[i].tap_weight[t] >= kernel) return 0;
+    }
+  }
+  return kernel;
+}
+
 template <typename T>
-void pack(const GatherPlan& p, const void* from, void* to, int64_t begin, int64_t end) {
+void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   typedef typename FactorOf<T>::type Factor;
-  const T* w = static_cast<const T*>(from);
-  Factor* packed = static_cast<Factor*>(to) + p.packed;
-  const int64_t blocks = row_blocks<Sum>(p), rows = padded_rows<Sum>(p);
+  const GatherPlan& any = plans[0];
+  Factor* packed = static_cast<Factor*>(to);
+  const int64_t blocks = row_blocks<Sum>(any), kernel = kernel_between_rows(plans, count);
+  const int64_t whole = any.channels - (any.pair_alone ? 1 : 0);  // with a second member
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks;
-    const RowBlock b = row_block_at<Sum>(p, task % blocks);
-    for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
-      const int64_t channels = least(p.channel_block, p.channels - c0);
-      const int64_t alone = p.pair_alone && c0 + channels == p.channels;  // without a second member
-      const T* from = w + g * p.w_group + b.first * p.w_row + c0 * p.w_channel;
-      Factor* block = packed + ((g * p.channels + c0) * rows + b.first * channels) * p.taps;
-      pack_block(p, FactorOf<T>::at(from, from + p.pair_apart * p.w_channel), b, channels - alone, block);
-      if (alone) {
-        pack_block(p, FactorOf<T>::at(from + (channels - 1) * p.w_channel, nullptr), b, 1,
-                   block + (channels - 1) * p.taps * b.width);
+    const RowBlock b = row_block_at<Sum>(any, task % blocks);
+    const T* w = static_cast<const T*>(from) + g * any.w_group + b.first * any.w_row;
+    const auto channel_at = [&](int64_t c) {
+      const T* first = w + c * any.w_channel;
+      return FactorOf<T>::at(first, c < whole ? first + any.pair_apart * any.w_channel : nullptr);
+    };
+    Factor* tap_to[kMostKernel] = {};
+    int64_t pitch[kMostKernel] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      const GatherPlan& p = plans[i];
+      Factor* block = packed + packed_at<Sum>(p, g, b, 0);
+      if (b.real < b.width) fill_zero(block, p.channels * p.taps * b.width);
+      if (kernel == 0) {
+        pack_block(p, channel_at(0), b, whole, block);
+        if (whole < p.channels) pack_block(p, channel_at(whole), b, 1, block + whole * p.taps * b.width);
+        continue;
       }
+      for (int64_t t = 0; t < p.taps; ++t) {
+        tap_to[p.tap_weight[t]] = block + t * b.width;
+        pitch[p.tap_weight[t]] = p.taps * b.width;
+      }
+    }
+    if (kernel == 0) continue;
+    // Every weight is read once, whichever plan it belongs to.
+    for (int64_t c = 0; c < any.channels; ++c) {
+      if (c + kAhead < any.channels) prefetch(w + (c + kAhead) * any.w_channel, b.real * kernel);
+      split_columns(channel_at(c), b.real, kernel, tap_to);
+      for (int64_t t = 0; t < kernel; ++t) tap_to[t] += pitch[t];
     }
   }
 }
@@ -184,9 +221,20 @@ Multiply<T> multiply_for(int64_t rows, int64_t vectors) {
 
 // Storing ------------------------------------------------------------------------------------------------------------
 
+// Outputs of a row, the plan's step apart, and the zeros between them where the plan fills, with the row's bias.
 template <typename T, typename Sum>
-void store_runs(const Run* runs, int64_t count, const Sum* sums, int64_t step, T* out) {
-  for (int64_t i = 0; i < count; ++i) scatter_run(sums + runs[i].column, runs[i].length, out + runs[i].out, step);
+inline void store_row(const GatherPlan& p, const Sum* sums, int64_t count, Sum bias, T* to) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  if (!p.fills) return scatter_run(sums, count, to, p.out_axis[2]);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t some = least<int64_t>(kLanes, count - i);
+    auto first = some == kLanes ? load(sums + i) : load_some(sums + i, some), second = bias - typename Simd<Sum>::Vec{};
+    interleave<Sum>(first, second);
+    Sum both[2 * kLanes];
+    store(both, first);
+    store(both + kLanes, second);
+    scatter_run(both, 2 * some, to + 2 * i, 1);
+  }
 }
 
 // to[i * to_pitch + r] = sums[r * pitch + i] for i < count, a block's width at most: entries that are narrower than
@@ -209,8 +257,8 @@ void transpose_narrow(const Sum* sums, int64_t pitch, int64_t rows, int64_t coun
 // Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out's
 // rows.
 template <typename T, typename Sum>
-void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, const Sum* sums,
-                 T* out) {
+void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, const Sum* bias,
+                 const Sum* sums, T* out) {
   constexpr int kStrip = 16;
   const int64_t step = p.out_axis[2];
   while (begin < end) {
@@ -227,7 +275,7 @@ void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t en
         const int64_t wide = least<int64_t>(kStrip, run.length - x);
         transpose(sums + x * b.width, b.width, wide, b.real, strip, kStrip);
         for (int64_t r = 0; r < b.real; ++r) {
-          scatter_run(strip + r * kStrip, wide, to + r * p.out_channel + x * step, step);
+          store_row(p, strip + r * kStrip, wide, bias[r], to + r * p.out_channel + x * step);
         }
       }
     }
@@ -251,10 +299,12 @@ inline GatherTask gather_task(const GatherPlan& p, int64_t index) {
 // Where the offsets count from, for channels from c0 on.
 template <typename T, typename Factor = typename FactorOf<T>::type>
 const Factor* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
-                      char* scratch) {
+                      char* scratch, HeldTile& held) {
   if (p.raw) return reinterpret_cast<const Factor*>(in) + g * p.in_group + c0 * p.in_channel;
   Factor* tile = reinterpret_cast<Factor*>(scratch + p.at_tile);
+  if (p.one_tile && held.box == b.index && held.group == g && held.c0 == c0 && held.channels == channels) return tile;
   pad_tile(p, b, in, g, c0, channels, tile);
+  held = {b.index, g, c0, channels};
   return tile;
 }
 
@@ -282,24 +332,24 @@ inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_
 // Lanes along the rows: a block of outputs by a block of rows.
 template <typename T>
 void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
-                  T* out, char* scratch) {
+                  T* out, char* scratch, HeldTile& held) {
   typedef typename SumOf<T>::type Sum;
   typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<Sum>::kLanes;
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
   const Box& b = task.box;
-  const int64_t g = task.group, outputs = box_pixels(b), rows = padded_rows<Sum>(p);
+  const int64_t g = task.group, outputs = box_pixels(b);
   const int64_t count = list_runs(p, b, runs), first_row = row_block_at<Sum>(p, task.block_begin).first;
   list_pixels(p, runs, count, pixels);
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
-    const Factor* tile = tile_at<T>(p, b, in, g, c0, channels, scratch) + runs[0].source;
-    const Factor* weights = packed + p.packed + (g * p.channels + c0) * p.taps * rows;
+    const Factor* tile = tile_at<T>(p, b, in, g, c0, channels, scratch, held) + runs[0].source;
     const bool last = c0 + channels == p.channels;
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const RowBlock r = row_block_at<Sum>(p, block);
+      const Factor* weights = packed + packed_at<Sum>(p, g, r, c0);
       const int64_t vectors = r.width / kLanes, at_once = outer_rows(vectors), strip = kStripBlocks * at_once;
       Sum bias[kOuterVectors * kLanes] = {};
       if (p.bias) widen_bias<T>(p, g, r.first, r.real, bias);
@@ -316,12 +366,11 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
           const Factor* from[kMostOuterRows];
           for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
-          outer_for<Factor>(some, vectors)(depth, from, p.offset, weights + r.first * depth, sums + q * r.width,
-                                           c0 > 0 || p.bias);
+          outer_for<Factor>(some, vectors)(depth, from, p.offset, weights, sums + q * r.width, c0 > 0 || p.bias);
         }
         // While the sums are in the first cache.
         if (last) {
-          store_outer(p, runs, first, first + size, r, sums, rows_out);
+          store_outer(p, runs, first, first + size, r, bias, sums, rows_out);
         }
       }
     }
@@ -331,7 +380,7 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
 // Lanes along the outputs, which are read from the tile through the offsets.
 template <typename T>
 void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
-                   T* out, char* scratch) {
+                   T* out, char* scratch, HeldTile& held) {
   typedef typename SumOf<T>::type Sum;
   typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<Sum>::kLanes;
@@ -351,14 +400,13 @@ void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, con
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
-    const Factor* tile = tile_at<T>(p, b, in, g, c0, channels, scratch);
-    const Factor* weights = packed + p.packed + (g * p.channels + c0) * p.taps * p.rows;
+    const Factor* tile = tile_at<T>(p, b, in, g, c0, channels, scratch, held);
     for (int64_t column = 0; column < columns;) {
       int64_t vectors = block_count(columns - column, kLanes);
       vectors = vectors >= widest ? widest : least<int64_t>(vectors, kVectors);
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
         const RowBlock r = row_block_at<Sum>(p, block);
-        multiply_for<Factor>(r.real, vectors)(depth, weights + r.first * depth, tile + column, p.offset,
+        multiply_for<Factor>(r.real, vectors)(depth, packed + packed_at<Sum>(p, g, r, c0), tile + column, p.offset,
                                               sums + (r.first - first_row) * p.columns + column, p.columns,
                                               c0 > 0 || p.bias);
       }
@@ -366,8 +414,43 @@ void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, con
     }
   }
   for (int64_t row = first_row; row < last_row; ++row) {
-    store_runs(runs, count, sums + (row - first_row) * p.columns, p.out_axis[2],
-               out + g * p.out_group + row * p.out_channel);
+    Sum bias = 0;
+    if (p.bias) widen_bias<T>(p, g, row, 1, &bias);
+    const Sum* line = sums + (row - first_row) * p.columns;
+    T* to = out + g * p.out_group + row * p.out_channel;
+    for (int64_t i = 0; i < count; ++i) store_row(p, line + runs[i].column, runs[i].length, bias, to + runs[i].out);
+  }
+}
+
+// Without taps: zeros and the bias.
+template <typename T>
+void gather_nothing(const GatherPlan& p, const GatherTask& task, T* out, char* scratch) {
+  typedef typename SumOf<T>::type Sum;
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  const int64_t outputs = box_pixels(task.box), step = p.out_axis[2];
+  list_runs(p, task.box, runs);
+  for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+    const RowBlock b = row_block_at<Sum>(p, block);
+    Sum bias[kOuterVectors * Simd<Sum>::kLanes] = {};
+    if (p.bias) widen_bias<T>(p, task.group, b.first, b.real, bias);
+    for (int64_t begin = 0; begin < outputs;) {
+      const Run run = merged_run(runs, begin, outputs, step);
+      T* to = out + task.group * p.out_group + b.first * p.out_channel + run.out;
+      begin += run.length;
+      if (p.out_channel == 1) {
+        for (int64_t x = 0; x < run.length; ++x) scatter_run(bias, b.real, to + x * step, 1);
+        continue;
+      }
+      for (int64_t r = 0; r < b.real; ++r, to += p.out_channel) {
+        T value;
+        narrow(bias[r], value);
+        if (step == 1) {
+          for (int64_t x = 0; x < run.length; ++x) to[x] = value;
+        } else {
+          for (int64_t x = 0; x < run.length; ++x) to[x * step] = value;
+        }
+      }
+    }
   }
 }
 
@@ -375,22 +458,29 @@ inline int64_t gather_tasks(const GatherPlan& p) {
   return p.boxes[0] * p.boxes[1] * p.boxes[2] * p.boxes[3] * p.groups * p.row_split;
 }
 
-// Tasks of several plans, one of each in turn: the phases of a transposed convolution write neighbouring elements.
+// Tasks of several plans in turn, of each in proportion: the phases of a transposed convolution write neighbouring
+// elements.
 template <typename T>
-void gather(const GatherPlan* plans, int64_t count, const void* in, const void* packed_data, void* out_data,
-            char* scratch, int64_t begin, int64_t end) {
+void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed_data,
+            void* out_data, char* scratch, HeldTile& held, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const T* from = static_cast<const T*>(in);
   const auto* packed = static_cast<const typename FactorOf<T>::type*>(packed_data);
   T* out = static_cast<T*>(out_data);
   for (int64_t index = begin; index < end; ++index) {
-    const GatherPlan& p = plans[index % count];
-    if (index / count >= gather_tasks(p)) continue;
-    const GatherTask task = gather_task<Sum>(p, index / count);
-    if (p.outer) {
-      gather_outer<T>(p, task, from, packed, out, scratch);
-    } else {
-      gather_offset<T>(p, task, from, packed, out, scratch);
+    for (int64_t i = 0; i < count; ++i) {
+      const GatherPlan& p = plans[i];
+      const int64_t tasks = gather_tasks(p);
+      for (int64_t t = block_begin(index, tasks, turns); t < block_begin(index + 1, tasks, turns); ++t) {
+        const GatherTask task = gather_task<Sum>(p, t);
+        if (p.taps == 0) {
+          gather_nothing<T>(p, task, out, scratch);
+        } else if (p.outer) {
+          gather_outer<T>(p, task, from, packed, out, scratch, held);
+        } else {
+          gather_offset<T>(p, task, from, packed, out, scratch, held);
+        }
+      }
     }
   }
 }

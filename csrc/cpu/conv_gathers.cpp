@@ -8,6 +8,10 @@ namespace {
 
 constexpr int64_t kMostTileBytes = int64_t{16} << 20;
 constexpr int64_t kMostPhases = 1024;
+constexpr int64_t kOwnBytes = int64_t{1} << 19;  // of weights that a thread packs for itself
+constexpr int64_t kCopyCost = 256;               // of a tile's element, in products with a row
+constexpr int64_t kMostTile = int64_t{1} << 20;  // of inputs that every thread copies then
+constexpr int64_t kMostRaw = int64_t{1} << 23;   // or reads where they stand
 
 void set_sides(GatherPlan& g, const Strides& in, const Strides& out) {
   g.in_batch = in.batch;
@@ -97,7 +101,39 @@ AxisPhase axis_phase(const Axis& a, int64_t source, int64_t phase) {
   return result;
 }
 
-// x = C^T y: one gather for each phase of the stride, over the taps of that phase; no inserted zero exists.
+// The phase `r` of a transposed convolution; its last axis may be a whole row, without taps.
+Gather phase_gather(const Problem& p, const std::array<int64_t, 3>& r, const std::array<const AxisPhase*, 3>& of) {
+  Gather gather;
+  GatherPlan& g = gather.plan;
+  g.batch = p.batch;
+  g.groups = p.groups;
+  g.rows = p.in_channels;
+  g.channels = p.out_channels;
+  set_sides(g, p.y, p.x);
+  g.w_group = p.out_channels * p.w.batch;
+  g.w_row = p.w.channel;
+  g.w_channel = p.w.batch;
+  for (int i = 0; i < kAxes; ++i) {
+    g.grid[i] = of[i]->outputs;
+    g.stride[i] = 1;
+    g.source[i] = p.output[i];
+    g.out_offset += r[i] * p.x.axis[i];
+    g.out_axis[i] = (of[i]->outputs == p.axis[i].input ? 1 : p.axis[i].stride) * p.x.axis[i];
+  }
+  for (size_t z = 0; z < of[0]->taps.size(); ++z) {
+    for (size_t y = 0; y < of[1]->taps.size(); ++y) {
+      for (size_t x = 0; x < of[2]->taps.size(); ++x) {
+        gather.shifts.push_back({of[0]->shifts[z], of[1]->shifts[y], of[2]->shifts[x]});
+        gather.tap_weight.push_back(of[0]->taps[z] * p.w.axis[0] + of[1]->taps[y] * p.w.axis[1] +
+                                    of[2]->taps[x] * p.w.axis[2]);
+      }
+    }
+  }
+  return gather;
+}
+
+// x = C^T y: one gather for each phase of the stride, over the taps of that phase; no inserted zero exists. Zeros of
+// the result are written in rows, or with the outputs that they follow.
 std::vector<Gather> transposed_gathers(const Problem& p) {
   std::vector<Gather> result;
   std::array<std::vector<AxisPhase>, kAxes> phases;
@@ -106,37 +142,22 @@ std::vector<Gather> transposed_gathers(const Problem& p) {
       phases[i].push_back(axis_phase(p.axis[i], p.output[i], r));
     }
   }
+  const AxisPhase whole = {p.axis[2].input, {}, {}};
   const int64_t planes = phases[0].size(), rows = phases[1].size(), columns = phases[2].size();
-  for (int64_t phase = 0; phase < planes * rows * columns; ++phase) {
-    const std::array<int64_t, 3> r = {phase / (rows * columns), phase / columns % rows, phase % columns};
-    const std::array<const AxisPhase*, 3> of = {&phases[0][r[0]], &phases[1][r[1]], &phases[2][r[2]]};
-    Gather gather;
-    GatherPlan& g = gather.plan;
-    g.batch = p.batch;
-    g.groups = p.groups;
-    g.rows = p.in_channels;
-    g.channels = p.out_channels;
-    set_sides(g, p.y, p.x);
-    g.w_group = p.out_channels * p.w.batch;
-    g.w_row = p.w.channel;
-    g.w_channel = p.w.batch;
-    for (int i = 0; i < kAxes; ++i) {
-      g.grid[i] = of[i]->outputs;
-      g.stride[i] = 1;
-      g.source[i] = p.output[i];
-      g.out_offset += r[i] * p.x.axis[i];
-      g.out_axis[i] = p.axis[i].stride * p.x.axis[i];
-    }
-    for (size_t z = 0; z < of[0]->taps.size(); ++z) {
-      for (size_t y = 0; y < of[1]->taps.size(); ++y) {
-        for (size_t x = 0; x < of[2]->taps.size(); ++x) {
-          gather.shifts.push_back({of[0]->shifts[z], of[1]->shifts[y], of[2]->shifts[x]});
-          gather.tap_weight.push_back(of[0]->taps[z] * p.w.axis[0] + of[1]->taps[y] * p.w.axis[1] +
-                                      of[2]->taps[x] * p.w.axis[2]);
-        }
+  const bool fills = p.axis[2].stride == 2 && p.axis[2].input % 2 == 0 && p.x.axis[2] == 1 && p.x.channel != 1 &&
+                     phases[2][1].taps.empty() && !phases[2][0].taps.empty();
+  for (int64_t z = 0; z < planes; ++z) {
+    for (int64_t y = 0; y < rows; ++y) {
+      const AxisPhase &of_z = phases[0][z], &of_y = phases[1][y];
+      if (of_z.taps.empty() || of_y.taps.empty()) {
+        result.push_back(phase_gather(p, {z, y, 0}, {&of_z, &of_y, &whole}));
+        continue;
+      }
+      for (int64_t x = 0; x < (fills ? 1 : columns); ++x) {
+        result.push_back(phase_gather(p, {z, y, x}, {&of_z, &of_y, &phases[2][x]}));
+        result.back().plan.fills = fills;
       }
     }
-    result.push_back(std::move(gather));
   }
   return result;
 }
@@ -245,11 +266,14 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   int64_t span[3];
   for (int i = 0; i < 3; ++i) {
     int64_t low = 0, high = 0;
-    for (size_t t = 0; t < gather.shifts.size(); ++t) {
-      const int64_t shift = gather.shifts[t][i], cell = floor_div(shift, step[i]);
+    const auto& seen = blocking.seen ? *blocking.seen : gather.shifts;
+    for (size_t t = 0; t < seen.size(); ++t) {
+      const int64_t cell = floor_div(seen[t][i], step[i]);
       low = t == 0 ? cell : std::min(low, cell);
       high = t == 0 ? cell : std::max(high, cell);
-      inside = inside && shift >= 0 && (g.grid[i] - 1) * g.stride[i] + shift < g.source[i];
+    }
+    for (const auto& shift : gather.shifts) {
+      inside = inside && shift[i] >= 0 && (g.grid[i] - 1) * g.stride[i] + shift[i] < g.source[i];
     }
     g.move[i] = g.stride[i] / step[i];
     g.low[i] = low;
@@ -429,19 +453,33 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
     for (Gather& gather : gathers) make_pairs(gather.plan, 4);
   }
   const int64_t threads = thread_count();
-  int64_t packed = 0;
   // The phases of a transposed convolution are blocked alike, by the deepest one, so that tasks in turn are even.
   const auto fewer_taps = [](const Gather& a, const Gather& b) { return a.shifts.size() < b.shifts.size(); };
   const Gather& deepest = *std::max_element(gathers.begin(), gathers.end(), fewer_taps);
   Blocking blocking = gather_blocking(deepest, k, threads, wanted_algorithm());
+  // Where phases are equally large and see all channels at once, they see one tile.
+  std::vector<std::array<int64_t, 3>> seen;
+  const auto alike = [&](const Gather& a) {
+    return a.shifts.empty() || std::equal(a.plan.grid, a.plan.grid + kAxes, deepest.plan.grid);
+  };
+  bool one_tile = blocking.outer && std::all_of(gathers.begin(), gathers.end(), alike);
+  if (one_tile && gathers.size() > 1) {
+    for (const Gather& gather : gathers) seen.insert(seen.end(), gather.shifts.begin(), gather.shifts.end());
+    blocking.seen = &seen;
+  }
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
     blocking.may_be_raw = blocking.outer && (gather.shifts.size() == 1 || g.in_channel == 1);
     if (!lay_out(gather, blocking, k)) return {};
     g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
-    lay_out_sums(g, k);
-    g.packed = packed;
-    packed += packed_size(g, k);
+    one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);
+  }
+  // The tile stays while other plans take their turn.
+  int64_t tile = 0;
+  for (const Gather& gather : gathers) tile = std::max(tile, gather.plan.at_own);
+  for (Gather& gather : gathers) {
+    gather.plan.one_tile = one_tile;
+    gather.plan.at_own = gather.plan.at_sums = tile;
   }
   return gathers;
 }
@@ -454,71 +492,106 @@ int64_t packed_bytes(const std::vector<Gather>& gathers, const ConvKernels& k) {
   return total * k.sum_item;
 }
 
-// Rows whose weights are packed at a time.
-int64_t rows_at_once(const std::vector<Gather>& gathers, const ConvKernels& k) {
-  const int64_t rows = gathers[0].plan.rows, bytes = packed_bytes(gathers, k);
-  if (bytes <= kPackedBytes) return rows;
-  return even_part(rows, std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / rows)));
-}
+// How the rows are cut into passes that pack their weights one after the other.
+struct RowPasses {
+  int64_t rows;  // of a pass, at most
+  bool own;      // a thread makes passes of its own; otherwise all threads make each together
+};
 
-// The plans for some of the rows only.
-void take_rows(std::vector<Gather>& gathers, int64_t rows, const ConvKernels& k) {
-  int64_t packed = 0;
-  for (Gather& gather : gathers) {
-    GatherPlan& g = gather.plan;
-    g.rows = rows;
-    g.row_split = std::min(g.row_split, row_blocks(g, k));
-    lay_out_sums(g, k);
-    g.packed = packed;
-    packed += packed_size(g, k);
-  }
-}
-
-// Several tasks in a row are a thread's; more of them than threads even out what boxes at the edge save.
-void run_rows(std::vector<Gather>& gathers, const ConvKernels& k, const void* in, const void* w, void* out) {
-  std::vector<GatherPlan> plans;
-  int64_t most_tasks = 0, macs = 0, scratch = 0, packed = 0;
+RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k) {
+  const GatherPlan& g = gathers[0].plan;
+  const int64_t bytes = packed_bytes(gathers, k), threads = thread_count();
+  int64_t taps = 0, copies = 0;
+  bool stays = g.groups == 1;  // the tile, through all passes
   for (const Gather& gather : gathers) {
-    const GatherPlan& g = gather.plan;
-    plans.push_back(g);
-    most_tasks = std::max(most_tasks, box_count(g) * g.groups * g.row_split);
-    macs += gather_macs(g);
-    scratch = std::max(scratch, g.scratch);
-    packed = std::max(packed, g.packed + packed_size(g, k));
+    taps += gather.plan.taps;
+    copies += gather.plan.taps > 0 && !gather.plan.raw ? 1 : 0;
+    stays = stays && gather.plan.one_tile && box_count(gather.plan) == 1;
   }
-  const Buffer weights((packed + 2 * k.lanes) * k.sum_item);
-  if (plans.size() == 1 || packed < (1 << 16)) {
-    for (const GatherPlan& g : plans) {
-      parallel(k.pack_tasks(g), 4 * g.groups * g.rows * g.channels * g.taps,
-               [&](int64_t begin, int64_t end) { k.pack(g, w, weights.get(), begin, end); });
-    }
-  } else {
-    at::parallel_for(0, static_cast<int64_t>(plans.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) k.pack(plans[i], w, weights.get(), 0, k.pack_tasks(plans[i]));
-    });
+  // Where the weights outweigh the input, threads read all of that, but only their own weights, and those while they
+  // are in the second cache. Passes should not copy more than they multiply.
+  const int64_t input = g.batch * g.groups * g.channels * g.source[0] * g.source[1] * g.source[2] * k.sum_item;
+  if (input <= std::min(bytes, copies > 0 ? kMostTile : kMostRaw)) {
+    const int64_t unit = g.outer ? k.lanes : k.row_block, units = parts(g.rows, unit);
+    const int64_t least = copies > 0 && !stays ? parts(kCopyCost * copies, taps) : 1;
+    const int64_t most = std::min(units, g.rows / least);
+    const int64_t passes = std::min(parts(bytes, kOwnBytes * threads), most / threads) * threads;
+    if (passes > 0) return {parts(units, passes) * unit, true};
   }
-  const auto count = static_cast<int64_t>(plans.size());
-  parallel(most_tasks * count, macs, [&](int64_t begin, int64_t end) {
-    const Buffer mine(scratch);
-    k.gather(plans.data(), count, in, weights.get(), out, mine.get(), begin, end);
+  if (bytes <= kPackedBytes) return {g.rows, false};
+  return {even_part(g.rows, std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / g.rows))), false};
+}
+
+// What a pass over the rows [first, first + count) runs.
+struct RowPass {
+  std::vector<GatherPlan> plans;
+  const void* w;
+  int64_t turns, macs;      // of all plans
+  int64_t packed, scratch;  // bytes
+};
+
+RowPass pass_of(const std::vector<Gather>& gathers, int64_t first, int64_t count, const void* w, const ConvKernels& k) {
+  RowPass pass = {};
+  int64_t packed = 0;
+  pass.w = static_cast<const char*>(w) + first * gathers[0].plan.w_row * k.item;
+  for (const Gather& gather : gathers) {
+    GatherPlan g = gather.plan;
+    g.rows = count;
+    g.row_split = std::min(g.row_split, row_blocks(g, k));
+    g.out_offset += first * g.out_channel;
+    if (g.bias) g.bias = static_cast<const char*>(g.bias) + first * k.item;
+    g.packed = packed;
+    packed = spread(packed + packed_size(g, k), k);
+    lay_out_sums(g, k);
+    pass.turns = std::max(pass.turns, box_count(g) * g.groups * g.row_split);
+    pass.macs += gather_macs(g);
+    pass.scratch = std::max(pass.scratch, g.scratch);
+    pass.plans.push_back(g);
+  }
+  pass.packed = (packed + 2 * k.lanes) * k.sum_item;
+  return pass;
+}
+
+// All threads together. Several tasks in a row are a thread's; more of them than threads even out what boxes at the
+// edge save.
+void run_together(const RowPass& pass, const ConvKernels& k, const void* in, void* out) {
+  const auto count = static_cast<int64_t>(pass.plans.size());
+  const GatherPlan* plans = pass.plans.data();
+  const Buffer weights(pass.packed);
+  parallel(k.pack_tasks(plans[0]), pass.packed,
+           [&](int64_t begin, int64_t end) { k.pack(plans, count, pass.w, weights.get(), begin, end); });
+  parallel(pass.turns, pass.macs, [&](int64_t begin, int64_t end) {
+    const Buffer mine(pass.scratch);
+    HeldTile held;
+    k.gather(plans, count, pass.turns, in, weights.get(), out, mine.get(), held, begin, end);
   });
 }
 
+// One thread alone.
+void run_alone(const RowPass& pass, const ConvKernels& k, const void* in, void* out, char* weights, char* scratch,
+               HeldTile& held) {
+  const auto count = static_cast<int64_t>(pass.plans.size());
+  const GatherPlan* plans = pass.plans.data();
+  k.pack(plans, count, pass.w, weights, 0, k.pack_tasks(plans[0]));
+  k.gather(plans, count, pass.turns, in, weights, out, scratch, held, 0, pass.turns);
+}
+
 struct Gathers : Plan {
-  Gathers(std::vector<Gather> all, const ConvKernels& kernels) : gathers(std::move(all)), k(kernels) {
-    for (Gather& gather : gathers) gather.point();
+  Gathers(std::vector<Gather> all, const ConvKernels& kernels)
+      : gathers(std::move(all)), k(kernels), passes(row_passes(gathers, kernels)) {
+    for (Gather& gather : gathers) {
+      gather.point();
+      if (passes.own) gather.plan.row_split = 1;
+    }
   }
 
   Explanation explain() const override {
-    std::vector<Gather> part = gathers;
-    take_rows(part, rows_at_once(gathers, k), k);
+    const RowPass pass = pass_of(gathers, 0, passes.rows, nullptr, k);
     Explanation e = {};
     e.algorithm = gathers[0].plan.outer ? Algorithm::kOuter : Algorithm::kOffset;
     e.phases = static_cast<int64_t>(gathers.size());
-    int64_t scratch = 0;
-    for (const Gather& g : part) scratch = std::max(scratch, g.plan.scratch);
     for (const Gather& g : gathers) e.multiplications += gather_macs(g.plan);
-    e.scratch = packed_bytes(part, k) + thread_count() * scratch;
+    e.scratch = (passes.own ? thread_count() : 1) * pass.packed + thread_count() * pass.scratch;
     return e;
   }
 
@@ -533,22 +606,27 @@ struct Gathers : Plan {
 
   void run(const void* in, int64_t, const void* w, int64_t, void* out) override {
     if (gathers[0].swapped) std::swap(in, w);
-    const int64_t rows = gathers[0].plan.rows, at_once = rows_at_once(gathers, k);
-    if (at_once == rows) return run_rows(gathers, k, in, w, out);
-    // Too many weights to pack at once: some rows at a time.
-    for (int64_t row = 0; row < rows; row += at_once) {
-      take_rows(gathers, std::min(at_once, rows - row), k);
-      const GatherPlan& g = gathers[0].plan;
-      run_rows(gathers, k, in, static_cast<const char*>(w) + row * g.w_row * k.item,
-               static_cast<char*>(out) + row * g.out_channel * k.item);
-      for (Gather& gather : gathers) {
-        if (gather.plan.bias) gather.plan.bias = static_cast<const char*>(gather.plan.bias) + g.rows * k.item;
-      }
+    const int64_t rows = gathers[0].plan.rows;
+    const auto pass_at = [&](int64_t i) {
+      const int64_t first = i * passes.rows;
+      return pass_of(gathers, first, std::min(passes.rows, rows - first), w, k);
+    };
+    const int64_t count = parts(rows, passes.rows);
+    if (!passes.own) {
+      for (int64_t i = 0; i < count; ++i) run_together(pass_at(i), k, in, out);
+      return;
     }
+    parallel(count, pass_of(gathers, 0, rows, w, k).macs, [&](int64_t begin, int64_t end) {
+      const RowPass largest = pass_at(0);
+      const Buffer weights(largest.packed), mine(largest.scratch);
+      HeldTile held;
+      for (int64_t i = begin; i < end; ++i) run_alone(pass_at(i), k, in, out, weights.get(), mine.get(), held);
+    });
   }
 
   std::vector<Gather> gathers;
   const ConvKernels& k;
+  const RowPasses passes;
 };
 
 }  // namespace

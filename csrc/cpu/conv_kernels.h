@@ -32,9 +32,9 @@ ConvKernels kernels() {
   if constexpr (sizeof(Sum) == sizeof(float)) {
     k.winograd_weights = winograd_weights<T>;
     k.winograd_inputs = winograd_inputs<T>;
-    k.winograd_outputs = winograd_outputs<T>;
     k.winograd = winograd<T>;
     k.winograd_gradient = winograd_gradient<T>;
+    k.winograd_add_shares = winograd_add_shares<T>;
   }
   if constexpr (sizeof(T) == sizeof(Sum)) {
     k.channelwise = channelwise<T>;

@@ -17,6 +17,10 @@ constexpr int outer_rows(int64_t vectors) {
 
 constexpr int kMostOuterRows = 9;
 
+// Rows that are read from the input itself follow each other in its lines, which no prefetcher foresees across so many
+// of them: a few rows further there will be the next.
+constexpr int64_t kAhead = 48;
+
 // sums[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
 template <typename T, int kRows, int kVecs>
 void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns,
@@ -32,6 +36,7 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
   }
   for (int64_t k = 0; k < depth; ++k, columns += kVecs * kLanes) {
     const int64_t at = offset[k];
+    __builtin_prefetch(row[0] + at + kAhead);
     V x[kVecs];
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(columns + j * kLanes);
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {

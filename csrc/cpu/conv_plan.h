@@ -45,6 +45,9 @@ struct GatherPlan {
   bool raw;      // the tile is the input itself: nothing to pad, split or convert
   bool compact;  // runs count outputs; otherwise the tile's cells
   bool outer;    // lanes along the rows; otherwise along the outputs
+  bool fills;    // a zero follows every output: the phase after has no taps
+
+  bool one_tile;  // plans of a call that have this set see the same tile
 
   int64_t move[3];  // cells between neighbouring outputs: the stride, or 1 where the tile is split
   int64_t low[3];   // first cell of a box's tile, relative to the box's first output's
@@ -62,6 +65,11 @@ struct GatherPlan {
   // Scratch of a thread, in bytes from its start.
   int64_t at_tile, at_own, at_sums, at_runs, at_pixels, scratch;
   int64_t columns;  // sums per row: the box's outputs, rounded up to whole panels
+};
+
+// What stands in a thread's tile: plans and rows that take turns at a box copy it once.
+struct HeldTile {
+  int64_t box = -1, group = 0, c0 = 0, channels = 0;
 };
 
 // Consecutive outputs of a box: where they read, where their sums stand, where they go.
@@ -115,17 +123,21 @@ struct WinogradPlan {
   int64_t cells[2];                   // of `out`: its extent in steps
   int64_t box[3];                     // tiles of a box: images, rows, columns
   int64_t boxes[3];
-  int64_t box_tiles;           // room for a box's tiles
-  int64_t box_begin, box_end;  // of this pass over the boxes
+  int64_t box_tiles;  // room for a box's tiles
   int64_t w_group, w_out, w_in;
   const void* bias;       // of every channel of `out`, or null
   const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, or -1
   int64_t kernel;         // the weight's taps, all residues together
   bool whole_kernel;      // they follow each other in memory
-  int64_t row_shares;     // tasks that share a box; of the weight's gradient, a chunk and a panel
+  int64_t row_shares;     // tasks that share a box
+
+  // The weight's gradient: shares of the boxes, whose number does not depend on the threads, have gradients of their
+  // own where there are several; a task has a block of the chunks and of the panels.
+  int64_t shares, in_blocks, out_blocks, w_count;
+  int64_t workers;  // threads that there is scratch for
 
   int64_t chunk_size;  // elements of a chunk of a box's transformed inputs
-  int64_t at_cells, at_line, at_inputs, at_weights, at_products, scratch;  // of a thread, in bytes
+  int64_t at_cells, at_line, at_inputs, at_outputs, at_weights, at_products, at_sums, scratch;  // of a thread, in bytes
 };
 
 // Depthwise convolutions and small groups. A strip, the padded inputs that a box of outputs sees, is swept by blocks of
@@ -230,9 +242,9 @@ struct ConvKernels {
   int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
   bool (*finite)(const void* data, int64_t count);
   int64_t (*pack_tasks)(const GatherPlan& plan);
-  void (*pack)(const GatherPlan& plan, const void* w, void* packed, int64_t begin, int64_t end);
-  void (*gather)(const GatherPlan* plans, int64_t count, const void* in, const void* packed, void* out, char* scratch,
-                 int64_t begin, int64_t end);
+  void (*pack)(const GatherPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
+  void (*gather)(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
+                 char* scratch, HeldTile& held, int64_t begin, int64_t end);
   // Weight gradient: columns of y to panels, sums of rows, sums to w.
   int64_t (*weight_pack_tasks)(const WeightPlan& plan);
   void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, char* scratch, int64_t begin, int64_t end);
@@ -240,21 +252,20 @@ struct ConvKernels {
                      char* scratch, int64_t begin, int64_t end);
   int64_t (*weight_store_tasks)(const WeightPlan& plan);
   void (*weight_store)(const WeightPlan& plan, void* sums, void* w, int64_t begin, int64_t end);
-  // Winograd: transformed weights, a task is a (group, panel, chunk); transformed inputs, or outputs for the weight's
-  // gradient, a task is a (box, group, chunk); products and outputs, a task is a (box, group, share of the panels).
-  // Where `weights` or `inputs` are null, the last transforms its own just before it uses them.
+  // Winograd: transformed weights, a task is a (group, panel, chunk); transformed inputs, a task is a (box, group,
+  // chunk); products and outputs, a task is a (box, group, share of the panels). Where `weights` or `inputs` are null,
+  // the last transforms its own just before it uses them.
   void (*winograd_weights)(const WinogradPlan& plan, const void* w, void* weights, char* scratch, int64_t begin,
                            int64_t end);
   void (*winograd_inputs)(const WinogradPlan& plan, const void* in, void* inputs, char* scratch, int64_t begin,
                           int64_t end);
-  void (*winograd_outputs)(const WinogradPlan& plan, const void* out, void* outputs, char* scratch, int64_t begin,
-                           int64_t end);
   void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, const void* weights, const void* inputs,
                    void* out, char* scratch, int64_t begin, int64_t end);
-  // The weight's gradient: adds the boxes of a pass to `sums` and stores them after the last; a task is a (group,
-  // chunk, share of the chunk, panel).
-  void (*winograd_gradient)(const WinogradPlan& plan, const void* inputs, const void* outputs, void* sums, void* w,
+  // The weight's gradient: a task is a (share of the boxes, group, block of the panels, block of the chunks). Several
+  // shares write gradients of their own, [share][w], which are added afterwards, elements [begin, end) at a time.
+  void (*winograd_gradient)(const WinogradPlan& plan, const void* x, const void* y, float* gradients, void* w,
                             char* scratch, int64_t begin, int64_t end);
+  void (*winograd_add_shares)(const WinogradPlan& plan, const float* gradients, void* w, int64_t begin, int64_t end);
   void (*depthwise)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
                     int64_t end);
   // Weight gradient: sums of each part, sums to w.

@@ -198,6 +198,7 @@ struct Blocking {
   int64_t depth;                    // channels * taps of a tile, about
   int64_t tile = int64_t{1} << 20;  // bytes, at most, where there are channels to leave for another
   bool may_be_raw;                  // the input may be read where it stands
+  const std::vector<std::array<int64_t, 3>>* seen = nullptr;  // what a tile has to show; otherwise the gather's shifts
 };
 
 // Boxes, tile, offsets. False where the tile would be too large.

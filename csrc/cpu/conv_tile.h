@@ -8,12 +8,14 @@ namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
 struct Box {
+  int64_t index;
   int64_t first[4];  // batch, z, y, x
   int64_t size[4];
 };
 
 inline Box box_at(const GatherPlan& p, int64_t index) {
   Box b;
+  b.index = index;
   const int64_t extent[4] = {p.batch, p.grid[0], p.grid[1], p.grid[2]};
   for (int i = 3; i >= 0; --i) {
     b.first[i] = index % p.boxes[i] * p.box[i];

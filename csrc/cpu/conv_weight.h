@@ -217,6 +217,7 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
   Factor* own = reinterpret_cast<Factor*>(scratch + p.at_own);  // y of a box, unless all tasks share it
+  HeldTile held;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t share = index % plan.box_tasks, at = index / plan.box_tasks;
     const int64_t g = at / plan.row_tasks, boxes = plan.box_end - plan.box_begin;
@@ -245,7 +246,7 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
       if (!plan.dot) list_pixels(p, runs, count, pixels);
       for (int64_t c0 = task.row_begin / p.taps; c0 * p.taps < task.row_end; c0 += p.channel_block) {
         const int64_t channels = least(p.channel_block, (task.row_end + p.taps - 1) / p.taps - c0);
-        const Factor* tile = tile_at<T>(p, b, x, g, c0, channels, scratch);
+        const Factor* tile = tile_at<T>(p, b, x, g, c0, channels, scratch, held);
         if (plan.dot) {
           sum_dot(plan, task, c0, channels, tile, runs, count, panels, sums);
         } else {

@@ -30,10 +30,6 @@ int64_t panels(const WinogradPlan& p) {
   return parts(p.out.lanes, kWinogradPanel);
 }
 
-int64_t out_chunks(const WinogradPlan& p) {
-  return parts(p.out.lanes, kWinogradChunk);
-}
-
 int64_t box_count(const WinogradPlan& p) {
   return p.boxes[0] * p.boxes[1] * p.boxes[2];
 }
@@ -76,7 +72,6 @@ void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
   });
 }
 
-// The weight's gradient, some boxes at a time.
 struct WinogradGradient : Plan {
   explicit WinogradGradient(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
@@ -85,39 +80,38 @@ struct WinogradGradient : Plan {
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
-  int64_t boxes_at_once = 0;
-  int64_t x_bytes = 0, y_bytes = 0, sum_bytes = 0;
 };
 
-Explanation WinogradGradient::explain() const {
-  return {Algorithm::kWinograd, x_bytes + y_bytes + sum_bytes + thread_count() * plan.scratch, 1,
-          multiplications(plan)};
+int64_t gradient_tasks(const WinogradPlan& p) {
+  return p.shares * p.groups * p.out_blocks * p.in_blocks;
 }
 
+// Bytes of the shares' own gradients.
+int64_t share_bytes(const WinogradPlan& p) {
+  return p.shares * p.w_count * int64_t{sizeof(float)};
+}
+
+int64_t gradient_bytes(const WinogradPlan& p) {
+  return p.shares > 1 ? share_bytes(p) : 0;
+}
+
+Explanation WinogradGradient::explain() const {
+  return {Algorithm::kWinograd, gradient_bytes(plan) + plan.workers * plan.scratch, 1, multiplications(plan)};
+}
+
+// A thread transforms what it multiplies and meets the same tasks in every call: memory that one thread writes and
+// another reads is slow to write again. The shares' gradients are all of that.
 void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void* w) {
-  const Buffer inputs(x_bytes), outputs(y_bytes), sums(sum_bytes);
-  const int64_t boxes = box_count(plan);
-  const auto run = [&](int64_t tasks, int64_t macs, const auto& kernel) {
-    parallel(tasks, macs, [&](int64_t begin, int64_t end) {
-      const Buffer mine(plan.scratch);
-      kernel(mine.get(), begin, end);
-    });
-  };
-  for (int64_t box = 0; box < boxes; box += boxes_at_once) {
-    plan.box_begin = box;
-    plan.box_end = std::min(boxes, box + boxes_at_once);
-    const int64_t count = (plan.box_end - box) * plan.groups, tiles = count * plan.box_tiles;
-    run(count * chunks(plan), tiles * plan.in.lanes * 100, [&](char* scratch, int64_t begin, int64_t end) {
-      k.winograd_inputs(plan, x, inputs.get(), scratch, begin, end);
-    });
-    run(count * out_chunks(plan), tiles * plan.out.lanes * 100, [&](char* scratch, int64_t begin, int64_t end) {
-      k.winograd_outputs(plan, y, outputs.get(), scratch, begin, end);
-    });
-    run(plan.groups * chunks(plan) * plan.row_shares * panels(plan),
-        tiles * kWinogradProducts * plan.in.lanes * plan.out.lanes, [&](char* scratch, int64_t begin, int64_t end) {
-          k.winograd_gradient(plan, inputs.get(), outputs.get(), sums.get(), w, scratch, begin, end);
-        });
-  }
+  const Buffer buffer(gradient_bytes(plan));
+  float* gradients = reinterpret_cast<float*>(buffer.get());
+  const int64_t tasks = gradient_tasks(plan);
+  at::parallel_for(0, tasks, parts(tasks, plan.workers), [&](int64_t begin, int64_t end) {
+    const Buffer mine(plan.scratch);
+    k.winograd_gradient(plan, x, y, gradients, w, mine.get(), begin, end);
+  });
+  if (plan.shares == 1) return;
+  parallel(plan.w_count, plan.w_count * plan.shares,
+           [&](int64_t begin, int64_t end) { k.winograd_add_shares(plan, gradients, w, begin, end); });
 }
 
 WinogradSide side(const Strides& s, int64_t channels) {
@@ -182,6 +176,7 @@ bool describe(const Problem& p, Pass pass, WinogradPlan& plan, std::vector<int32
   plan.w_out = transposed ? p.w.channel : p.w.batch;
   plan.w_in = transposed ? p.w.batch : p.w.channel;
   plan.kernel = p.kernel_numel();
+  plan.w_count = p.groups * p.out_channels * p.in_channels * plan.kernel;
   plan.whole_kernel = p.w.axis[2] == 1 && p.w.axis[1] == p.axis[2].kernel &&
                       (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * p.axis[2].kernel);
   // Of both sides' residues, those along z are the summed side's, and the others x's.
@@ -217,8 +212,8 @@ void set_boxes(WinogradPlan& p, int64_t most) {
   p.chunk_size = kWinogradProducts * (p.box_tiles * kWinogradChunk + kWinogradApart);
 }
 
-// Scratch of a thread.
-void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKernels& k) {
+// Scratch of a thread: where the transforms load and store cells.
+void lay_out_cells(WinogradPlan& p, const ConvKernels& k) {
   int64_t cells = 1, width = 0;
   for (int i = 0; i < 2; ++i) {
     width = p.box[i + 1] * (kWinogradTile + 1 - p.taps) + kWinogradTile;
@@ -228,26 +223,33 @@ void lay_out(WinogradPlan& p, bool own_weights, bool own_inputs, const ConvKerne
   p.at_cells = 0;
   p.at_line = p.at_cells + aligned(cells * k.lanes * 4);
   p.at_products = p.at_line + aligned(width * k.lanes * 4);
-  p.at_weights = p.at_products + aligned(kWinogradProducts * (p.box_tiles * kWinogradPanel + kWinogradApart) * 4);
-  p.at_inputs = p.at_weights + (own_weights ? aligned(kWinogradProducts * kWinogradWeights * 4) : 0);
-  p.scratch = p.at_inputs + (own_inputs ? aligned(chunks(p) * p.chunk_size * 4) : 0);
 }
 
-// The cost model, in cycles of one thread as measured with 16 lanes: products; transforms of the tiles of both sides,
-// of which strided cells cost more to load or store; transforms of the weights.
+// Bytes of a box's products of `lanes` lanes.
+int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
+  return kWinogradProducts * (p.box_tiles * lanes + kWinogradApart) * 4;
+}
+
+// The cost model, in cycles of one thread as measured with 16 lanes, of some tiles between some lanes: products;
+// transforms of the tiles of both sides, of which strided cells cost more to load or store; transforms of the weights.
+double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
+  const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
+  const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
+    return (s.lanes > s.channels || s.step[2] > 1 ? 1290 : 190) * vectors(lanes);
+  };
+  const double pairs = static_cast<double>(in) * vectors(out);
+  return static_cast<double>(tiles) *
+             (0.54 * kWinogradProducts * pairs + tile_cycles(p.in, in) + tile_cycles(p.out, out)) +
+         190 * pairs;
+}
+
 bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
   // So few lanes leave transforms half empty; as channels to sum over, the direct kernels do better.
   if (p.in.lanes < 12 || (p.out.lanes < 12 && pass != Pass::kInput)) return false;
-  // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's three stages.
+  // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's transforms.
   if (k.pairs && pass == Pass::kWeight) return false;
-  const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
-  const auto in = static_cast<double>(p.in.lanes), tiles = static_cast<double>(tile_count(p));
-  double cost = 0.54 * kWinogradProducts * tiles * in * vectors(p.out.lanes);
-  cost += 190 * tiles * (vectors(p.in.lanes) + vectors(p.out.lanes)) + 190 * in * vectors(p.out.lanes);
-  for (const WinogradSide* s : {&p.in, &p.out}) {
-    if (s->lanes > s->channels || s->step[2] > 1) cost += 1100 * tiles * vectors(s->lanes);
-  }
-  if (pass == Pass::kWeight) cost += 150'000;  // its three stages wait for each other
+  double cost = cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
+  if (pass == Pass::kWeight) cost += 150'000;  // threads wait for each other, and shares are added
 
   // The direct kernels leave out taps that never meet an input; they too pack the weights.
   double taps = 1, positions = static_cast<double>(problem.batch);
@@ -261,6 +263,7 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
     taps *= static_cast<double>(met);
     positions *= static_cast<double>(pass == Pass::kInput ? parts(a.input, a.stride) : problem.output[i]);
   }
+  const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const auto channels = static_cast<double>(problem.in_channels), rows = static_cast<double>(problem.out_channels);
   const auto lanes = static_cast<double>(k.lanes), members = k.pairs ? 2.0 : 1.0;
   double direct = 15 * taps * channels * rows / lanes;
@@ -278,11 +281,6 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
 
 constexpr int64_t kBoxTiles = 96;  // their products for a panel fill less than half of the second cache
 constexpr int64_t kMostScratch = int64_t{64} << 20;
-
-template <typename Winograds>
-PlanPtr within_scratch(std::unique_ptr<Winograds> made) {
-  return made->explain().scratch <= kMostScratch ? PlanPtr(std::move(made)) : nullptr;
-}
 
 PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of, const ConvKernels& k) {
   auto made = std::make_unique<Winograd>(k);
@@ -302,31 +300,60 @@ PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of
   // Many boxes share the transformed weights, where those are not too large to be read again and again.
   const int64_t weights = plan.groups * panels(plan) * chunks(plan) * kWinogradProducts * kWinogradWeights * 4;
   if (boxes > 2 && weights <= kPackedBytes / 2) made->weight_bytes = weights;
-  lay_out(plan, made->weight_bytes == 0, made->input_bytes == 0, k);
-  return within_scratch(std::move(made));
+  lay_out_cells(plan, k);
+  plan.at_weights = plan.at_products + aligned(box_bytes(plan, kWinogradPanel));
+  plan.at_inputs = plan.at_weights + (made->weight_bytes > 0 ? 0 : aligned(kWinogradProducts * kWinogradWeights * 4));
+  plan.scratch = plan.at_inputs + (made->input_bytes > 0 ? 0 : aligned(chunks(plan) * plan.chunk_size * 4));
+  return made->explain().scratch <= kMostScratch ? PlanPtr(std::move(made)) : nullptr;
 }
 
-// Its sums over the tiles are split at boxes and passes, which must not depend on the number of threads.
+constexpr int64_t kGradientTiles = 160;  // to be worth their transform back to the gradient
+constexpr int64_t kShareTiles = 256;     // and a gradient of their own
+constexpr int64_t kMostShares = 16;
+constexpr int64_t kShareBytes = int64_t{8} << 20;      // of all shares' gradients
+constexpr int64_t kThreadBytes = int64_t{16} << 20;    // of a thread's scratch
+constexpr int64_t kThreadProducts = int64_t{1} << 18;  // to be worth a thread
+
+// Sums over the tiles are split at boxes and shares, which must not depend on the number of threads. Blocks of chunks
+// and panels may: each repeats the other side's transforms.
 PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of, const ConvKernels& k) {
   auto made = std::make_unique<WinogradGradient>(k);
   made->tap_of = std::move(tap_of);
   WinogradPlan& plan = made->plan;
   plan = described;
   plan.tap_of = made->tap_of.data();
-  set_boxes(plan, std::clamp<int64_t>(parts(tile_count(plan), 4), 16, kBoxTiles));
-  const int64_t x_box = plan.groups * chunks(plan) * plan.chunk_size * 4;
-  const int64_t y_box = plan.groups * out_chunks(plan) * plan.chunk_size * 4;
-  made->boxes_at_once = std::clamp<int64_t>(kPackedBytes / 3 / (x_box + y_box), 1, box_count(plan));
-  made->x_bytes = made->boxes_at_once * x_box;
-  made->y_bytes = made->boxes_at_once * y_box;
-  const int64_t tasks = plan.groups * chunks(plan) * panels(plan), threads = thread_count();
-  plan.row_shares = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, tasks), 1, 4);
-  if (made->boxes_at_once < box_count(plan)) {
-    made->sum_bytes =
-        tasks * plan.row_shares * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * int64_t{sizeof(float)};
+  const int64_t tiles = tile_count(plan);
+  for (plan.shares = 1; 2 * plan.shares * kShareTiles <= tiles; plan.shares *= 2) {
+    if (2 * plan.shares * plan.groups > kMostShares || 2 * share_bytes(plan) > kShareBytes) break;
   }
-  lay_out(plan, true, false, k);
-  return within_scratch(std::move(made));
+  const int64_t boxes = plan.shares * parts(tiles, plan.shares * kGradientTiles);
+  set_boxes(plan, parts(tiles, boxes));
+  plan.shares = std::min(plan.shares, box_count(plan));
+  lay_out_cells(plan, k);
+  const int64_t threads = std::min(thread_count(), parts(multiplications(plan), kThreadProducts));
+  WinogradPlan best = {};
+  double best_cycles = 0;
+  for (plan.in_blocks = 1; plan.in_blocks <= chunks(plan); plan.in_blocks *= 2) {
+    for (plan.out_blocks = 1; plan.out_blocks <= panels(plan); plan.out_blocks *= 2) {
+      const int64_t in = parts(chunks(plan), plan.in_blocks), out = parts(panels(plan), plan.out_blocks);
+      const int64_t sums = plan.shares < box_count(plan) ? in * out : 0;
+      plan.at_sums = plan.at_products + aligned(kWinogradProducts * kWinogradWeights * 4);
+      plan.at_inputs = plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4);
+      plan.at_outputs = plan.at_inputs + aligned(box_bytes(plan, kWinogradChunk));
+      plan.scratch = plan.at_outputs + aligned(out * box_bytes(plan, kWinogradPanel));
+      if (plan.scratch > kThreadBytes) continue;
+      const int64_t tasks = gradient_tasks(plan);
+      plan.workers = std::min({threads, tasks, (kMostScratch - gradient_bytes(plan)) / plan.scratch});
+      const double total = static_cast<double>(parts(tasks, plan.workers)) *
+                           cycles(plan, parts(tiles, plan.shares), std::min(plan.in.lanes, in * kWinogradChunk),
+                                  std::min(plan.out.lanes, out * kWinogradPanel), k);
+      if (best.workers > 0 && total >= best_cycles) continue;
+      best = plan;
+      best_cycles = total;
+    }
+  }
+  plan = best;
+  return plan.workers > 0 ? PlanPtr(std::move(made)) : nullptr;
 }
 
 }  // namespace

@@ -252,27 +252,27 @@ inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
   return b;
 }
 
-// A chunk of lanes of a box's inputs, transformed: [product][tile][lane of the chunk]. Tiles of kWindow x kWindow cells
-// stand `step` apart.
-template <typename T, int kWindow>
+// Block `block` of kLanes lanes of a box's cells, transformed: [product][tile][lane of the block]. Tiles of
+// kWindow x kWindow cells stand `step` apart.
+template <int kLanes, typename T, int kWindow>
 void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Matrix<kTile, kWindow>& m, int64_t step,
-                      const TileBox& b, int64_t chunk, const T* in, char* scratch, float* to) {
+                      const TileBox& b, int64_t block, const T* in, char* scratch, float* to) {
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
   float* line = reinterpret_cast<float*>(scratch + p.at_line);
   const int64_t tiles = b.size[1] * b.size[2];
-  const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
-  const int64_t last = least(s.lanes, (chunk + 1) * kWinogradChunk);
+  const int64_t apart = p.box_tiles * kLanes + kWinogradApart;
+  const int64_t last = least(s.lanes, (block + 1) * kLanes);
   for (int64_t image = 0; image < b.size[0]; ++image) {
-    for (int64_t lane = chunk * kWinogradChunk; lane < last; lane += kCellLanes) {
+    for (int64_t lane = block * kLanes; lane < last; lane += kCellLanes) {
       const Cells c = {lane,
                        least<int64_t>(kCellLanes, last - lane),
                        {b.first[1] * step, b.first[2] * step},
                        {(b.size[1] - 1) * step + kWindow, (b.size[2] - 1) * step + kWindow},
                        image_at(p, b.first[0] + image)};
       load_cells(s, in + c.image.batch * s.batch, c, line, cells);
-      float* column = to + image * tiles * kWinogradChunk + lane % kWinogradChunk;
+      float* column = to + image * tiles * kLanes + lane % kLanes;
       for (int64_t y = 0; y < b.size[1]; ++y) {
-        for (int64_t x = 0; x < b.size[2]; ++x, column += kWinogradChunk) {
+        for (int64_t x = 0; x < b.size[2]; ++x, column += kLanes) {
           transform_2d(m, cells + (y * c.size[1] + x) * step * kCellLanes, c.size[1] * kCellLanes, kCellLanes, column,
                        kTile * apart, apart);
         }
@@ -357,34 +357,34 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   }
 }
 
-// And back: `products` between lanes [first, last) and a panel, in the same order, to the weight's gradient. Sums of
-// the passes over the boxes are kept in `sums`.
-template <typename T, int kTaps>
-void store_gradient(const WinogradPlan& p, int64_t panel, int64_t first, int64_t last, const float* products,
+// And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Of several boxes, the
+// first until the last have their sum in `sums`.
+template <int kTaps, typename T>
+void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
                     float* sums, char* scratch, T* w) {
   constexpr int kSquare = kTaps * kTaps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
   const int64_t in_residues = residues(p.in);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
-  const bool add = p.box_begin > 0, done = p.box_end == p.boxes[0] * p.boxes[1] * p.boxes[2];
+  const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   // Whole kernels, which follow each other in memory, are stored together.
   const bool whole =
       sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % in_residues == 0;
   float taps[kSquare * kCellLanes];
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
-    for (int64_t lane = first; lane < last; ++lane) {
-      transform_2d(kOutput<kTaps>, products + (lane - first) * kWinogradPanel + row % kWinogradPanel,
+    for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
+      transform_2d(kOutput<kTaps>, products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel,
                    kTile * kWinogradWeights, kWinogradWeights, taps, kTaps * kCellLanes, kCellLanes);
       const int32_t* tap_of = p.tap_of + lane % in_residues * kSquare;
       for (int t = 0; t < kSquare; ++t) {
-        float* sum = sums + ((lane - first) * kSquare + t) * kWinogradPanel + row % kWinogradPanel;
+        float* sum = sums + ((lane - lane_begin) * kSquare + t) * kWinogradPanel + row % kWinogradPanel;
         float* tap = taps + t * kCellLanes;
-        if (add) store(tap, load(tap) + load(sum));
-        if (!done) {
+        if (!first) store(tap, load(tap) + load(sum));
+        if (!last) {
           store(sum, load(tap));
         } else if (tap_of[t] >= 0 && whole) {
-          store(kernels + ((lane - first) / in_residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
+          store(kernels + ((lane - lane_begin) / in_residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
         } else if (tap_of[t] >= 0) {
           T* to = w + row * p.w_out + lane / in_residues * p.w_in + tap_of[t];
           for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
@@ -392,9 +392,9 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t first, int64_t
       }
     }
     if constexpr (sizeof(T) == sizeof(float)) {
-      if (done && whole) {
-        transpose(kernels, kCellLanes, (last - first) / in_residues * p.kernel, rows,
-                  w + row * p.w_out + first / in_residues * p.w_in, p.w_out);
+      if (last && whole) {
+        transpose(kernels, kCellLanes, (lane_end - lane_begin) / in_residues * p.kernel, rows,
+                  w + row * p.w_out + lane_begin / in_residues * p.w_in, p.w_out);
       }
     }
   }
@@ -488,24 +488,9 @@ template <typename T>
 void winograd_inputs(const WinogradPlan& p, const void* in, void* inputs, char* scratch, int64_t begin, int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk);
   for (int64_t task = begin; task < end; ++task) {
-    transform_inputs(p, p.in, kInput, kTile + 1 - p.taps, tile_box(p, p.box_begin + task / chunks / p.groups),
-                     task % chunks, static_cast<const T*>(in) + task / chunks % p.groups * p.in.group, scratch,
-                     static_cast<float*>(inputs) + task * p.chunk_size);
-  }
-}
-
-// The outputs as the kernels that the weight's gradient has: tiles beside each other.
-template <typename T>
-void winograd_outputs(const WinogradPlan& p, const void* out, void* outputs, char* scratch, int64_t begin,
-                      int64_t end) {
-  const int64_t chunks = block_count(p.out.lanes, kWinogradChunk);
-  for (int64_t task = begin; task < end; ++task) {
-    with_taps(p, [&](auto taps) {
-      constexpr int kOutputs = kTile + 1 - decltype(taps)::value;
-      transform_inputs(p, p.out, kKernel<kOutputs>, kOutputs, tile_box(p, p.box_begin + task / chunks / p.groups),
-                       task % chunks, static_cast<const T*>(out) + task / chunks % p.groups * p.out.group, scratch,
-                       static_cast<float*>(outputs) + task * p.chunk_size);
-    });
+    transform_inputs<kWinogradChunk>(p, p.in, kInput, kTile + 1 - p.taps, tile_box(p, task / chunks / p.groups),
+                                     task % chunks, static_cast<const T*>(in) + task / chunks % p.groups * p.in.group,
+                                     scratch, static_cast<float*>(inputs) + task * p.chunk_size);
   }
 }
 
@@ -524,8 +509,9 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
     if (!inputs) {
       float* mine = reinterpret_cast<float*>(scratch + p.at_inputs);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        transform_inputs(p, p.in, kInput, kTile + 1 - p.taps, b, chunk, static_cast<const T*>(in) + g * p.in.group,
-                         scratch, mine + chunk * p.chunk_size);
+        transform_inputs<kWinogradChunk>(p, p.in, kInput, kTile + 1 - p.taps, b, chunk,
+                                         static_cast<const T*>(in) + g * p.in.group, scratch,
+                                         mine + chunk * p.chunk_size);
       }
       a = mine;
     }
@@ -556,41 +542,73 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
   }
 }
 
+// Tiles of the outputs are the kernels here.
 template <typename T>
-void winograd_gradient(const WinogradPlan& p, const void* inputs, const void* outputs, void* sums, void* w,
-                       char* scratch, int64_t begin, int64_t end) {
+void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, float* gradients, void* w, char* scratch,
+                       int64_t begin, int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
-  const int64_t out_chunks = block_count(p.out.lanes, kWinogradChunk);
-  const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
-  float* products = reinterpret_cast<float*>(scratch + p.at_weights);
+  const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2];
+  const int64_t in_apart = p.box_tiles * kWinogradChunk + kWinogradApart;
+  const int64_t out_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
+  float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
+  float* products = reinterpret_cast<float*>(scratch + p.at_products);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t g = task / panels / p.row_shares / chunks, chunk = task / panels / p.row_shares % chunks;
-    const int64_t share = task / panels % p.row_shares, panel = task % panels;
-    // Its lanes of the chunk: whole channels, where a chunk has them.
-    const int64_t unit = kWinogradChunk % residues(p.in) == 0 ? residues(p.in) : 1;
-    const int64_t units = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk) / unit;
-    const int64_t lane = block_begin(share, units, p.row_shares) * unit;
-    const int64_t lanes = block_begin(share + 1, units, p.row_shares) * unit - lane;
-    const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel), row = panel * kWinogradPanel;
-    for (int64_t i = 0; i < kProducts; ++i) {
-      for (int64_t box = p.box_begin; box < p.box_end; ++box) {
-        const TileBox b = tile_box(p, box);
-        const int64_t at = (box - p.box_begin) * p.groups + g;
-        multiply_panel<1, kWinogradChunk, kWinogradChunk>(
-            lanes, rows, b.size[0] * b.size[1] * b.size[2],
-            static_cast<const float*>(inputs) + (at * chunks + chunk) * p.chunk_size + i * apart + lane,
-            static_cast<const float*>(outputs) + (at * out_chunks + row / kWinogradChunk) * p.chunk_size + i * apart +
-                row % kWinogradChunk,
-            products + i * kWinogradWeights, box > p.box_begin);
-      }
+    const int64_t in_block = task % p.in_blocks, out_block = task / p.in_blocks % p.out_blocks;
+    const int64_t g = task / p.in_blocks / p.out_blocks % p.groups;
+    const int64_t share = task / p.in_blocks / p.out_blocks / p.groups;
+    const int64_t chunk_begin = block_begin(in_block, chunks, p.in_blocks);
+    const int64_t chunk_end = block_begin(in_block + 1, chunks, p.in_blocks);
+    const int64_t panel_begin = block_begin(out_block, panels, p.out_blocks);
+    const int64_t panel_end = block_begin(out_block + 1, panels, p.out_blocks);
+    const int64_t box_begin = block_begin(share, boxes, p.shares), box_end = block_begin(share + 1, boxes, p.shares);
+    const T* x_group = static_cast<const T*>(x) + g * p.in.group;
+    const T* y_group = static_cast<const T*>(y) + g * p.out.group;
+    for (int64_t box = box_begin; box < box_end; ++box) {
+      const TileBox b = tile_box(p, box);
+      const int64_t tiles = b.size[0] * b.size[1] * b.size[2];
+      const bool first = box == box_begin, last = box + 1 == box_end;
+      with_taps(p, [&](auto taps) {
+        constexpr int kTaps = decltype(taps)::value, kOutputs = kTile + 1 - kTaps;
+        float* outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel, outputs += kProducts * out_apart) {
+          transform_inputs<kWinogradPanel>(p, p.out, kKernel<kOutputs>, kOutputs, b, panel, y_group, scratch, outputs);
+        }
+        float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
+        for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+          const int64_t lanes = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk);
+          transform_inputs<kWinogradChunk>(p, p.in, kInput, kOutputs, b, chunk, x_group, scratch, inputs);
+          outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
+          for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+            const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel);
+            for (int64_t i = 0; i < kProducts; ++i, outputs += out_apart) {
+              multiply_panel<1, kWinogradChunk, kWinogradPanel>(lanes, rows, tiles, inputs + i * in_apart, outputs,
+                                                                products + i * kWinogradWeights, false);
+            }
+            if (p.shares > 1) {
+              store_gradient<kTaps>(p, panel, chunk, products, first, last, sums, scratch,
+                                    gradients + share * p.w_count + g * p.w_group);
+            } else {
+              store_gradient<kTaps>(p, panel, chunk, products, first, last, sums, scratch,
+                                    static_cast<T*>(w) + g * p.w_group);
+            }
+            sums += kWinogradChunk * kWinogradPanel * kTaps * kTaps;
+          }
+        }
+      });
     }
-    with_taps(p, [&](auto taps) {
-      constexpr int kTaps = decltype(taps)::value;
-      float* sum = static_cast<float*>(sums) + task * kWinogradChunk * kWinogradPanel * kTaps * kTaps;
-      const int64_t first = chunk * kWinogradChunk + lane;
-      store_gradient<T, kTaps>(p, panel, first, first + lanes, products, sum, scratch,
-                               static_cast<T*>(w) + g * p.w_group);
-    });
+  }
+}
+
+// Elements [begin, end) of the gradient out of the shares' own.
+template <typename T>
+void winograd_add_shares(const WinogradPlan& p, const float* gradients, void* w, int64_t begin, int64_t end) {
+  constexpr int64_t kRun = 1024;
+  float run[kRun];
+  for (int64_t i = begin; i < end; i += kRun) {
+    const int64_t count = least(kRun, end - i);
+    copy_run(gradients + i, 1, count, run);
+    for (int64_t share = 1; share < p.shares; ++share) add_run(gradients + share * p.w_count + i, count, run);
+    scatter_run(run, count, static_cast<T*>(w) + i, 1);
   }
 }
 

@@ -411,13 +411,66 @@ inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t c
 }
 #endif
 
-// Every second entry of two vectors.
+// Every second entry of two vectors; and those beginning with the second.
 template <typename T>
 inline typename Simd<T>::Vec evens(typename Simd<T>::Vec a, typename Simd<T>::Vec b) {
   typedef decltype(a < b) Index;
   Index index;
   for (int i = 0; i < Simd<T>::kLanes; ++i) index[i] = 2 * i;
   return __builtin_shuffle(a, b, index);
+}
+
+template <typename T>
+inline typename Simd<T>::Vec odds(typename Simd<T>::Vec a, typename Simd<T>::Vec b) {
+  typedef decltype(a < b) Index;
+  Index index;
+  for (int i = 0; i < Simd<T>::kLanes; ++i) index[i] = 2 * i + 1;
+  return __builtin_shuffle(a, b, index);
+}
+
+// Columns of a dense matrix, [row][column]: to[column][row] = from[row * columns + column], where `to` has a place for
+// the column. kWide columns at a time: fewer leave lanes empty, of more the last are taken again. Rows that fill a
+// vector are split into evens and odds until every vector is of one column.
+template <int kWide, typename From, typename To>
+inline void split_columns_by(From from, int64_t rows, int64_t columns, To* const* to) {
+  constexpr int kLanes = Simd<To>::kLanes, kTogether = kLanes / kWide;  // rows of a vector
+  typedef typename Simd<To>::Vec V;
+  typedef decltype(V{} < V{}) Index;
+  const int64_t wide = least<int64_t>(columns, kWide);
+  Index places;
+  for (int i = 0; i < kLanes; ++i) places[i] = i / kWide * wide + i % kWide;
+  for (int64_t row = 0; row < rows; row += kLanes) {
+    const int64_t high = least<int64_t>(kLanes, rows - row);
+    for (int64_t begin = 0; begin < columns; begin += kWide) {
+      const int64_t first = least(begin, columns - wide);
+      V v[kWide];
+      CONVARITH_UNROLL for (int i = 0; i < kWide; ++i) {
+        const int64_t at = (row + i * kTogether) * columns + first, left = rows * columns - at;
+        v[i] = left >= kLanes ? load_wide(from + at) : left > 0 ? load_wide_some(from + at, left) : V{};
+        if (kTogether > 1) v[i] = __builtin_shuffle(v[i], places);
+      }
+      CONVARITH_UNROLL for (int stage = 1; stage < kWide; stage *= 2) {
+        V next[kWide];
+        CONVARITH_UNROLL for (int i = 0; i < kWide / 2; ++i) {
+          next[i] = evens<To>(v[2 * i], v[2 * i + 1]);
+          next[i + kWide / 2] = odds<To>(v[2 * i], v[2 * i + 1]);
+        }
+        CONVARITH_UNROLL for (int i = 0; i < kWide; ++i) v[i] = next[i];
+      }
+      CONVARITH_UNROLL for (int i = 0; i < kWide; ++i) {
+        if (i >= wide || to[first + i] == nullptr) continue;
+        high == kLanes ? store(to[first + i] + row, v[i]) : store_some(to[first + i] + row, v[i], high);
+      }
+    }
+  }
+}
+
+template <typename From, typename To, int kWide = 2>
+inline void split_columns(From from, int64_t rows, int64_t columns, To* const* to) {
+  if constexpr (kWide < Simd<To>::kLanes) {
+    if (columns > kWide) return split_columns<From, To, 2 * kWide>(from, rows, columns, to);
+  }
+  split_columns_by<kWide>(from, rows, columns, to);
 }
 
 // `count` entries, `step` apart, converted.

@@ -144,14 +144,7 @@ inline bool any(Mask mask) {
 #endif
 }
 
-// Every second entry of two vectors, beginning with the second; and the two vectors that have a and b in turn.
-template <typename T>
-inline typename Simd<T>::Vec odds(typename Simd<T>::Vec a, typename Simd<T>::Vec b) {
-  typedef decltype(a < b) Index;
-  Index index;
-  for (int i = 0; i < Simd<T>::kLanes; ++i) index[i] = 2 * i + 1;
-  return __builtin_shuffle(a, b, index);
-}
+// The two vectors that have a and b in turn.
 template <typename T>
 inline void interleave(typename Simd<T>::Vec& a, typename Simd<T>::Vec& b) {
   typedef decltype(a < b) Index;
