@@ -55,7 +55,7 @@ inline int64_t packed_at(const GatherPlan& p, int64_t group, const RowBlock& b, 
   return p.packed + ((group * padded_rows<Sum>(p) + b.first) * p.channels + channel * b.width) * p.taps;
 }
 
-constexpr int64_t kAhead = 8;  // channels: their weights stand in other pages, and are asked for before
+constexpr int64_t kChannelsAhead = 8;  // channels: their weights stand in other pages, and are asked for before
 
 // The weights of some rows and channels: to[channel, tap][row].
 template <typename From, typename Factor>
@@ -71,7 +71,7 @@ void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels
     transpose(w + p.tap_weight[0], p.w_row, b.real, channels * p.taps, to, b.width);
   } else {
     for (int64_t c = 0; c < channels; ++c, w = w + p.w_channel) {
-      if (p.w_row == 1 && c + kAhead < channels) prefetch(w + (kAhead * p.w_channel + p.tap_weight[0]), b.real);
+      if (p.w_row == 1 && c + kChannelsAhead < channels) prefetch(w + (kAhead * p.w_channel + p.tap_weight[0]), b.real);
       for (int64_t t = 0; t < p.taps; ++t, to += b.width) copy_run(w + p.tap_weight[t], p.w_row, b.real, to);
     }
   }
@@ -127,7 +127,7 @@ void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, in
     if (kernel == 0) continue;
     // Every weight is read once, whichever plan it belongs to.
     for (int64_t c = 0; c < any.channels; ++c) {
-      if (c + kAhead < any.channels) prefetch(w + (c + kAhead) * any.w_channel, b.real * kernel);
+      if (c + kChannelsAhead < any.channels) prefetch(w + (c + kAhead) * any.w_channel, b.real * kernel);
       split_columns(channel_at(c), b.real, kernel, tap_to);
       for (int64_t t = 0; t < kernel; ++t) tap_to[t] += pitch[t];
     }
