@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -169,139 +168,57 @@ bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T
   return true;
 }
 
-// Where a window's taps stand, from its first one on.
-class WindowTaps {
- public:
-  explicit WindowTaps(const Windows& w) : w_(w) {
-    const auto& [a0, a1, a2] = w.axis;
-    for (int64_t t0 = 0; t0 < a0.kernel; ++t0) {
-      for (int64_t t1 = 0; t1 < a1.kernel; ++t1) {
-        for (int64_t t2 = 0; t2 < a2.kernel; ++t2) {
-          const int64_t d0 = t0 * a0.dilation, d1 = t1 * a1.dilation, d2 = t2 * a2.dilation;
-          taps_.push_back({d0, d1, d2});
-          offsets_.push_back(((d0 * a1.input + d1) * a2.input + d2) * w.inner);
-        }
-      }
+// Calls body(e, i) for every element e of a plane of y, i that of x's plane which its tap names, or -1 on padding;
+// false where a tap is none of its window's.
+template <typename Body>
+bool for_each_named(const Windows& w, const uint8_t* taps, const Body& body) {
+  const auto& [a0, a1, a2] = w.axis;
+  const auto kernel = static_cast<uint32_t>(w.kernel_numel());  // at most 256
+  const auto kernel1 = static_cast<uint32_t>(a1.kernel), kernel2 = static_cast<uint32_t>(a2.kernel);
+  const auto is_input = [](const Axis& a, int64_t i) { return 0 <= i && i < a.input; };
+  bool valid = true;
+  for_each_window(w, [&](int64_t o, int64_t o0, int64_t o1, int64_t o2) {
+    for (int64_t c = 0; c < w.inner; ++c) {
+      const uint32_t tap = taps[o * w.inner + c];
+      valid &= tap < kernel;
+      const int64_t i0 = input_index(a0, o0, tap / kernel2 / kernel1);
+      const int64_t i1 = input_index(a1, o1, tap / kernel2 % kernel1);
+      const int64_t i2 = input_index(a2, o2, tap % kernel2);
+      const bool is_seen = is_input(a0, i0) && is_input(a1, i1) && is_input(a2, i2);
+      body(o * w.inner + c, is_seen ? ((i0 * a1.input + i1) * a2.input + i2) * w.inner + c : -1);
     }
-    for (int i = 0; i < kAxes; ++i) {
-      const Axis& a = w.axis[i];
-      const Range first = outputs_of_tap(a, w.output[i], 0), last = outputs_of_tap(a, w.output[i], a.kernel - 1);
-      inside_[i] = {std::max(first.begin, last.begin), std::min(first.end, last.end)};
-    }
-    constexpr int64_t kMost = 4096;  // a small part of the first cache, and of the time
-    if (w.output_numel() * w.kernel_numel() > kMost) return;
-    places_.assign(w.output_numel() * w.kernel_numel(), -1);
-    for_each_window(w, [&](int64_t o, int64_t o0, int64_t o1, int64_t o2) {
-      for_each_tap(w, o0, o1, o2,
-                   [&](int64_t i, int64_t tap) { places_[o * w.kernel_numel() + tap] = static_cast<int32_t>(i); });
-    });
-  }
+  });
+  return valid;
+}
 
-  // Calls body(e, i), e an element of y's plane and i that of x's which its tap names, or -1 on padding; false where a
-  // tap is none of the window's.
-  template <typename Body>
-  bool for_each(const uint8_t* taps, const Body& body) const {
-    if (!places_.empty() && w_.inner == 1) return look_up(taps, body);
-    int64_t line = 0;  // of y
-    for (int64_t o0 = 0; o0 < w_.output[0]; ++o0) {
-      for (int64_t o1 = 0; o1 < w_.output[1]; ++o1, line += w_.output[2]) {
-        const bool is_inside = contains(inside_[0], o0) && contains(inside_[1], o1);
-        const int64_t begin = is_inside ? inside_[2].begin : w_.output[2];
-        const int64_t end = is_inside ? std::max(inside_[2].end, begin) : w_.output[2];
-        if (!run<true>(o0, o1, 0, begin, line, taps, body) || !run<false>(o0, o1, begin, end, line, taps, body) ||
-            !run<true>(o0, o1, end, w_.output[2], line, taps, body)) {
-          return false;
-        }
-      }
-    }
-    return true;
-  }
-
- private:
-  static bool contains(const Range& range, int64_t i) { return range.begin <= i && i < range.end; }
-
-  template <typename Body>
-  bool look_up(const uint8_t* taps, const Body& body) const {
-    const int32_t* places = places_.data();
-    const int64_t kernel = w_.kernel_numel(), outputs = w_.output_numel();
-    for (int64_t o = 0; o < outputs; ++o, places += kernel) {
-      const int64_t tap = taps[o];
-      if (tap >= kernel) return false;
-      body(o, places[tap]);
-    }
-    return true;
-  }
-
-  template <bool kMeetsPadding, typename Body>
-  bool run(int64_t o0, int64_t o1, int64_t begin, int64_t end, int64_t line, const uint8_t* taps,
-           const Body& body) const {
-    if (begin == end) return true;
-    const auto& [a0, a1, a2] = w_.axis;
-    const int64_t i0 = input_index(a0, o0, 0), i1 = input_index(a1, o1, 0), inner = w_.inner;
-    int64_t i2 = input_index(a2, begin, 0), first = ((i0 * a1.input + i1) * a2.input + i2) * inner;
-    const int64_t* offsets = offsets_.data();
-    const int64_t kernel = static_cast<int64_t>(offsets_.size()), stride = a2.stride;
-    for (int64_t e = (line + begin) * inner, last = (line + end) * inner; e < last;
-         i2 += stride, first += stride * inner) {
-      for (int64_t c = 0; c < inner; ++c, ++e) {
-        const int64_t tap = taps[e];
-        if (tap >= kernel) return false;
-        const auto is_input = [&](const std::array<int64_t, kAxes>& d) {
-          return contains({0, a0.input}, i0 + d[0]) && contains({0, a1.input}, i1 + d[1]) &&
-                 contains({0, a2.input}, i2 + d[2]);
-        };
-        body(e, !kMeetsPadding || is_input(taps_[tap]) ? first + c + offsets[tap] : -1);
-      }
-    }
-    return true;
-  }
-
-  const Windows& w_;
-  std::vector<std::array<int64_t, kAxes>> taps_;  // inputs from the window's first one, along each axis
-  std::vector<int64_t> offsets_;                  // the same in elements of a plane
-  Range inside_[kAxes];                           // outputs whose windows have no padding
-  std::vector<int32_t> places_;                   // [output][tap] of small planes: the input, or -1
-};
-
-// y[o] = x[the input at taps[o]], 0 on padding; false where a tap is none of the window's.
+// y[o] = x[the input at taps[o]], 0 on padding; false where a tap is none of its window's.
 template <typename T>
-bool tap_select_planes(const Windows& w, const WindowTaps& table, const T* x, const uint8_t* taps, T* y, int64_t begin,
-                       int64_t end) {
+bool tap_select_planes(const Windows& w, const T* x, const uint8_t* taps, T* y, int64_t begin, int64_t end) {
   const int64_t inputs = w.input_numel() * w.inner, outputs = w.output_numel() * w.inner;
+  bool valid = true;
   for (int64_t p = begin; p < end; ++p) {
     const T* from = x + p * inputs;
     T* to = y + p * outputs;
-    if (!table.for_each(taps + p * outputs, [&](int64_t e, int64_t i) { to[e] = i < 0 ? T(0) : from[i]; })) {
-      return false;
-    }
+    valid &= for_each_named(w, taps + p * outputs, [&](int64_t e, int64_t i) { to[e] = i < 0 ? T(0) : from[i]; });
   }
-  return true;
+  return valid;
 }
 
-// x[the input at taps[o]] += y[o], likewise. `sums` holds a plane where T is too narrow to sum in.
+// x[the input at taps[o]] += y[o], likewise.
 template <typename T, typename A>
-bool tap_scatter_planes(const Windows& w, const WindowTaps& table, const T* y, const uint8_t* taps, T* x, int64_t begin,
-                        int64_t end) {
+bool tap_scatter_planes(const Windows& w, const T* y, const uint8_t* taps, T* x, int64_t begin, int64_t end) {
   const int64_t inputs = w.input_numel() * w.inner, outputs = w.output_numel() * w.inner;
-  std::vector<A> sums(std::is_same_v<T, A> ? 0 : inputs);
+  std::vector<A> sums(inputs);
+  bool valid = true;
   for (int64_t p = begin; p < end; ++p) {
     const T* from = y + p * outputs;
-    A* to;
-    if constexpr (std::is_same_v<T, A>) {
-      to = x + p * inputs;
-    } else {
-      to = sums.data();
-    }
-    std::fill_n(to, inputs, A(0));
-    const bool valid = table.for_each(taps + p * outputs, [to, from](int64_t e, int64_t i) {
-      if (i >= 0) to[i] += static_cast<A>(from[e]);
+    std::fill(sums.begin(), sums.end(), A(0));
+    valid &= for_each_named(w, taps + p * outputs, [&](int64_t e, int64_t i) {
+      if (i >= 0) sums[i] += static_cast<A>(from[e]);
     });
-    if (!valid) return false;
-    if constexpr (!std::is_same_v<T, A>) {
-      std::transform(to, to + inputs, x + p * inputs, [](A sum) { return static_cast<T>(sum); });
-    }
+    std::transform(sums.begin(), sums.end(), x + p * inputs, [](A sum) { return static_cast<T>(sum); });
   }
-  return true;
+  return valid;
 }
 
 // Ties: the 0/1 matrix of the inputs that equal their window's y (a NaN equals a NaN), rows divided by their count.

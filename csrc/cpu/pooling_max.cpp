@@ -150,11 +150,10 @@ at::Tensor tap_select(const at::Tensor& x, const at::Tensor& taps, at::IntArrayR
   const Windows& w = s.windows;
   const at::Tensor from = x.contiguous(format), at = taps.contiguous(format);
   at::Tensor y = at::empty(s.y, x.options(), format);
-  const WindowTaps table(w);
   std::atomic<bool> valid = true;
   CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::tap_select", [&] {
     parallel_rows(w.planes, w.output_numel() * w.inner, [&](int64_t begin, int64_t end) {
-      if (!tap_select_planes(w, table, from.const_data_ptr<scalar_t>(), at.const_data_ptr<uint8_t>(),
+      if (!tap_select_planes(w, from.const_data_ptr<scalar_t>(), at.const_data_ptr<uint8_t>(),
                              y.mutable_data_ptr<scalar_t>(), begin, end)) {
         valid = false;
       }
@@ -175,17 +174,16 @@ at::Tensor tap_scatter(const at::Tensor& y, at::IntArrayRef input_size, const at
   at::Tensor x = at::empty(s.x, y.options(), format);
   const uint8_t* places = at.const_data_ptr<uint8_t>();
   const int dtype = kernel_dtype(y.scalar_type());
-  if (dtype >= 0 && gathers_by_taps(w, active_window_kernels(dtype))) {
+  if (dtype >= 0 && tap_lines_fit(w, active_window_kernels(dtype))) {
     const bool valid =
         run_tap_scatter(active_window_kernels(dtype), w, from.const_data_ptr(), places, x.mutable_data_ptr());
     check_taps_are_valid(valid, w);
     return x;
   }
-  const WindowTaps table(w);
   std::atomic<bool> valid = true;
   CONVARITH_DISPATCH(y.scalar_type(), "torch_convarith::tap_scatter", [&] {
     parallel_rows(w.planes, (w.input_numel() + w.output_numel()) * w.inner, [&](int64_t begin, int64_t end) {
-      if (!tap_scatter_planes<scalar_t, Accumulate<scalar_t>::type>(w, table, from.const_data_ptr<scalar_t>(), places,
+      if (!tap_scatter_planes<scalar_t, Accumulate<scalar_t>::type>(w, from.const_data_ptr<scalar_t>(), places,
                                                                     x.mutable_data_ptr<scalar_t>(), begin, end)) {
         valid = false;
       }

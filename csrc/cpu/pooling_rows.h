@@ -87,13 +87,13 @@ inline void run_pool_backward(const WindowKernels& kernels, Pooling kind, const 
   });
 }
 
-// Whether it pays that rows of inputs gather outputs by taps: a comparison for each output and tap, in vectors, and
-// some time for each row, against some time for each output. As measured.
-inline bool gathers_by_taps(const Windows& w, const WindowKernels& kernels) {
-  constexpr int64_t kMostBytes = 1 << 20;  // of a row's lines: the second cache
-  const int64_t rows = w.axis[0].input * w.axis[1].input, outputs = w.output_numel() * w.inner;
-  return outputs >= 12 * rows && outputs * kernels.lanes >= 8 * w.kernel_numel() * rows &&
-         w.axis[2].kernel * w.output[2] * w.inner * kernels.sum_item <= kMostBytes;
+// Whether rows of inputs gather outputs by taps: they need a line for each tap of the last axis, and scratch is
+// bounded.
+inline bool tap_lines_fit(const Windows& w, const WindowKernels& kernels) {
+  constexpr int64_t kMostBytes = 1 << 22;
+  const Axis& a = w.axis[2];
+  const int64_t columns = std::max(w.output[2], (a.input + effective_kernel(a)) / a.stride);
+  return a.kernel * columns * w.inner * kernels.sum_item <= kMostBytes;
 }
 
 // The gradient g of y -> that of x, by the taps of a maximum; false where one is none of its window's.

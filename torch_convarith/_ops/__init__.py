@@ -34,7 +34,6 @@ from .kernels import (  # noqa: E402
 from .matrix import csr, csr_weight  # noqa: E402
 from .normalization import lrn  # noqa: E402
 from .pooling import (  # noqa: E402
-    MOST_TAPS,
     avg_pool,
     avg_pool_transpose,
     lp_pool,
@@ -46,13 +45,13 @@ from .pooling import (  # noqa: E402
     pool_select,
     tap_scatter,
     tap_select,
+    taps_pay,
 )
 from .unfold import fold, unfold  # noqa: E402
 from .zero_insert import zero_insert, zero_remove  # noqa: E402
 
 __all__ = [
     "METHODS",
-    "MOST_TAPS",
     "avg_pool",
     "avg_pool_transpose",
     "build_info",
@@ -78,6 +77,7 @@ __all__ = [
     "set_winograd",
     "tap_scatter",
     "tap_select",
+    "taps_pay",
     "unfold",
     "winograd_enabled",
     "zero_insert",

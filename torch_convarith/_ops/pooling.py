@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
-from .conv import Ints
+from .conv import Ints, _is_channels_last
 from .windows import Operator, adjoint_pair, apply, batched, check_shape, empty, keep, kept, pooled, register_autograd
 
 _ops = torch.ops.torch_convarith
@@ -212,9 +214,23 @@ max_pool_with_indices = _max_pool_with(
 max_pool_with_taps = _max_pool_with(
     "max_pool_with_taps", torch.uint8, tap_select, tap_scatter, lambda *geometry: geometry
 )
-"""The maximum of each window, and its number in the window, in a byte: for windows of up to MOST_TAPS elements."""
+"""The maximum of each window, and its number in the window, in a byte: for windows of up to 256 elements."""
 
-MOST_TAPS = 256
+
+def taps_pay(x: Tensor, kernel: Ints, stride: Ints) -> bool:
+    """Whether ``max_pool``'s backward pass is quicker by taps than by indices.
+
+    The CPU follows indices one by one. By taps, rows of inputs gather rows of outputs in vectors: some time for each
+    row, and a comparison for each output and tap; the constants are measured. A GPU gathers by taps without more ado,
+    where by indices it has to list the outputs of each input first.
+    """
+    taps = math.prod(kernel)
+    if taps > 256 or is_exporting():  # an exported graph is for all sizes
+        return False
+    outputs = x.shape[-1] // stride[-1]  # of a row, or about as many
+    if x.dim() == len(kernel) + 2 and _is_channels_last(x):
+        outputs *= x.shape[1]
+    return x.device.type != "cpu" or 2 * outputs >= x.itemsize * (12 + taps)
 
 
 # L^p ---------------------------------------------------------------------------------------------------------------

@@ -434,8 +434,8 @@ def _max_pool(
     # Each operator has every derivative; where a backward pass is due, it is quicker to keep where the maxima stand.
     if not (input.requires_grad and torch.is_grad_enabled()):
         return _ops.max_pool(input, *geometry, minimum)
-    counts_taps = math.prod(geometry[0]) <= _ops.MOST_TAPS
-    return (_ops.max_pool_with_taps if counts_taps else _ops.max_pool_with_indices)(input, *geometry, minimum)[0]
+    max_pool = _ops.max_pool_with_taps if _ops.taps_pay(input, *geometry[:2]) else _ops.max_pool_with_indices
+    return max_pool(input, *geometry, minimum)[0]
 
 
 def _avg_pool(
