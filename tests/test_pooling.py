@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing._internal.common_methods_invocations import op_db
-from windows_testing import distinct, geometries, prove_compilable, prove_differentiable, same, small_integers
+from windows_testing import distinct, flat, geometries, prove_compilable, prove_differentiable, same, small_integers
 
 import torch_convarith as tc
+from torch_convarith import _ops
 from torch_convarith import functional as C
 from torch_convarith import geometry as sizes
 
@@ -136,22 +137,23 @@ def test_max_against_loops_and_torch(geometry, seed):
 @few
 def test_gradient_of_max_against_loops(geometry, minimum, seed):
     size, kernel, stride, padding, dilation, ceil_mode = geometry
-    table, _ = oracle_windows.windows(size, kernel, stride, padding, dilation, ceil_mode)
+    table, out = oracle_windows.windows(size, kernel, stride, padding, dilation, ceil_mode)
     assume(all(any(p is not None for p in places) for places in table.values()))
-    kind, best = ("min", min) if minimum else ("max", max)
+    best = min if minimum else max
     for dtype, layout in itertools.product((torch.float32, torch.float64, torch.bfloat16), ("contiguous", "last")):
         x = small_integers(2, 3, *size, dtype=dtype, seed=seed)
         if layout == "last" and len(size) > 1:
             x = x.to(memory_format=torch.channels_last if len(size) == 2 else torch.channels_last_3d)
-        y = of(kind, len(size))(x.requires_grad_(), kernel, stride, padding, dilation, ceil_mode)
-        g = small_integers(*y.shape, dtype=dtype, seed=seed + 1)
-        y.backward(g)
         expected = torch.zeros(x.shape)
+        g = small_integers(2, 3, *out, dtype=dtype, seed=seed + 1)
         for (output, places), n, c in itertools.product(table.items(), range(2), range(3)):
             seen = [p for p in places if p is not None]
             values = [x[(n, c, *p)].item() for p in seen]
             expected[(n, c, *seen[values.index(best(values))])] += g[(n, c, *output)].item()
-        assert torch.equal(x.grad.float(), expected)
+        for max_pool in (_ops.max_pool, _ops.max_pool_with_indices, _ops.max_pool_with_taps):
+            y = max_pool(x.requires_grad_(), kernel, stride, flat(padding), dilation, ceil_mode, minimum)
+            (grad,) = torch.autograd.grad(y if max_pool is _ops.max_pool else y[0], x, g)
+            assert torch.equal(grad.float(), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3, 20), (2, 3, 40, 37), (1, 20, 5, 6)])
@@ -180,18 +182,30 @@ def test_any_taps(window, dtype, shape):
         assert torch.equal(ops.tap_scatter(v, shape[2:], taps, *geometry), scattered)
 
 
-def test_windows_beyond_a_byte():
-    """A byte counts 256 taps; larger windows keep indices."""
-    x = distinct(1, 2, 40, 40)
-    for kernel in (16, 17):
-        same(lambda v: C.max_pool2d(v, kernel, 3), lambda v: F.max_pool2d(v, kernel, 3), x)  # noqa: B023
+def test_where_the_backward_pass_goes_by_taps():
+    """Where rows of outputs are long and a byte counts the window's elements; gradients are torch's either way."""
+    for dtype, width in ((torch.float32, 64), (torch.float64, 128), (torch.bfloat16, 32)):
+        for shorter in (0, 2):
+            x = distinct(1, 2, 4, width - shorter).to(dtype)
+            assert _ops.taps_pay(x, (2, 2), (2, 2)) == (shorter == 0)
+            same(lambda v: C.max_pool2d(v, 2), lambda v: F.max_pool2d(v, 2), x)
+    x = distinct(1, 40, 4, 4).to(memory_format=torch.channels_last)
+    assert _ops.taps_pay(x.float(), (2, 2), (2, 2))
+    assert not _ops.taps_pay(x.float().contiguous(), (2, 2), (2, 2))
+    x = distinct(1, 1, 17, 600).float()
+    assert _ops.taps_pay(x, (16, 16), (1, 1))
+    assert not _ops.taps_pay(x, (16, 17), (1, 1))
+    for kernel in ((16, 16), (16, 17)):
+        same(lambda v: C.max_pool2d(v, kernel, 1), lambda v: F.max_pool2d(v, kernel, 1), x)  # noqa: B023
+
+
+def test_last_tap_of_a_byte():
     corner = torch.zeros(1, 1, 16, 16)
     corner[..., -1, -1] = 1
     geometry = ((16, 16), (1, 1), (0, 0, 0, 0), (1, 1), False)
-    assert ops.max_pool_with_taps(corner, *geometry, False)[1].item() == 255
-    assert torch.equal(
-        ops.tap_scatter(torch.ones(1, 1, 1, 1), [16, 16], torch.full((1, 1, 1, 1), 255).byte(), *geometry), corner
-    )
+    taps = ops.max_pool_with_taps(corner, *geometry, False)[1]
+    assert taps.item() == 255
+    assert torch.equal(ops.tap_scatter(torch.ones(1, 1, 1, 1), [16, 16], taps, *geometry), corner)
 
 
 def test_taps_are_checked():
@@ -384,6 +398,7 @@ DIFFERENTIABLE = {
     "max1d": lambda x: C.max_pool1d(x.flatten(1, 2), 3, 2, 1),
     "max2d": lambda x: C.max_pool2d(x, 3, 2, 1, 2, True),
     "max2d_indices": lambda x: C.max_pool2d(x, (2, 3), 1, return_indices=True)[0],
+    "max2d_taps": lambda x: _ops.max_pool_with_taps(x, (3, 3), (2, 2), (1, 0, 1, 1), (1, 1), True, False)[0],
     "max2d_all": lambda x: C.max_pool2d(x, 3, 2, 1, ties="all"),
     "max2d_split": lambda x: C.max_pool2d(x, 3, 2, 1, ties="split"),
     "max3d": lambda x: C.max_pool3d(x[:, None], 2, 1),
@@ -408,7 +423,7 @@ def test_derivatives(name):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", ["max2d", "max2d_indices", "max2d_split", "avg2d", "lp2d_2", "median2d"])
+@pytest.mark.parametrize("name", ["max2d", "max2d_indices", "max2d_taps", "max2d_split", "avg2d", "lp2d_2", "median2d"])
 def test_compile(name, dynamic):
     if name == "median2d" and dynamic:
         pytest.skip("its windows are looked up in a table of the input's size")
