@@ -36,17 +36,29 @@ TORCH_LIBRARY(torch_convarith, m) {
   m.def("zero_remove(Tensor x, SymInt[] size, SymInt[] stride, SymInt[] padding) -> Tensor");
 
   // Windows of the pattern. The axes are the last dimensions, as many as kernel_size has entries; whatever stands in
-  // front of them is a plane of its own. `minimum` turns max into min. Indices count within a plane.
+  // front of them is a plane of its own. `minimum` turns max into min. Indices count within a plane, taps (uint8)
+  // within a window.
   m.def(
       "max_pool(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode, "
       "bool minimum) -> Tensor");
   m.def(
       "max_pool_with_indices(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
       "bool ceil_mode, bool minimum) -> (Tensor y, Tensor indices)");
+  m.def(
+      "max_pool_with_taps(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode, bool minimum) -> (Tensor y, Tensor taps)");
 
   // The 0/1 matrix that picks what indices name, and its adjoint.
   m.def("pool_select(Tensor x, Tensor indices, int axes) -> Tensor");
   m.def("pool_scatter(Tensor y, SymInt[] input_size, Tensor indices, int axes) -> Tensor");
+
+  // The 0/1 matrix that picks what each window has at its tap (on padding, nothing), and its adjoint.
+  m.def(
+      "tap_select(Tensor x, Tensor taps, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode) -> Tensor");
+  m.def(
+      "tap_scatter(Tensor y, SymInt[] input_size, Tensor taps, SymInt[] kernel_size, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] dilation, bool ceil_mode) -> Tensor");
 
   // The 0/1 matrix of all inputs that equal their window's y, with split each row divided by their number; its adjoint.
   m.def(

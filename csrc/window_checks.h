@@ -70,18 +70,25 @@ inline WindowShapes make_windows(const at::Tensor& x, at::IntArrayRef kernel, at
 }
 
 // The same from y and input_size, for adjoints.
-inline WindowShapes make_windows_of_output(const at::Tensor& y, at::IntArrayRef input_size, at::IntArrayRef kernel,
-                                           at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                                           bool ceil_mode) {
+inline WindowShapes make_windows_of_output(const at::Tensor& y, at::MemoryFormat format, at::IntArrayRef input_size,
+                                           at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                                           at::IntArrayRef dilation, bool ceil_mode) {
   check_dense(y, "y");
   TORCH_CHECK(input_size.size() == kernel.size() && y.dim() >= static_cast<int64_t>(kernel.size()),
               "expected one input size per axis of the kernel ", kernel, ", got ", input_size, " and y of shape ",
               y.sizes());
   std::vector<int64_t> x = y.sizes().vec();
   std::copy(input_size.begin(), input_size.end(), x.end() - static_cast<int64_t>(input_size.size()));
-  WindowShapes s = make_windows(x, window_format(y, kernel.size()), kernel, stride, padding, dilation, ceil_mode);
+  WindowShapes s = make_windows(x, format, kernel, stride, padding, dilation, ceil_mode);
   check_shape(y, "y", s.y);
   return s;
+}
+
+inline WindowShapes make_windows_of_output(const at::Tensor& y, at::IntArrayRef input_size, at::IntArrayRef kernel,
+                                           at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                           bool ceil_mode) {
+  return make_windows_of_output(y, window_format(y, kernel.size()), input_size, kernel, stride, padding, dilation,
+                                ceil_mode);
 }
 
 // A maximum over nothing is no number, and has no index.
@@ -138,6 +145,41 @@ inline Selection make_pool_scatter(const at::Tensor& y, at::IntArrayRef input_si
   check_shape(y, "y", indices.sizes());
   check_dense(y, "y");
   return make_selection(indices, input_size, axes, format);
+}
+
+// Taps count in a byte.
+inline void check_counts_taps(const Windows& w) {
+  TORCH_CHECK(w.kernel_numel() <= 256, "a tap is a byte: expected windows of at most 256 elements, got ",
+              w.kernel_numel());
+}
+
+inline void check_taps(const at::Tensor& taps, const at::Tensor& other, const WindowShapes& s) {
+  TORCH_CHECK(taps.scalar_type() == at::kByte, "expected taps of dtype torch.uint8, got ", taps.scalar_type());
+  TORCH_CHECK(taps.device() == other.device(), "expected taps on ", other.device(), ", got them on ", taps.device());
+  check_shape(taps, "taps", s.y);
+  check_counts_taps(s.windows);
+}
+
+// `format` is that of the taps' memory.
+inline WindowShapes make_tap_select(const at::Tensor& x, const at::Tensor& taps, at::IntArrayRef kernel,
+                                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                    bool ceil_mode, at::MemoryFormat& format) {
+  check_dense(x, "x");
+  check_dense(taps, "taps");
+  format = window_format(taps, kernel.size());
+  WindowShapes s = make_windows(x.sizes(), format, kernel, stride, padding, dilation, ceil_mode);
+  check_taps(taps, x, s);
+  return s;
+}
+
+inline WindowShapes make_tap_scatter(const at::Tensor& y, at::IntArrayRef input_size, const at::Tensor& taps,
+                                     at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, bool ceil_mode, at::MemoryFormat& format) {
+  check_dense(taps, "taps");
+  format = window_format(taps, kernel.size());
+  WindowShapes s = make_windows_of_output(y, format, input_size, kernel, stride, padding, dilation, ceil_mode);
+  check_taps(taps, y, s);
+  return s;
 }
 
 inline WindowShapes make_pool_ties(const at::Tensor& v, const at::Tensor& x, const at::Tensor& y, bool transposed,

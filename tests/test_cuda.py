@@ -37,6 +37,7 @@ CONV = ((2, 2), (1, 1, 1, 1), (1, 1), 2)  # stride, padding, dilation, groups
 WINDOW = ((3, 2), (2, 1), (1, 1, 0, 0), (1, 1))  # kernel, stride, padding, dilation
 X, W, Y = random(2, 4, 9, 8), random(6, 2, 3, 3, seed=1), random(2, 6, 5, 4, seed=2)
 POOLED, INDICES = OPS.max_pool_with_indices(X, *WINDOW, True, False)
+TAPS = OPS.max_pool_with_taps(X, *WINDOW, True, False)[1]
 NORM = OPS.lp_pool(X, 2.5, False, *WINDOW, True)
 # Every operator once: name, arguments.
 CALLS = {
@@ -54,6 +55,9 @@ CALLS = {
     "max_pool_with_indices": (X, *WINDOW, True, True),
     "pool_select": (X, INDICES, 2),
     "pool_scatter": (POOLED, (9, 8), INDICES, 2),
+    "max_pool_with_taps": (X, *WINDOW, True, True),
+    "tap_select": (X, TAPS, *WINDOW, True),
+    "tap_scatter": (POOLED, (9, 8), TAPS, *WINDOW, True),
     "pool_ties": (X, X, POOLED, *WINDOW, True, True),
     "pool_ties_transpose": (POOLED, (9, 8), X, POOLED, *WINDOW, True, True),
     "avg_pool": (X, *WINDOW, True, False, None),

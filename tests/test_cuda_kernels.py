@@ -195,6 +195,9 @@ def test_max_pool(geometry, channels_last):
         y, indices = compare("max_pool_with_indices", x, *window, minimum)
         compare("pool_select", x, indices, axes)
         compare("pool_scatter", laid_out(integers(*y.shape, seed=1), channels_last), size[-axes:], indices, axes)
+        _, taps = compare("max_pool_with_taps", x, *window, minimum)
+        compare("tap_select", x, taps, *window)
+        compare("tap_scatter", laid_out(integers(*y.shape, seed=1), channels_last), size[-axes:], taps, *window)
     for split in (False, True):
         compare("pool_ties", laid_out(integers(*size, seed=2), channels_last), x, y, *window, split, exact=not split)
         v = laid_out(integers(*y.shape, seed=3), channels_last)
@@ -209,6 +212,9 @@ def test_max_pool_in_every_dtype(dtype):
     compare("max_pool", x, *window, True)
     compare("pool_select", x, indices, 2)
     compare("pool_scatter", y, size[-2:], indices, 2)
+    _, taps = compare("max_pool_with_taps", x, *window, False)
+    compare("tap_select", x, taps, *window)
+    compare("tap_scatter", y, size[-2:], taps, *window)
 
 
 def test_max_pool_with_nan():
@@ -222,6 +228,11 @@ def test_max_pool_with_nan():
         )
         assert torch.equal(cuda[1], cpu[1])
         torch.testing.assert_close(cuda[0], cpu[0], equal_nan=True, rtol=0, atol=0)
+        taps = [
+            op(x, *window, minimum)[1]
+            for op in (cuda_emulation.operators("pooling").max_pool_with_taps, OPS.max_pool_with_taps)
+        ]
+        assert torch.equal(*taps)
     y = cpu[0]
     for operator, v in (("pool_ties", x.nan_to_num(1)), ("pool_ties_transpose", y.nan_to_num(1))):
         extra = ((7, 8),) if operator == "pool_ties_transpose" else ()
@@ -242,6 +253,22 @@ def test_indices_outside_of_the_plane_are_errors():
             emulated.pool_select(torch.ones(2, 5), torch.full((2, 3), index), 1)
         with pytest.raises(RuntimeError, match=r"device_check\(\) does not hold"):
             emulated.pool_scatter(torch.ones(2, 3), (5,), torch.full((2, 3), index), 1)
+
+
+def test_taps_that_no_window_has_are_errors():
+    emulated, taps = cuda_emulation.operators("pooling"), torch.full((2, 3), 2, dtype=torch.uint8)
+    window = ((2,), (2,), (0, 0), (1,), False)
+    with pytest.raises(RuntimeError, match=r"device_check\(\) does not hold"):
+        emulated.tap_select(torch.ones(2, 6), taps, *window)
+    with pytest.raises(RuntimeError, match=r"device_check\(\) does not hold"):
+        emulated.tap_scatter(torch.ones(2, 3), (6,), taps, *window)
+
+
+def test_taps_on_padding_pick_nothing():
+    x, window = torch.arange(1.0, 7).reshape(1, 6), ((3,), (2,), (1, 0), (1,), False)
+    taps = torch.zeros(1, 3, dtype=torch.uint8)
+    compare("tap_select", x, taps, *window)
+    compare("tap_scatter", torch.ones(1, 3), (6,), taps, *window)
 
 
 @LAYOUTS

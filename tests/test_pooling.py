@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing._internal.common_methods_invocations import op_db
-from windows_testing import distinct, geometries, prove_compilable, prove_differentiable, same, small_integers
+from windows_testing import distinct, flat, geometries, prove_compilable, prove_differentiable, same, small_integers
 
 import torch_convarith as tc
+from torch_convarith import _ops
 from torch_convarith import functional as C
 from torch_convarith import geometry as sizes
 
@@ -132,6 +133,102 @@ def test_max_against_loops_and_torch(geometry, seed):
         assert torch.equal(indices, theirs[1])
 
 
+@given(geometries(), st.booleans(), st.integers(0, 99))
+@few
+def test_gradient_of_max_against_loops(geometry, minimum, seed):
+    size, kernel, stride, padding, dilation, ceil_mode = geometry
+    table, out = oracle_windows.windows(size, kernel, stride, padding, dilation, ceil_mode)
+    assume(all(any(p is not None for p in places) for places in table.values()))
+    best = min if minimum else max
+    for dtype, layout in itertools.product((torch.float32, torch.float64, torch.bfloat16), ("contiguous", "last")):
+        x = small_integers(2, 3, *size, dtype=dtype, seed=seed)
+        if layout == "last" and len(size) > 1:
+            x = x.to(memory_format=torch.channels_last if len(size) == 2 else torch.channels_last_3d)
+        expected = torch.zeros(x.shape)
+        g = small_integers(2, 3, *out, dtype=dtype, seed=seed + 1)
+        for (output, places), n, c in itertools.product(table.items(), range(2), range(3)):
+            seen = [p for p in places if p is not None]
+            values = [x[(n, c, *p)].item() for p in seen]
+            expected[(n, c, *seen[values.index(best(values))])] += g[(n, c, *output)].item()
+        for max_pool in (_ops.max_pool, _ops.max_pool_with_indices, _ops.max_pool_with_taps):
+            y = max_pool(x.requires_grad_(), kernel, stride, flat(padding), dilation, ceil_mode, minimum)
+            (grad,) = torch.autograd.grad(y if max_pool is _ops.max_pool else y[0], x, g)
+            assert torch.equal(grad.float(), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 20), (2, 3, 40, 37), (1, 20, 5, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int64, torch.complex64], ids=str)
+@pytest.mark.parametrize("window", [(3, 1, 1, 1), (3, 2, 1, 1), (2, 3, 0, 1), (3, 1, 1, 2), (3, 2, 1, 2)], ids=str)
+def test_any_taps(window, dtype, shape):
+    """Taps that no maximum has, on padding too, where there is nothing to pick; rows short and long."""
+    kernel, stride, padding, dilation = window
+    geometry = ((kernel,) * 2, (stride,) * 2, (padding,) * 4, (dilation,) * 2, True)
+    table, out = oracle_windows.windows(
+        shape[2:], geometry[0], geometry[1], ((padding,) * 2,) * 2, geometry[3], geometry[4]
+    )
+    x = small_integers(*shape, dtype=dtype)
+    taps = torch.randint(kernel**2, (*shape[:2], *out), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    v = small_integers(*taps.shape, dtype=dtype, seed=1)
+    selected, scattered = torch.zeros_like(v), torch.zeros_like(x)
+    for output, places in table.items():
+        for n, c in itertools.product(range(shape[0]), range(shape[1])):
+            place = places[taps[(n, c, *output)]]
+            if place is not None:
+                selected[(n, c, *output)] = x[(n, c, *place)]
+                scattered[(n, c, *place)] += v[(n, c, *output)]
+    for memory in (torch.contiguous_format, torch.channels_last):
+        x, v, taps = (t.to(memory_format=memory) for t in (x, v, taps))
+        assert torch.equal(ops.tap_select(x, taps, *geometry), selected)
+        assert torch.equal(ops.tap_scatter(v, shape[2:], taps, *geometry), scattered)
+
+
+def test_where_the_backward_pass_goes_by_taps():
+    """Where rows of outputs are long and a byte counts the window's elements; gradients are torch's either way."""
+    for dtype, width in ((torch.float32, 64), (torch.float64, 128), (torch.bfloat16, 32)):
+        for shorter in (0, 2):
+            x = distinct(1, 2, 4, width - shorter).to(dtype)
+            assert _ops.taps_pay(x, (2, 2), (2, 2)) == (shorter == 0)
+            same(lambda v: C.max_pool2d(v, 2), lambda v: F.max_pool2d(v, 2), x)
+    x = distinct(1, 40, 4, 4).to(memory_format=torch.channels_last)
+    assert _ops.taps_pay(x.float(), (2, 2), (2, 2))
+    assert not _ops.taps_pay(x.float().contiguous(), (2, 2), (2, 2))
+    x = distinct(1, 1, 17, 600).float()
+    assert _ops.taps_pay(x, (16, 16), (1, 1))
+    assert not _ops.taps_pay(x, (16, 17), (1, 1))
+    for kernel in ((16, 16), (16, 17)):
+        same(lambda v: C.max_pool2d(v, kernel, 1), lambda v: F.max_pool2d(v, kernel, 1), x)  # noqa: B023
+
+
+def test_last_tap_of_a_byte():
+    corner = torch.zeros(1, 1, 16, 16)
+    corner[..., -1, -1] = 1
+    geometry = ((16, 16), (1, 1), (0, 0, 0, 0), (1, 1), False)
+    taps = ops.max_pool_with_taps(corner, *geometry, False)[1]
+    assert taps.item() == 255
+    assert torch.equal(ops.tap_scatter(torch.ones(1, 1, 1, 1), [16, 16], taps, *geometry), corner)
+
+
+def test_taps_are_checked():
+    for size in (4, 64):
+        window, x = ((2,), (1,), (0, 0), (1,), False), torch.zeros(1, size)
+        taps = torch.zeros(1, size - 1, dtype=torch.uint8)
+        for bad, message in (
+            (lambda: ops.tap_select(x, taps.long(), *window), "uint8"),  # noqa: B023
+            (lambda: ops.tap_scatter(taps.float(), [size + 1], taps, *window), "expected y of shape"),  # noqa: B023
+            (lambda: ops.tap_select(x, taps[:, 1:], *window), "expected taps of shape"),  # noqa: B023
+            (lambda: ops.max_pool_with_taps(torch.zeros(1, 300), (257,), *window[1:], False), "at most 256"),  # noqa: B023
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                bad()
+        for place in (0, size - 2):
+            wrong = taps.clone()
+            wrong[0, place] = 2
+            with pytest.raises(IndexError, match="taps must count"):
+                ops.tap_select(x, wrong, *window)
+            with pytest.raises(IndexError, match="taps must count"):
+                ops.tap_scatter(taps.float(), [size], wrong, *window)
+
+
 @given(geometries(), st.booleans(), st.sampled_from([None, 1, 3, -2]))
 @few
 def test_average_against_loops_and_torch(geometry, count_include_pad, divisor):
@@ -211,8 +308,8 @@ def test_maximum_of_nan_and_infinity(layout):
     g = torch.Generator().manual_seed(0)
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0])
     x = special[torch.randint(6, (2, 5, 9, 11), generator=g)]
-    if layout == "channels_last":
-        x = x.to(memory_format=torch.channels_last)
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = x.to(memory_format=memory)
     for kernel, stride in ((2, 2), (3, 2), (3, 1), (4, 3)):
         ours, theirs = (f(x, kernel, stride, 1, return_indices=True) for f in (C.max_pool2d, F.max_pool2d))
         torch.testing.assert_close(ours[0], theirs[0], equal_nan=True, rtol=0, atol=0)
@@ -220,6 +317,11 @@ def test_maximum_of_nan_and_infinity(layout):
         assert torch.equal(ours[1][finite], theirs[1][finite])
         if layout == "contiguous":
             assert torch.equal(ours[1], theirs[1])  # of several NaNs the last
+        window = ((kernel,) * 2, (stride,) * 2, (1,) * 4, (1, 1), False)
+        taps = ops.max_pool_with_taps(x, *window, False)[1]
+        places = torch.arange(99.0).reshape(9, 11).expand(x.shape)
+        picked = ops.tap_select(places.to(memory_format=memory), taps, *window)
+        assert torch.equal(picked, ours[1].float())
         torch.testing.assert_close(C.max_pool2d(x, kernel, stride, 1), theirs[0], equal_nan=True, rtol=0, atol=0)
         least = C.min_pool2d(x, kernel, stride, 1)
         torch.testing.assert_close(least, -F.max_pool2d(-x, kernel, stride, 1), equal_nan=True, rtol=0, atol=0)
@@ -296,6 +398,7 @@ DIFFERENTIABLE = {
     "max1d": lambda x: C.max_pool1d(x.flatten(1, 2), 3, 2, 1),
     "max2d": lambda x: C.max_pool2d(x, 3, 2, 1, 2, True),
     "max2d_indices": lambda x: C.max_pool2d(x, (2, 3), 1, return_indices=True)[0],
+    "max2d_taps": lambda x: _ops.max_pool_with_taps(x, (3, 3), (2, 2), (1, 0, 1, 1), (1, 1), True, False)[0],
     "max2d_all": lambda x: C.max_pool2d(x, 3, 2, 1, ties="all"),
     "max2d_split": lambda x: C.max_pool2d(x, 3, 2, 1, ties="split"),
     "max3d": lambda x: C.max_pool3d(x[:, None], 2, 1),
@@ -320,7 +423,7 @@ def test_derivatives(name):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", ["max2d", "max2d_indices", "max2d_split", "avg2d", "lp2d_2", "median2d"])
+@pytest.mark.parametrize("name", ["max2d", "max2d_indices", "max2d_taps", "max2d_split", "avg2d", "lp2d_2", "median2d"])
 def test_compile(name, dynamic):
     if name == "median2d" and dynamic:
         pytest.skip("its windows are looked up in a table of the input's size")
@@ -345,12 +448,16 @@ def raw_calls():
     x = distinct(2, 3, 6, 7)
     geometry = ((3, 2), (2, 2), (1, 1, 0, 1), (1, 1), True)
     y, indices = ops.max_pool_with_indices(x, *geometry, False)
+    taps = ops.max_pool_with_taps(x, *geometry, False)[1]
     norm = ops.lp_pool(x, 2.0, False, *geometry)
     return {
         "max_pool": (x, *geometry, True),
         "max_pool_with_indices": (x, *geometry, False),
         "pool_select": (x, indices, 2),
         "pool_scatter": (y, [6, 7], indices, 2),
+        "max_pool_with_taps": (x, *geometry, False),
+        "tap_select": (x, taps, *geometry),
+        "tap_scatter": (y, [6, 7], taps, *geometry),
         "pool_ties": (x, x.round(), ops.max_pool(x.round(), *geometry, False), *geometry, True),
         "pool_ties_transpose": (y, [6, 7], x.round(), ops.max_pool(x.round(), *geometry, False), *geometry, False),
         "avg_pool": (x, *geometry, True, None),
@@ -382,6 +489,9 @@ def test_adjoints():
     torch.testing.assert_close((y * u).sum(), (x * back).sum())
     ties = x.mul(2).round()
     best = ops.max_pool(ties, *geometry, False)
+    taps = ops.max_pool_with_taps(x, *geometry, False)[1]
+    back = ops.tap_scatter(u, [6, 7], taps, *geometry)
+    torch.testing.assert_close((ops.tap_select(x, taps, *geometry) * u).sum(), (x * back).sum())
     forward = ops.pool_ties(x, ties, best, *geometry, True)
     back = ops.pool_ties_transpose(u, [6, 7], ties, best, *geometry, True)
     torch.testing.assert_close((forward * u).sum(), (x * back).sum())

@@ -64,26 +64,33 @@ struct BackwardRows {
                             plan.weight[1][lines.first1 + l1 * plan.lines[1].step]);
   }
 
-  // Inputs of one residue, m of them on.
-  Sums residue(int64_t r, const Sum* from) const {
-    Sums sum = {};
-    for (int64_t j = plan.offsets_begin[r]; j < plan.offsets_begin[r + 1]; ++j) {
-      sum += load(from + plan.offsets[j] * plan.inner);
+  // The offsets of one residue, apart from the plan: what is stored may reach that, for all that a compiler knows.
+  struct Offsets {
+    Offsets(const PoolPlan& plan, int64_t r)
+        : begin(plan.offsets + plan.offsets_begin[r]), end(plan.offsets + plan.offsets_begin[r + 1]) {}
+
+    // Inputs of the residue, m of them on.
+    Sums sum(const Sum* from) const {
+      Sums sum = {};
+      for (const int64_t* offset = begin; offset < end; ++offset) sum += load(from + *offset);
+      return sum;
     }
-    return sum;
-  }
+
+    const int64_t *begin, *end;
+  };
 
   void spread(const Sum* line, const T* x, T* result) const {
     const int64_t n = plan.input[2];
     const Sum* from = line + plan.at_output;
     if constexpr (kStride == 1) {
-      for (int64_t e = 0; e < n * plan.inner; e += kLanes) {
-        const int64_t count = n * plan.inner - e;
-        store_up_to(result + e, policy.finish(residue(0, from + e), x + e, count), count);
+      const Offsets offsets(plan, 0);
+      for (int64_t e = 0, count = n * plan.inner; count > 0; e += kLanes, count -= kLanes) {
+        store_up_to(result + e, policy.finish(offsets.sum(from + e), x + e, count), count);
       }
     } else if constexpr (kStride == 2) {
+      const Offsets even(plan, 0), odd(plan, 1);
       for (int64_t m = 0; 2 * m < n; m += kLanes) {
-        Sums a = residue(0, from + m), b = residue(1, from + m);
+        Sums a = even.sum(from + m), b = odd.sum(from + m);
         interleave<Sum>(a, b);
         const int64_t i = 2 * m, count = n - i;
         store_up_to(result + i, policy.finish(a, x + i, count), count);
@@ -93,7 +100,7 @@ struct BackwardRows {
     } else if constexpr (kStride < 0) {  // channels behind the last axis
       for (int64_t i = 0, r = 0; i < n; ++i) {
         for (int64_t c = 0; c < plan.inner; c += kLanes) {
-          const Sums sum = residue(r, from + c);
+          const Sums sum = Offsets(plan, r).sum(from + c);
           const int64_t e = i * plan.inner + c, count = plan.inner - c;
           store_up_to(result + e, policy.finish(sum, x + e, count), count);
         }
@@ -104,7 +111,7 @@ struct BackwardRows {
     } else {
       for (int64_t r = 0; r < plan.stride; ++r) {
         for (int64_t m = 0; m < plan.phase_columns; m += kLanes) {
-          const Sums sum = residue(r, from + m);
+          const Sums sum = Offsets(plan, r).sum(from + m);
           for (int l = 0; l < kLanes; ++l) phases[(m + l) * plan.stride + r] = sum[l];
         }
       }
@@ -114,16 +121,14 @@ struct BackwardRows {
     }
   }
 
-  void rows(const T* g, const T* x, const T* y, T* result, int64_t begin, int64_t end) const {
+  // combine(row, line) is stage 1.
+  template <typename Combine>
+  void rows(const Combine& combine, const T* x, T* result, int64_t begin, int64_t end) const {
     const int64_t n = plan.input[2] * plan.inner;
-    const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
     Row row(begin, plan.input);
     for (int64_t first = begin; first < end; first += plan.rows_at_once) {
       const int64_t count = least(plan.rows_at_once, end - first);
-      for (int64_t j = 0; j < count; ++j, row.advance()) {
-        const int64_t plane = row.plane * plane_size;
-        sum_lines(Lines(plan.lines, row.i0, row.i1), g + plane, y + plane, kept + j * plan.line_size);
-      }
+      for (int64_t j = 0; j < count; ++j, row.advance()) combine(row, kept + j * plan.line_size);
       for (int64_t j = 0; j < count; ++j) {
         spread(kept + j * plan.line_size, x + (first + j) * n, result + (first + j) * n);
       }
@@ -147,11 +152,16 @@ void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data,
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   T* result = static_cast<T*>(result_data);
+  const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
   auto* kept = neutral_lines<T>(plan, 0, scratch);
   auto* phases = kept + plan.rows_at_once * plan.line_size;
   with_backward_stride(plan, [&](auto stride) {
     const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
-    kernel.rows(g, x, y, result, begin, end);
+    const auto combine = [&](const Row& row, typename Lanes<T>::Sum* line) {
+      const int64_t plane = row.plane * plane_size;
+      kernel.sum_lines(Lines(plan.lines, row.i0, row.i1), g + plane, y + plane, line);
+    };
+    kernel.rows(combine, x, result, begin, end);
   });
 }
 

@@ -14,17 +14,24 @@
 
 namespace convarith::cpu {
 
-// Calls body(input) with the flat index, within a plane, of every input that a window sees, in the order of its taps.
+// Calls body(input, tap) with the flat index, within a plane, of every input that a window sees, in the order of its
+// taps.
 template <typename Body>
-inline void for_each_input(const Windows& w, int64_t o0, int64_t o1, int64_t o2, const Body& body) {
+inline void for_each_tap(const Windows& w, int64_t o0, int64_t o1, int64_t o2, const Body& body) {
   const auto& [a0, a1, a2] = w.axis;
   const Range taps0 = taps_of_output(a0, o0), taps1 = taps_of_output(a1, o1), taps2 = taps_of_output(a2, o2);
   for (int64_t t0 = taps0.begin; t0 < taps0.end; ++t0) {
     for (int64_t t1 = taps1.begin; t1 < taps1.end; ++t1) {
       const int64_t line = (input_index(a0, o0, t0) * a1.input + input_index(a1, o1, t1)) * a2.input;
-      for (int64_t t2 = taps2.begin; t2 < taps2.end; ++t2) body(line + input_index(a2, o2, t2));
+      const int64_t tap = (t0 * a1.kernel + t1) * a2.kernel;
+      for (int64_t t2 = taps2.begin; t2 < taps2.end; ++t2) body(line + input_index(a2, o2, t2), tap + t2);
     }
   }
+}
+
+template <typename Body>
+inline void for_each_input(const Windows& w, int64_t o0, int64_t o1, int64_t o2, const Body& body) {
+  for_each_tap(w, o0, o1, o2, [&](int64_t i, int64_t) { body(i); });
 }
 
 // Calls body(output, o0, o1, o2) for every window of a plane.
@@ -38,9 +45,9 @@ inline void for_each_window(const Windows& w, const Body& body) {
   }
 }
 
-// Max and min of integers: no NaN. `indices` may be null.
-template <typename T>
-void max_pool_planes(const Windows& w, bool minimum, const T* x, T* y, int64_t* indices, int64_t begin, int64_t end) {
+// Max and min of integers: no NaN. `places` are indices (int64_t), taps (uint8_t), or null.
+template <typename T, typename Place>
+void max_pool_planes(const Windows& w, bool minimum, const T* x, T* y, Place* places, int64_t begin, int64_t end) {
   const int64_t inputs = w.input_numel(), outputs = w.output_numel(), inner = w.inner;
   for (int64_t p = begin; p < end; ++p) {
     for_each_window(w, [&](int64_t o, int64_t o0, int64_t o1, int64_t o2) {
@@ -48,15 +55,15 @@ void max_pool_planes(const Windows& w, bool minimum, const T* x, T* y, int64_t* 
         const T* in = x + p * inputs * inner + c;
         T best = 0;
         int64_t place = -1;
-        for_each_input(w, o0, o1, o2, [&](int64_t i) {
+        for_each_tap(w, o0, o1, o2, [&](int64_t i, int64_t tap) {
           const T v = in[i * inner];
           if (place >= 0 && !(minimum ? v < best : v > best)) return;
           best = v;
-          place = i;
+          place = std::is_same_v<Place, uint8_t> ? tap : i;
         });
         const int64_t e = (p * outputs + o) * inner + c;
         y[e] = best;
-        if (indices != nullptr) indices[e] = place;
+        if (places != nullptr) places[e] = static_cast<Place>(place);
       }
     });
   }
@@ -159,6 +166,59 @@ bool pool_scatter_planes(int64_t inputs, int64_t outputs, int64_t inner, const T
     }
   }
   return true;
+}
+
+// Calls body(e, i) for every element e of a plane of y, i that of x's plane which its tap names, or -1 on padding;
+// false where a tap is none of its window's.
+template <typename Body>
+bool for_each_named(const Windows& w, const uint8_t* taps, const Body& body) {
+  const auto& [a0, a1, a2] = w.axis;
+  const auto kernel = static_cast<uint32_t>(w.kernel_numel());  // at most 256
+  const auto kernel1 = static_cast<uint32_t>(a1.kernel), kernel2 = static_cast<uint32_t>(a2.kernel);
+  const auto is_input = [](const Axis& a, int64_t i) { return 0 <= i && i < a.input; };
+  bool valid = true;
+  for_each_window(w, [&](int64_t o, int64_t o0, int64_t o1, int64_t o2) {
+    for (int64_t c = 0; c < w.inner; ++c) {
+      const uint32_t tap = taps[o * w.inner + c];
+      valid &= tap < kernel;
+      const int64_t i0 = input_index(a0, o0, tap / kernel2 / kernel1);
+      const int64_t i1 = input_index(a1, o1, tap / kernel2 % kernel1);
+      const int64_t i2 = input_index(a2, o2, tap % kernel2);
+      const bool is_seen = is_input(a0, i0) && is_input(a1, i1) && is_input(a2, i2);
+      body(o * w.inner + c, is_seen ? ((i0 * a1.input + i1) * a2.input + i2) * w.inner + c : -1);
+    }
+  });
+  return valid;
+}
+
+// y[o] = x[the input at taps[o]], 0 on padding; false where a tap is none of its window's.
+template <typename T>
+bool tap_select_planes(const Windows& w, const T* x, const uint8_t* taps, T* y, int64_t begin, int64_t end) {
+  const int64_t inputs = w.input_numel() * w.inner, outputs = w.output_numel() * w.inner;
+  bool valid = true;
+  for (int64_t p = begin; p < end; ++p) {
+    const T* from = x + p * inputs;
+    T* to = y + p * outputs;
+    valid &= for_each_named(w, taps + p * outputs, [&](int64_t e, int64_t i) { to[e] = i < 0 ? T(0) : from[i]; });
+  }
+  return valid;
+}
+
+// x[the input at taps[o]] += y[o], likewise.
+template <typename T, typename A>
+bool tap_scatter_planes(const Windows& w, const T* y, const uint8_t* taps, T* x, int64_t begin, int64_t end) {
+  const int64_t inputs = w.input_numel() * w.inner, outputs = w.output_numel() * w.inner;
+  std::vector<A> sums(inputs);
+  bool valid = true;
+  for (int64_t p = begin; p < end; ++p) {
+    const T* from = y + p * outputs;
+    std::fill(sums.begin(), sums.end(), A(0));
+    valid &= for_each_named(w, taps + p * outputs, [&](int64_t e, int64_t i) {
+      if (i >= 0) sums[i] += static_cast<A>(from[e]);
+    });
+    std::transform(sums.begin(), sums.end(), x + p * inputs, [](A sum) { return static_cast<T>(sum); });
+  }
+  return valid;
 }
 
 // Ties: the 0/1 matrix of the inputs that equal their window's y (a NaN equals a NaN), rows divided by their count.

@@ -13,17 +13,18 @@
 namespace convarith::cpu {
 namespace {
 
-// `indices` may be undefined: then nobody asks.
+// Of each maximum also its place, as an index (int64_t) or a tap (uint8_t); `places` may be null: then nobody asks.
+template <typename Place>
 at::Tensor pool_maximum(const at::Tensor& x, const WindowShapes& s, at::MemoryFormat format, bool minimum,
-                        at::Tensor indices) {
+                        Place* places) {
   const Windows& w = s.windows;
   check_no_empty_window(w);
   const at::Tensor in = x.contiguous(format);
   at::Tensor y = at::empty(s.y, x.options(), format);
-  int64_t* places = indices.defined() ? indices.mutable_data_ptr<int64_t>() : nullptr;
   const int dtype = kernel_dtype(x.scalar_type());
   // Fast kernels count inputs in as many bits as a value has.
-  if (dtype >= 0 && (places == nullptr || w.input_numel() < std::numeric_limits<int32_t>::max())) {
+  const bool are_indices = std::is_same_v<Place, int64_t> && places != nullptr;
+  if (dtype >= 0 && (!are_indices || w.input_numel() < std::numeric_limits<int32_t>::max())) {
     const WindowKernels& kernels = active_window_kernels(dtype);
     const void* from = in.const_data_ptr();
     void* to = y.mutable_data_ptr();
@@ -34,7 +35,11 @@ at::Tensor pool_maximum(const at::Tensor& x, const WindowShapes& s, at::MemoryFo
     Planned planned = Planned::forward(w, kernels, {});
     const PoolPlan& plan = planned.plan();
     parallel_pool_rows(plan, pooled_rows(w), pooled_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
-      kernels.max_pool_with_indices(minimum, plan, from, to, places, scratch, begin, end);
+      if constexpr (std::is_same_v<Place, uint8_t>) {
+        kernels.max_pool_with_taps(minimum, plan, from, to, places, scratch, begin, end);
+      } else {
+        kernels.max_pool_with_indices(minimum, plan, from, to, places, scratch, begin, end);
+      }
     });
     return y;
   }
@@ -52,7 +57,7 @@ at::Tensor pool_maximum(const at::Tensor& x, const WindowShapes& s, at::MemoryFo
 at::Tensor max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
                     at::IntArrayRef dilation, bool ceil_mode, bool minimum) {
   const WindowShapes s = make_windows(x, kernel_size, stride, padding, dilation, ceil_mode);
-  return pool_maximum(x, s, window_format(x, kernel_size.size()), minimum, {});
+  return pool_maximum<int64_t>(x, s, window_format(x, kernel_size.size()), minimum, nullptr);
 }
 
 std::tuple<at::Tensor, at::Tensor> max_pool_with_indices(const at::Tensor& x, at::IntArrayRef kernel_size,
@@ -62,7 +67,18 @@ std::tuple<at::Tensor, at::Tensor> max_pool_with_indices(const at::Tensor& x, at
   check_no_empty_window(s.windows);
   const auto format = window_format(x, kernel_size.size());
   at::Tensor indices = at::empty(s.y, x.options().dtype(at::kLong), format);
-  return {pool_maximum(x, s, format, minimum, indices), indices};
+  return {pool_maximum(x, s, format, minimum, indices.mutable_data_ptr<int64_t>()), indices};
+}
+
+std::tuple<at::Tensor, at::Tensor> max_pool_with_taps(const at::Tensor& x, at::IntArrayRef kernel_size,
+                                                      at::IntArrayRef stride, at::IntArrayRef padding,
+                                                      at::IntArrayRef dilation, bool ceil_mode, bool minimum) {
+  const WindowShapes s = make_windows(x, kernel_size, stride, padding, dilation, ceil_mode);
+  check_no_empty_window(s.windows);
+  check_counts_taps(s.windows);
+  const auto format = window_format(x, kernel_size.size());
+  at::Tensor taps = at::empty(s.y, x.options().dtype(at::kByte), format);
+  return {pool_maximum(x, s, format, minimum, taps.mutable_data_ptr<uint8_t>()), taps};
 }
 
 void check_indices(bool valid, const Selection& s) {
@@ -123,6 +139,60 @@ at::Tensor pool_scatter(const at::Tensor& y, at::IntArrayRef input_size, const a
   return x;
 }
 
+void check_taps_are_valid(bool valid, const Windows& w) {
+  TORCH_CHECK_INDEX(valid, "taps must count the elements of a window, from 0 to ", w.kernel_numel() - 1);
+}
+
+at::Tensor tap_select(const at::Tensor& x, const at::Tensor& taps, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                      at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  at::MemoryFormat format;
+  const WindowShapes s = make_tap_select(x, taps, kernel_size, stride, padding, dilation, ceil_mode, format);
+  const Windows& w = s.windows;
+  const at::Tensor from = x.contiguous(format), at = taps.contiguous(format);
+  at::Tensor y = at::empty(s.y, x.options(), format);
+  std::atomic<bool> valid = true;
+  CONVARITH_DISPATCH(x.scalar_type(), "torch_convarith::tap_select", [&] {
+    parallel_rows(w.planes, w.output_numel() * w.inner, [&](int64_t begin, int64_t end) {
+      if (!tap_select_planes(w, from.const_data_ptr<scalar_t>(), at.const_data_ptr<uint8_t>(),
+                             y.mutable_data_ptr<scalar_t>(), begin, end)) {
+        valid = false;
+      }
+    });
+  });
+  check_taps_are_valid(valid, w);
+  return y;
+}
+
+at::Tensor tap_scatter(const at::Tensor& y, at::IntArrayRef input_size, const at::Tensor& taps,
+                       at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                       at::IntArrayRef dilation, bool ceil_mode) {
+  at::MemoryFormat format;
+  const WindowShapes s =
+      make_tap_scatter(y, input_size, taps, kernel_size, stride, padding, dilation, ceil_mode, format);
+  const Windows& w = s.windows;
+  const at::Tensor from = y.contiguous(format), at = taps.contiguous(format);
+  at::Tensor x = at::empty(s.x, y.options(), format);
+  const uint8_t* places = at.const_data_ptr<uint8_t>();
+  const int dtype = kernel_dtype(y.scalar_type());
+  if (dtype >= 0 && tap_lines_fit(w, active_window_kernels(dtype))) {
+    const bool valid =
+        run_tap_scatter(active_window_kernels(dtype), w, from.const_data_ptr(), places, x.mutable_data_ptr());
+    check_taps_are_valid(valid, w);
+    return x;
+  }
+  std::atomic<bool> valid = true;
+  CONVARITH_DISPATCH(y.scalar_type(), "torch_convarith::tap_scatter", [&] {
+    parallel_rows(w.planes, (w.input_numel() + w.output_numel()) * w.inner, [&](int64_t begin, int64_t end) {
+      if (!tap_scatter_planes<scalar_t, Accumulate<scalar_t>::type>(w, from.const_data_ptr<scalar_t>(), places,
+                                                                    x.mutable_data_ptr<scalar_t>(), begin, end)) {
+        valid = false;
+      }
+    });
+  });
+  check_taps_are_valid(valid, w);
+  return x;
+}
+
 template <bool kTransposed>
 at::Tensor ties(const at::Tensor& v, const at::Tensor& x, const at::Tensor& y, at::IntArrayRef kernel_size,
                 at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode, bool split) {
@@ -158,8 +228,11 @@ at::Tensor pool_ties_transpose(const at::Tensor& v, at::IntArrayRef input_size, 
 TORCH_LIBRARY_IMPL(torch_convarith, CPU, m) {
   m.impl("max_pool", max_pool);
   m.impl("max_pool_with_indices", max_pool_with_indices);
+  m.impl("max_pool_with_taps", max_pool_with_taps);
   m.impl("pool_select", pool_select);
   m.impl("pool_scatter", pool_scatter);
+  m.impl("tap_select", tap_select);
+  m.impl("tap_scatter", tap_scatter);
   m.impl("pool_ties", ties<false>);
   m.impl("pool_ties_transpose", pool_ties_transpose);
 }

@@ -54,8 +54,10 @@ class Planned {
         const Range taps = taps_of_output(a, o);
         p.first_[i].push_back(taps.begin < taps.end ? input_index(a, o, taps.begin) : 0);
         p.count_[i].push_back(taps.end - taps.begin);
+        p.first_tap_[i].push_back(taps.begin);
       }
       p.plan_.lines[i].step = a.dilation;
+      p.plan_.lines[i].tap_step = 1;
     }
     p.plan_.lines[1].pitch = w.axis[2].input * w.inner;
     p.plan_.lines[0].pitch = w.axis[1].input * p.plan_.lines[1].pitch;
@@ -64,29 +66,38 @@ class Planned {
     return p;
   }
 
-  // Rows of x from lines of y.
-  static Planned backward(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent = 0) {
+  // Rows of x from lines of y; a row has one line of sums, or one for each tap of the last axis.
+  static Planned backward(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent = 0,
+                          int64_t lines_of_row = 1) {
     Planned p(w, kernels, weights, exponent);
     for (int i = 0; i < 2; ++i) {
       const Axis& a = w.axis[i];
       for (int64_t in = 0; in < a.input; ++in) {
-        int64_t first = 0, count = 0;  // outputs fall as taps rise
+        int64_t first = 0, count = 0, first_tap = 0;  // outputs fall as taps rise
         for (int64_t t = 0; t < a.kernel; ++t) {
           const int64_t o = output_index(a, w.output[i], in, t);
           if (o < 0) continue;
           first = o;
+          first_tap = t;
           ++count;
         }
         p.first_[i].push_back(first);
         p.count_[i].push_back(count);
+        p.first_tap_[i].push_back(first_tap);
       }
-      p.plan_.lines[i].step = a.dilation / std::gcd(a.dilation, a.stride);
+      const int64_t common = std::gcd(a.dilation, a.stride);
+      p.plan_.lines[i].step = a.dilation / common;
+      p.plan_.lines[i].tap_step = -(a.stride / common);
     }
     p.plan_.lines[1].pitch = w.output[2] * w.inner;
     p.plan_.lines[0].pitch = w.output[1] * p.plan_.lines[1].pitch;
-    p.lay_out_backward(w.axis[2], kernels);
+    p.lay_out_backward(w.axis[2], lines_of_row, kernels);
     p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
     return p;
+  }
+
+  static Planned backward_by_taps(const Windows& w, const WindowKernels& kernels) {
+    return backward(w, kernels, {}, 0, w.axis[2].kernel);
   }
 
   // Room for planes with `inner` lanes each, `inputs` of x and `outputs` of y.
@@ -102,6 +113,7 @@ class Planned {
     for (int i = 0; i < 2; ++i) {
       plan_.lines[i].first = first_[i].data();
       plan_.lines[i].count = count_[i].data();
+      plan_.lines[i].first_tap = first_tap_[i].data();
       plan_.weight[i] = weights_[i].data();
     }
     plan_.column = column_.data();
@@ -163,14 +175,16 @@ class Planned {
     plan_.scratch = (2 * plan_.rows_at_once + 1) * plan_.line_size * kernels.sum_item;
   }
 
-  void lay_out_backward(const Axis& a, const WindowKernels& kernels) {
+  void lay_out_backward(const Axis& a, int64_t lines_of_row, const WindowKernels& kernels) {
     int64_t least = 0, most = 0;
+    std::vector<int64_t> taps;  // of the offsets
     for (int64_t r = 0; r < a.stride; ++r) {
       offsets_begin_.push_back(static_cast<int64_t>(offsets_.size()));
       for (int64_t t = a.kernel - 1; t >= 0; --t) {
         const int64_t distance = a.lo + r - t * a.dilation;
         if (distance - floor_div(distance, a.stride) * a.stride != 0) continue;
         offsets_.push_back(floor_div(distance, a.stride));
+        taps.push_back(t);
         least = std::min(least, offsets_.back());
         most = std::max(most, offsets_.back());
       }
@@ -179,7 +193,10 @@ class Planned {
     const int64_t columns = ceil_div(a.input, a.stride);
     plan_.phase_columns = whole_vectors(columns, kernels);
     plan_.at_output = -least * plan_.inner;
-    plan_.line_size = (std::max(plan_.output[2], columns + most) - least) * plan_.inner + 2 * kernels.lanes;
+    const int64_t line = (std::max(plan_.output[2], columns + most) - least) * plan_.inner + 2 * kernels.lanes;
+    plan_.tap_line = lines_of_row == 1 ? 0 : line;
+    for (size_t j = 0; j < offsets_.size(); ++j) offsets_[j] = offsets_[j] * plan_.inner + taps[j] * plan_.tap_line;
+    plan_.line_size = lines_of_row * line;
     set_rows_at_once(kernels);
     plan_.scratch = (plan_.rows_at_once * plan_.line_size + plan_.phase_columns * a.stride) * kernels.sum_item;
   }
@@ -212,7 +229,7 @@ class Planned {
   }
 
   PoolPlan plan_ = {};
-  std::vector<int64_t> first_[2], count_[2], offsets_, offsets_begin_;
+  std::vector<int64_t> first_[2], count_[2], first_tap_[2], offsets_, offsets_begin_;
   Weights weights_;
   std::vector<char> column_;
 };

@@ -1,6 +1,7 @@
 // Rows of pooling on threads, each with its scratch.
 #pragma once
 
+#include <atomic>
 #include <memory>
 
 #include "dispatch.h"
@@ -84,6 +85,32 @@ inline void run_pool_backward(const WindowKernels& kernels, Pooling kind, const 
   parallel_pool_rows(plan, input_rows(w), input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
     kernels.pool_backward(kind, plan, g, x, y, result, scratch, begin, end);
   });
+}
+
+// Whether rows of inputs gather outputs by taps: they need a line for each tap of the last axis, and scratch is
+// bounded.
+inline bool tap_lines_fit(const Windows& w, const WindowKernels& kernels) {
+  constexpr int64_t kMostBytes = 1 << 22;
+  const Axis& a = w.axis[2];
+  const int64_t columns = std::max(w.output[2], (a.input + effective_kernel(a)) / a.stride);
+  return a.kernel * columns * w.inner * kernels.sum_item <= kMostBytes;
+}
+
+// The gradient g of y -> that of x, by the taps of a maximum; false where one is none of its window's.
+inline bool run_tap_scatter(const WindowKernels& kernels, const Windows& w, const void* g, const uint8_t* taps,
+                            void* result) {
+  Planned planned = Planned::backward_by_taps(w, kernels);
+  const PoolPlan& plan = planned.plan();
+  const int64_t rows = input_rows(w), count = w.planes * w.output_numel() * w.inner;
+  const uint8_t* taps_end = taps + count;
+  const int64_t share = ceil_div(count, std::max<int64_t>(1, rows));  // of the taps, looked at with a row
+  std::atomic<bool> valid = true;
+  parallel_pool_rows(plan, rows, input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
+    const int64_t from = std::min(begin * share, count), to = std::min(end * share, count);
+    if (!kernels.are_taps(taps + from, to - from, w.kernel_numel())) valid = false;
+    kernels.tap_scatter(plan, g, taps, taps_end, result, scratch, begin, end);
+  });
+  return valid;
 }
 
 }  // namespace convarith::cpu

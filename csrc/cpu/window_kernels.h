@@ -1,8 +1,8 @@
 // The kernels of pooling, unfold, fold and normalisation, written once with the compiler's vectors and compiled for
 // every instruction set: see simd.h for what the including file defines.
 #include "lrn_kernels.h"
-#include "pooling_indices.h"
 #include "pooling_planes.h"
+#include "pooling_taps.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -17,7 +17,10 @@ WindowKernels window_kernels_of() {
   k.pool_backward = pool_backward<T>;
   k.pool_planes = pool_planes<T>;
   k.pool_backward_planes = pool_backward_planes<T>;
-  k.max_pool_with_indices = max_pool_with_indices<T>;
+  k.max_pool_with_indices = max_pool_with<ByIndex, T>;
+  k.max_pool_with_taps = max_pool_with<ByTap, T>;
+  k.are_taps = are_taps;
+  k.tap_scatter = tap_scatter<T>;
   k.are_indices = are_indices;
   k.scatter_add = scatter_add<T>;
   k.lrn = lrn<T>;

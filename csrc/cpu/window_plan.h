@@ -9,11 +9,13 @@
 namespace convarith::cpu {
 
 // One of the two leading axes, seen from one side: entry i of that side sees count[i] entries of the other, from
-// first[i] on, `step` apart; those stand `pitch` elements from each other in a plane.
+// first[i] on, `step` apart; those stand `pitch` elements from each other in a plane. It sees the first one through
+// first_tap[i], and each next one tap_step further.
 struct LineTable {
   const int64_t* first;
   const int64_t* count;
-  int64_t step, pitch;
+  const int64_t* first_tap;
+  int64_t step, pitch, tap_step;
 };
 
 // Windows over x (planes, *input, inner), y (planes, *output, inner); see problem.h. A row of one is reduced in two
@@ -32,10 +34,12 @@ struct PoolPlan {
   int64_t rows_at_once;
 
   // Backward: input s * m + r of the last axis sums the outputs m + offset, for the offsets of residue r. The combined
-  // line has zeros on either side.
-  const int64_t* offsets;
+  // line has zeros on either side. By taps there is a line for each tap of the last axis, tap_line from the one before,
+  // and offsets lead into them.
+  const int64_t* offsets;            // in sums
   const int64_t* offsets_begin;      // [stride + 1]
   int64_t at_output, phase_columns;  // columns of one residue
+  int64_t tap_line;                  // 0 where there is one line
 
   // What a window's sum is divided by (average), multiplied with (L^p), or shares (backward): weight0[o0] * weight1[o1]
   // * column[e], e an element of a row of y. Where all are alike they are `scale`, and no table is read.
@@ -79,6 +83,11 @@ struct WindowKernels {
                                const void* y, void* result, char* scratch, int64_t begin, int64_t end);
   void (*max_pool_with_indices)(bool minimum, const PoolPlan& plan, const void* x, void* y, int64_t* indices,
                                 char* scratch, int64_t begin, int64_t end);
+  void (*max_pool_with_taps)(bool minimum, const PoolPlan& plan, const void* x, void* y, uint8_t* taps, char* scratch,
+                             int64_t begin, int64_t end);
+  bool (*are_taps)(const uint8_t* taps, int64_t count, int64_t kernel);  // from 0 to kernel - 1; for any dtype
+  void (*tap_scatter)(const PoolPlan& plan, const void* g, const uint8_t* taps, const uint8_t* taps_end, void* result,
+                      char* scratch, int64_t begin, int64_t end);
   bool (*are_indices)(const int64_t* indices, int64_t count, int64_t inputs);  // from 0 to inputs - 1; for any dtype
   bool (*scatter_add)(const void* y, const int64_t* indices, int64_t count, void* sums, int64_t inputs);
   // Blocks.

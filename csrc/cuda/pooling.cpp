@@ -23,9 +23,9 @@ at::Tensor max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArr
   const auto format = window_format(x, kernel_size.size());
   const at::Tensor in = x.contiguous(format);
   at::Tensor y = at::empty(s.y, x.options(), format);
-  check_launch(
-      launch_max_pool(s.windows, dtype, minimum, in.const_data_ptr(), y.mutable_data_ptr(), nullptr, device.stream()),
-      "max_pool");
+  check_launch(launch_max_pool(s.windows, dtype, minimum, in.const_data_ptr(), y.mutable_data_ptr(), nullptr, nullptr,
+                               device.stream()),
+               "max_pool");
   return y;
 }
 
@@ -41,9 +41,27 @@ std::tuple<at::Tensor, at::Tensor> max_pool_with_indices(const at::Tensor& x, at
   at::Tensor y = at::empty(s.y, x.options(), format);
   at::Tensor indices = at::empty(s.y, x.options().dtype(at::kLong), format);
   check_launch(launch_max_pool(s.windows, dtype, minimum, in.const_data_ptr(), y.mutable_data_ptr(),
-                               indices.mutable_data_ptr<int64_t>(), device.stream()),
+                               indices.mutable_data_ptr<int64_t>(), nullptr, device.stream()),
                "max_pool_with_indices");
   return {y, indices};
+}
+
+std::tuple<at::Tensor, at::Tensor> max_pool_with_taps(const at::Tensor& x, at::IntArrayRef kernel_size,
+                                                      at::IntArrayRef stride, at::IntArrayRef padding,
+                                                      at::IntArrayRef dilation, bool ceil_mode, bool minimum) {
+  const WindowShapes s = make_windows(x, kernel_size, stride, padding, dilation, ceil_mode);
+  check_no_empty_window(s.windows);
+  check_counts_taps(s.windows);
+  const DType dtype = dtype_of(x, DTypes::kReal, "torch_convarith::max_pool_with_taps");
+  const OnDeviceOf device(x);
+  const auto format = window_format(x, kernel_size.size());
+  const at::Tensor in = x.contiguous(format);
+  at::Tensor y = at::empty(s.y, x.options(), format);
+  at::Tensor taps = at::empty(s.y, x.options().dtype(at::kByte), format);
+  check_launch(launch_max_pool(s.windows, dtype, minimum, in.const_data_ptr(), y.mutable_data_ptr(), nullptr,
+                               taps.mutable_data_ptr<uint8_t>(), device.stream()),
+               "max_pool_with_taps");
+  return {y, taps};
 }
 
 at::Tensor pool_select(const at::Tensor& x, const at::Tensor& indices, int64_t axes) {
@@ -72,6 +90,36 @@ at::Tensor pool_scatter(const at::Tensor& y, at::IntArrayRef input_size, const a
   check_launch(launch_pool_scatter(s, dtype, from.const_data_ptr(), at.const_data_ptr<int64_t>(), x.mutable_data_ptr(),
                                    scratch.mutable_data_ptr(), device.stream()),
                "pool_scatter");
+  return x;
+}
+
+at::Tensor tap_select(const at::Tensor& x, const at::Tensor& taps, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                      at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  at::MemoryFormat format;
+  const WindowShapes s = make_tap_select(x, taps, kernel_size, stride, padding, dilation, ceil_mode, format);
+  const DType dtype = dtype_of(x, DTypes::kNumber, "torch_convarith::tap_select");
+  const OnDeviceOf device(x);
+  const at::Tensor from = x.contiguous(format), at = taps.contiguous(format);
+  at::Tensor y = at::empty(s.y, x.options(), format);
+  check_launch(launch_tap_select(s.windows, dtype, from.const_data_ptr(), at.const_data_ptr<uint8_t>(),
+                                 y.mutable_data_ptr(), device.stream()),
+               "tap_select");
+  return y;
+}
+
+at::Tensor tap_scatter(const at::Tensor& y, at::IntArrayRef input_size, const at::Tensor& taps,
+                       at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                       at::IntArrayRef dilation, bool ceil_mode) {
+  at::MemoryFormat format;
+  const WindowShapes s =
+      make_tap_scatter(y, input_size, taps, kernel_size, stride, padding, dilation, ceil_mode, format);
+  const DType dtype = dtype_of(y, DTypes::kNumber, "torch_convarith::tap_scatter");
+  const OnDeviceOf device(y);
+  const at::Tensor from = y.contiguous(format), at = taps.contiguous(format);
+  at::Tensor x = at::empty(s.x, y.options(), format);
+  check_launch(launch_tap_scatter(s.windows, dtype, from.const_data_ptr(), at.const_data_ptr<uint8_t>(),
+                                  x.mutable_data_ptr(), device.stream()),
+               "tap_scatter");
   return x;
 }
 
@@ -181,8 +229,11 @@ at::Tensor lp_pool_backward(const at::Tensor& g, const at::Tensor& x, const at::
 CONVARITH_CUDA_IMPL(m) {
   m.impl("max_pool", max_pool);
   m.impl("max_pool_with_indices", max_pool_with_indices);
+  m.impl("max_pool_with_taps", max_pool_with_taps);
   m.impl("pool_select", pool_select);
   m.impl("pool_scatter", pool_scatter);
+  m.impl("tap_select", tap_select);
+  m.impl("tap_scatter", tap_scatter);
   m.impl("pool_ties", pool_ties);
   m.impl("pool_ties_transpose", pool_ties_transpose);
   m.impl("avg_pool", avg_pool);

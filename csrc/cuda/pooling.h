@@ -6,9 +6,9 @@
 
 namespace convarith::cuda {
 
-// Without indices where they are null.
+// Without indices, or taps, where they are null.
 cudaError_t launch_max_pool(const Windows& w, DType dtype, bool minimum, const void* x, void* y, int64_t* indices,
-                            cudaStream_t stream);
+                            uint8_t* taps, cudaStream_t stream);
 
 // y[o] = x[index[o]]; x[i] = sum of y[o] where index[o] = i.
 cudaError_t launch_pool_select(const Selection& s, DType dtype, const void* x, const int64_t* indices, void* y,
@@ -16,6 +16,12 @@ cudaError_t launch_pool_select(const Selection& s, DType dtype, const void* x, c
 cudaError_t launch_pool_scatter(const Selection& s, DType dtype, const void* y, const int64_t* indices, void* x,
                                 void* scratch, cudaStream_t stream);
 int64_t pool_scatter_scratch(const Selection& s);  // bytes
+
+// The same with i the input that a window has at its tap: none on padding.
+cudaError_t launch_tap_select(const Windows& w, DType dtype, const void* x, const uint8_t* taps, void* y,
+                              cudaStream_t stream);
+cudaError_t launch_tap_scatter(const Windows& w, DType dtype, const void* y, const uint8_t* taps, void* x,
+                               cudaStream_t stream);
 
 // The 0/1 matrix of all inputs that equal their window's y, with split each row divided by their number; its adjoint.
 cudaError_t launch_pool_ties(const Windows& w, DType dtype, bool split, const void* v, const void* x, const void* y,

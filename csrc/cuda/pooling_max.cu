@@ -10,24 +10,27 @@ namespace {
 template <typename T>
 using Compared = std::conditional_t<std::is_integral_v<T>, T, Accumulate<T>>;
 
-// As in torch, the first of equal values counts, and a NaN is larger than anything; of several, the last.
+// As in torch, the first of equal values counts, and a NaN is larger than anything; of several, the last. Where they
+// stand is an index or a tap, and either may be null.
 template <typename T, typename Int>
 __global__ void __launch_bounds__(kThreads)
-    max_pool_kernel(Int count, DeviceWindows<Int> w, bool minimum, const T* x, T* y, int64_t* indices) {
+    max_pool_kernel(Int count, DeviceWindows<Int> w, bool minimum, const T* x, T* y, int64_t* indices, uint8_t* taps) {
   const Int element = this_element(count);
   if (element < 0) return;
   const Place<Int> o = w.output.place(element);
   const T* plane = w.input_plane(x, o);
   Compared<T> best(0);
-  Int at = -1;
-  for_each_input(w, o, [&](Int i) {
+  Int at = -1, through = 0;
+  for_each_tap(w, o, [&](Int i, Int tap) {
     const auto v = convert<Compared<T>>(plane[int64_t{i} * w.input.inner()]);
     if (at >= 0 && !(minimum ? v < best : v > best) && v == v) return;
     best = v;
     at = i;
+    through = tap;
   });
   y[element] = convert<T>(best);
   if (indices != nullptr) indices[element] = at;
+  if (taps != nullptr) taps[element] = static_cast<uint8_t>(through);
 }
 
 template <typename T, typename Int>
@@ -41,6 +44,36 @@ __global__ void __launch_bounds__(kThreads) select_kernel(Int count, Divider<Int
   const int64_t i = indices[element];
   device_check(i >= 0 && i < inputs);
   y[element] = x[(plane * inputs + i) * inner.divisor() + c];
+}
+
+template <typename T, typename Int>
+__global__ void __launch_bounds__(kThreads)
+    tap_select_kernel(Int count, DeviceWindows<Int> w, const T* x, const uint8_t* taps, T* y) {
+  const Int element = this_element(count);
+  if (element < 0) return;
+  const Place<Int> o = w.output.place(element);
+  const Int tap = taps[element];
+  device_check(tap < w.taps);
+  const Int i = input_at_tap(w, o, tap);
+  y[element] = i < 0 ? T{} : w.input_plane(x, o)[int64_t{i} * w.input.inner()];
+}
+
+template <typename T, typename Int>
+__global__ void __launch_bounds__(kThreads)
+    tap_scatter_kernel(Int count, DeviceWindows<Int> w, const T* y, const uint8_t* taps, T* x) {
+  using A = Accumulate<T>;
+  const Int element = this_element(count);
+  if (element < 0) return;
+  const Place<Int> i = w.input.place(element);
+  const T* values = w.output_plane(y, i);
+  const uint8_t* named = w.output_plane(taps, i);
+  A sum(0);
+  for_each_output(w, i, [&](Int o, Int tap) {
+    const Int there = named[int64_t{o} * w.output.inner()];
+    device_check(there < w.taps);
+    if (there == tap) sum += convert<A>(values[int64_t{o} * w.output.inner()]);
+  });
+  x[element] = convert<T>(sum);
 }
 
 // Scattering without atomic sums: every output joins the list of the input that it names, and every input sums its
@@ -166,14 +199,40 @@ int64_t most(const Selection& s, int64_t planes) {
 }  // namespace
 
 cudaError_t launch_max_pool(const Windows& w, DType dtype, bool minimum, const void* x, void* y, int64_t* indices,
-                            cudaStream_t stream) {
+                            uint8_t* taps, cudaStream_t stream) {
   const int64_t count = w.planes * w.output_numel() * w.inner;
   return with_real(dtype, [&](auto real) {
     return with_integers(largest_integer(w), [&](auto integer) {
       using T = decltype(real);
       using Int = decltype(integer);
       return launch_elements(max_pool_kernel<T, Int>, count, stream, count, DeviceWindows<Int>(w), minimum,
-                             static_cast<const T*>(x), static_cast<T*>(y), indices);
+                             static_cast<const T*>(x), static_cast<T*>(y), indices, taps);
+    });
+  });
+}
+
+cudaError_t launch_tap_select(const Windows& w, DType dtype, const void* x, const uint8_t* taps, void* y,
+                              cudaStream_t stream) {
+  const int64_t count = w.planes * w.output_numel() * w.inner;
+  return with_bits(dtype, [&](auto bits) {
+    return with_integers(largest_integer(w), [&](auto integer) {
+      using T = decltype(bits);
+      using Int = decltype(integer);
+      return launch_elements(tap_select_kernel<T, Int>, count, stream, count, DeviceWindows<Int>(w),
+                             static_cast<const T*>(x), taps, static_cast<T*>(y));
+    });
+  });
+}
+
+cudaError_t launch_tap_scatter(const Windows& w, DType dtype, const void* y, const uint8_t* taps, void* x,
+                               cudaStream_t stream) {
+  const int64_t count = w.planes * w.input_numel() * w.inner;
+  return with_number(dtype, [&](auto number) {
+    return with_integers(largest_integer(w), [&](auto integer) {
+      using T = decltype(number);
+      using Int = decltype(integer);
+      return launch_elements(tap_scatter_kernel<T, Int>, count, stream, count, DeviceWindows<Int>(w),
+                             static_cast<const T*>(y), taps, static_cast<T*>(x));
     });
   });
 }

@@ -47,12 +47,14 @@ struct DeviceWindows {
   Shape<Int> input;
   Shape<Int> output;
   Int inputs, outputs;  // of a plane
+  Int taps;             // of a window
 
   explicit DeviceWindows(const Windows& w)
       : input(input_size(w.axis), w.inner),
         output(w.output, w.inner),
         inputs(static_cast<Int>(w.input_numel())),
-        outputs(static_cast<Int>(w.output_numel())) {
+        outputs(static_cast<Int>(w.output_numel())),
+        taps(static_cast<Int>(w.kernel_numel())) {
     for (int i = 0; i < kAxes; ++i) {
       const Axis& a = w.axis[i];
       axis[i] = {static_cast<Int>(a.input), static_cast<Int>(w.output[i]), static_cast<Int>(a.kernel),
@@ -83,21 +85,38 @@ inline int64_t largest_integer(const Windows& w) {
   return most;
 }
 
-// Calls body(input) with the number within its plane of every input that the window at `o` sees, in the taps' order.
+// Calls body(input, tap) with the number within its plane of every input that the window at `o` sees, and of the tap
+// through which it does; in the taps' order.
 template <typename Int, typename Body>
-__device__ inline void for_each_input(const DeviceWindows<Int>& w, const Place<Int>& o, const Body& body) {
+__device__ inline void for_each_tap(const DeviceWindows<Int>& w, const Place<Int>& o, const Body& body) {
   const auto& [a0, a1, a2] = w.axis;
   const Int start0 = a0.start(o.index[0]), start1 = a1.start(o.index[1]), start2 = a2.start(o.index[2]);
   for (Int t0 = 0, i0 = start0; t0 < a0.kernel; ++t0, i0 += a0.dilation.divisor()) {
     if (!a0.is_input(i0)) continue;
     for (Int t1 = 0, i1 = start1; t1 < a1.kernel; ++t1, i1 += a1.dilation.divisor()) {
       if (!a1.is_input(i1)) continue;
-      const Int line = (i0 * a1.input + i1) * a2.input;
+      const Int line = (i0 * a1.input + i1) * a2.input, tap = (t0 * a1.kernel + t1) * a2.kernel;
       for (Int t2 = 0, i2 = start2; t2 < a2.kernel; ++t2, i2 += a2.dilation.divisor()) {
-        if (a2.is_input(i2)) body(line + i2);
+        if (a2.is_input(i2)) body(line + i2, tap + t2);
       }
     }
   }
+}
+
+template <typename Int, typename Body>
+__device__ inline void for_each_input(const DeviceWindows<Int>& w, const Place<Int>& o, const Body& body) {
+  for_each_tap(w, o, [&](Int i, Int) { body(i); });
+}
+
+// The number within its plane of the input that the window at `o` has at a tap, or -1 on padding.
+template <typename Int>
+__device__ inline Int input_at_tap(const DeviceWindows<Int>& w, const Place<Int>& o, Int tap) {
+  const auto& [a0, a1, a2] = w.axis;
+  const Int t2 = tap % a2.kernel, rest = tap / a2.kernel, t1 = rest % a1.kernel, t0 = rest / a1.kernel;
+  const Int i0 = a0.start(o.index[0]) + t0 * a0.dilation.divisor();
+  const Int i1 = a1.start(o.index[1]) + t1 * a1.dilation.divisor();
+  const Int i2 = a2.start(o.index[2]) + t2 * a2.dilation.divisor();
+  return a0.is_input(i0) && a1.is_input(i1) && a2.is_input(i2) ? (i0 * a1.input + i1) * a2.input + i2 : Int(-1);
 }
 
 // Calls body(output, tap) with the number within its plane of every output whose window sees the input at `i`, and of

@@ -30,8 +30,8 @@ ROOMS = {
         "conv": "conv conv_transpose conv_weight",
         "lrn": "lrn lrn_backward",
         "matrix": "csr csr_weight conv_csr conv_transpose_csr conv_weight_csr",
-        "pooling": "max_pool max_pool_with_indices pool_select pool_scatter pool_ties pool_ties_transpose "
-        "avg_pool avg_pool_transpose lp_pool lp_pool_backward",
+        "pooling": "max_pool max_pool_with_indices max_pool_with_taps pool_select pool_scatter tap_select tap_scatter "
+        "pool_ties pool_ties_transpose avg_pool avg_pool_transpose lp_pool lp_pool_backward",
         "unfold": "unfold fold",
         "zero_insert": "zero_insert zero_remove",
     }.items()

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../../csrc/cpu/pooling_rows.h"
@@ -48,7 +49,8 @@ bool make_windows() {
   return w.planes * w.inner * std::max(w.input_numel(), w.output_numel() * w.kernel_numel()) < 200'000;
 }
 
-// Calls body(input, output, o0, o1, o2) for every pair that a window has, in the order of its taps.
+// Calls body(input, output, tap), or body(input, output, o0, o1, o2), for every pair that a window has, in the order of
+// its taps.
 template <typename Body>
 void for_pairs(const Body& body) {
   const auto& [a0, a1, a2] = w.axis;
@@ -64,7 +66,13 @@ void for_pairs(const Body& body) {
             const int64_t i2 = o2 * a2.stride + t % a2.kernel * a2.dilation - a2.lo;
             if (!is_in(i0, a0) || !is_in(i1, a1) || !is_in(i2, a2)) continue;
             const int64_t i = ((p * a0.input + i0) * a1.input + i1) * a2.input + i2;
-            for (int64_t c = 0; c < w.inner; ++c) body(i * w.inner + c, o * w.inner + c, o0, o1, o2);
+            for (int64_t c = 0; c < w.inner; ++c) {
+              if constexpr (std::is_invocable_v<Body, int64_t, int64_t, int64_t>) {
+                body(i * w.inner + c, o * w.inner + c, t);
+              } else {
+                body(i * w.inner + c, o * w.inner + c, o0, o1, o2);
+              }
+            }
           }
         }
       }
@@ -115,14 +123,53 @@ double rounding() {
   return dtype == 0 ? 1e-4 : dtype == 1 ? 1e-10 : dtype == 2 ? 2e-2 : 3e-3;
 }
 
+// The maxima's taps, and the adjoint of picking by any taps.
+void check_taps(const cpu::WindowKernels& kernels, bool minimum, const Tensor& in, const Values& y, const Values& tap) {
+  const auto outputs = static_cast<int64_t>(y.size());
+  const std::unique_ptr<uint8_t[]> taps(new uint8_t[outputs]);
+  const Tensor out = room(outputs);
+  cpu::Planned planned = cpu::Planned::forward(w, kernels, {});
+  const cpu::PoolPlan& plan = planned.plan();
+  cpu::parallel_pool_rows(
+      plan, cpu::pooled_rows(w), cpu::pooled_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
+        kernels.max_pool_with_taps(minimum, plan, in.data.get(), out.data.get(), taps.get(), scratch, begin, end);
+      });
+  check("max with taps", out, y, 0);
+  for (int64_t o = 0; o < outputs; ++o) {
+    if (taps[o] == static_cast<uint8_t>(tap[o])) continue;
+    std::printf("tap %lld of %s is %d, not %g\n", static_cast<long long>(o), describe().c_str(), taps[o], tap[o]);
+    std::exit(1);
+  }
+  const Values g = draw_values(outputs, -4, 4);
+  const Tensor grad = tensor_of(g);
+  for (const bool on_padding : {false, true}) {
+    for (int64_t o = 0; on_padding && o < outputs; ++o) taps[o] = static_cast<uint8_t>(draw(0, w.kernel_numel() - 1));
+    Values gx(w.planes * w.input_numel() * w.inner);
+    for_pairs([&](int64_t i, int64_t o, int64_t t) { gx[i] += t == taps[o] ? g[o] : 0; });
+    const Tensor result = room(gx.size());
+    bool valid = cpu::run_tap_scatter(kernels, w, grad.data.get(), taps.get(), result.data.get());
+    check("scattered by taps", result, gx, 0);
+    const int64_t wrong = draw(0, outputs - 1);
+    const uint8_t right = taps[wrong];
+    taps[wrong] = static_cast<uint8_t>(draw(w.kernel_numel(), 255));
+    valid &= !cpu::run_tap_scatter(kernels, w, grad.data.get(), taps.get(), result.data.get());
+    taps[wrong] = right;
+    if (!valid) {
+      std::printf("taps of %s are looked at wrongly\n", describe().c_str());
+      std::exit(1);
+    }
+  }
+}
+
 void check_maximum(const cpu::WindowKernels& kernels, bool minimum) {
   const int64_t inputs = w.planes * w.input_numel() * w.inner, outputs = w.planes * w.output_numel() * w.inner;
   const Values x = draw_values(inputs, -9, 9);
-  Values y(outputs), place(outputs, -1);
-  for_pairs([&](int64_t i, int64_t o, int64_t, int64_t, int64_t) {
+  Values y(outputs), place(outputs, -1), tap(outputs);
+  for_pairs([&](int64_t i, int64_t o, int64_t t) {
     if (place[o] >= 0 && !(minimum ? x[i] < y[o] : x[i] > y[o])) return;
     y[o] = x[i];
     place[o] = static_cast<double>(i / w.inner % w.input_numel());
+    tap[o] = static_cast<double>(t);
   });
   for (const double at : place) {
     if (at < 0) return;  // an empty window, which operators refuse
@@ -147,6 +194,7 @@ void check_maximum(const cpu::WindowKernels& kernels, bool minimum) {
                 static_cast<long long>(indices[o]), place[o]);
     std::exit(1);
   }
+  check_taps(kernels, minimum, in, y, tap);
   const int64_t numel = w.input_numel();
   if (!kernels.are_indices(indices.get(), outputs, numel)) {
     std::printf("indices refused\n");

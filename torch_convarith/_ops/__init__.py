@@ -40,8 +40,12 @@ from .pooling import (  # noqa: E402
     max_pool,
     max_pool_ties,
     max_pool_with_indices,
+    max_pool_with_taps,
     pool_scatter,
     pool_select,
+    tap_scatter,
+    tap_select,
+    taps_pay,
 )
 from .unfold import fold, unfold  # noqa: E402
 from .zero_insert import zero_insert, zero_remove  # noqa: E402
@@ -67,9 +71,13 @@ __all__ = [
     "max_pool",
     "max_pool_ties",
     "max_pool_with_indices",
+    "max_pool_with_taps",
     "pool_scatter",
     "pool_select",
     "set_winograd",
+    "tap_scatter",
+    "tap_select",
+    "taps_pay",
     "unfold",
     "winograd_enabled",
     "zero_insert",

@@ -1,17 +1,20 @@
-"""Pooling. Means are linear; a maximum's derivative picks inputs by index; L^p goes by two pointwise functions.
+"""Pooling. Means are linear; a maximum's derivative picks inputs by place; L^p goes by two pointwise functions.
 
 ``geometry`` stands for kernel_size, stride, padding (lo and hi per axis), dilation, ceil_mode.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
-from .conv import Ints
-from .windows import adjoint_pair, apply, batched, check_shape, empty, keep, kept, pooled, register_autograd
+from .conv import Ints, _is_channels_last
+from .windows import Operator, adjoint_pair, apply, batched, check_shape, empty, keep, kept, pooled, register_autograd
 
 _ops = torch.ops.torch_convarith
 
@@ -20,6 +23,9 @@ avg_pool, avg_pool_transpose = adjoint_pair("avg_pool", "avg_pool_transpose", la
 
 pool_select, pool_scatter = adjoint_pair("pool_select", "pool_scatter", lambda _indices, axes: axes)
 """``pool_select(x, indices, axes)`` picks what indices name in each plane; and its adjoint."""
+
+tap_select, tap_scatter = adjoint_pair("tap_select", "tap_scatter", lambda _taps, kernel, *_: len(kernel))
+"""``tap_select(x, taps, *geometry)`` picks what each window has at its tap, nothing on padding; and its adjoint."""
 
 pool_ties, pool_ties_transpose = adjoint_pair(
     "pool_ties", "pool_ties_transpose", lambda _x, _y, kernel, *_: len(kernel)
@@ -48,6 +54,19 @@ def _fake_pool_select(x: Tensor, indices: Tensor, axes: int) -> Tensor:
 def _fake_pool_scatter(y: Tensor, size: Ints, indices: Tensor, axes: int) -> Tensor:
     check_shape(y, "y", indices.shape)
     return empty(indices, (*y.shape[: y.dim() - axes], *size), axes, y.dtype)
+
+
+@torch.library.register_fake("torch_convarith::tap_select")
+def _fake_tap_select(x: Tensor, taps: Tensor, kernel: Ints, *rest: Any) -> Tensor:
+    check_shape(taps, "taps", pooled(x.shape, kernel, *rest))
+    return empty(taps, taps.shape, len(kernel), x.dtype)
+
+
+@torch.library.register_fake("torch_convarith::tap_scatter")
+def _fake_tap_scatter(y: Tensor, size: Ints, taps: Tensor, kernel: Ints, *rest: Any) -> Tensor:
+    x = (*y.shape[: y.dim() - len(kernel)], *size)
+    check_shape(y, "y", pooled(x, kernel, *rest))
+    return empty(taps, x, len(kernel), y.dtype)
 
 
 @torch.library.register_fake("torch_convarith::pool_ties")
@@ -93,34 +112,6 @@ class _MaxPool(torch.autograd.Function):
         return max_pool(*batched(info, in_dims, args)), 0
 
 
-class _MaxPoolWithIndices(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        return _ops.max_pool_with_indices(x, *rest)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        x, kernel, *_ = inputs
-        ctx.inputs = len(inputs)
-        if hasattr(ctx, "mark_non_differentiable"):
-            ctx.mark_non_differentiable(output[1])
-        keep(ctx, tuple(x.shape[x.dim() - len(kernel) :]), output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _indices: Any) -> tuple[Tensor | None, ...]:
-        size, indices = kept(ctx)
-        return (pool_scatter(grad, size, indices, len(size)), *(None,) * (ctx.inputs - 1))
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_rest: Any) -> tuple[Tensor, None]:
-        size, indices = kept(ctx)
-        return pool_select(dx, indices, len(size)), None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        return max_pool_with_indices(*batched(info, in_dims, args)), (0, 0)
-
-
 class _MaxPoolTies(torch.autograd.Function):
     """forward(x, split, *geometry, minimum): the gradient goes to all of equal maxima, with split in equal shares."""
 
@@ -155,12 +146,6 @@ def max_pool(x: Tensor, *rest: Any) -> Tensor:
 
 
 @torch.compiler.allow_in_graph
-def max_pool_with_indices(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """The maximum of each window, and where in its plane it stands: the first of equal ones."""
-    return apply(_MaxPoolWithIndices, _ops.max_pool_with_indices, x, *rest)
-
-
-@torch.compiler.allow_in_graph
 def max_pool_ties(x: Tensor, split: bool, *rest: Any) -> Tensor:
     """:func:`max_pool`, whose gradient goes to all of equal maxima: to each in full, or split among them."""
     return _MaxPoolTies.apply(x, split, *rest)
@@ -171,14 +156,81 @@ def _fake_max_pool(x: Tensor, kernel: Ints, *rest: Any) -> Tensor:
     return empty(x, pooled(x.shape, kernel, *rest[:4]), len(kernel))
 
 
-@torch.library.register_fake("torch_convarith::max_pool_with_indices")
-def _fake_max_pool_with_indices(x: Tensor, kernel: Ints, *rest: Any) -> tuple[Tensor, Tensor]:
-    size = pooled(x.shape, kernel, *rest[:4])
-    return empty(x, size, len(kernel)), empty(x, size, len(kernel), torch.int64)
-
-
 register_autograd("max_pool", _MaxPool)
-register_autograd("max_pool_with_indices", _MaxPoolWithIndices)
+
+
+def _max_pool_with(
+    name: str, dtype: torch.dtype, select: Operator, scatter: Operator, rest_of: Callable[..., tuple]
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """``name(x, *geometry, minimum)``: maxima and their places.
+
+    ``select(dx, places, *rest_of(*geometry))`` picks what stands there, ``scatter`` is its adjoint.
+    """
+    operator = getattr(_ops, name)
+
+    class MaxPoolWith(torch.autograd.Function):
+        @staticmethod
+        def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+            return operator(x, *rest)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+            x, kernel, *rest, _minimum = inputs
+            if hasattr(ctx, "mark_non_differentiable"):  # register_autograd's context has none
+                ctx.mark_non_differentiable(output[1])
+            keep(ctx, tuple(x.shape[x.dim() - len(kernel) :]), output[1], *rest_of(kernel, *rest))
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor, _places: Any) -> tuple[Tensor | None, ...]:
+            return (scatter(grad, *kept(ctx)), *(None,) * 6)
+
+        @staticmethod
+        def jvp(ctx: Any, dx: Tensor, *_rest: Any) -> tuple[Tensor, None]:
+            _size, *rest = kept(ctx)
+            return select(dx, *rest), None
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+            return max_pool_with(*batched(info, in_dims, args)), (0, 0)
+
+    @torch.compiler.allow_in_graph
+    def max_pool_with(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return apply(MaxPoolWith, operator, x, *rest)
+
+    @torch.library.register_fake(f"torch_convarith::{name}")
+    def _fake(x: Tensor, kernel: Ints, *rest: Any) -> tuple[Tensor, Tensor]:
+        size = pooled(x.shape, kernel, *rest[:4])
+        return empty(x, size, len(kernel)), empty(x, size, len(kernel), dtype)
+
+    register_autograd(name, MaxPoolWith)
+    return max_pool_with
+
+
+max_pool_with_indices = _max_pool_with(
+    "max_pool_with_indices", torch.int64, pool_select, pool_scatter, lambda kernel, *_: (len(kernel),)
+)
+"""The maximum of each window, and where in its plane it stands: the first of equal ones."""
+
+max_pool_with_taps = _max_pool_with(
+    "max_pool_with_taps", torch.uint8, tap_select, tap_scatter, lambda *geometry: geometry
+)
+"""The maximum of each window, and its number in the window, in a byte: for windows of up to 256 elements."""
+
+
+def taps_pay(x: Tensor, kernel: Ints, stride: Ints) -> bool:
+    """Whether ``max_pool``'s backward pass is quicker by taps than by indices.
+
+    The CPU follows indices one by one. By taps, rows of inputs gather rows of outputs in vectors: some time for each
+    row, and a comparison for each output and tap; the constants are measured. A GPU gathers by taps without more ado,
+    where by indices it has to list the outputs of each input first.
+    """
+    taps = math.prod(kernel)
+    if taps > 256 or is_exporting():  # an exported graph is for all sizes
+        return False
+    outputs = x.shape[-1] // stride[-1]  # of a row, or about as many
+    if x.dim() == len(kernel) + 2 and _is_channels_last(x):
+        outputs *= x.shape[1]
+    return x.device.type != "cpu" or 2 * outputs >= x.itemsize * (12 + taps)
 
 
 # L^p ---------------------------------------------------------------------------------------------------------------

@@ -429,11 +429,13 @@ def _max_pool(
     if ties != "first":
         y = _ops.max_pool_ties(input, ties == "split", *geometry, minimum)
         return (y, _ops.max_pool_with_indices(input.detach(), *geometry, minimum)[1]) if return_indices else y
-    # Either operator has every derivative; where a backward pass is due, it is quicker to keep the indices.
-    if not return_indices and not (input.requires_grad and torch.is_grad_enabled()):
+    if return_indices:
+        return _ops.max_pool_with_indices(input, *geometry, minimum)
+    # Each operator has every derivative; where a backward pass is due, it is quicker to keep where the maxima stand.
+    if not (input.requires_grad and torch.is_grad_enabled()):
         return _ops.max_pool(input, *geometry, minimum)
-    y, indices = _ops.max_pool_with_indices(input, *geometry, minimum)
-    return (y, indices) if return_indices else y
+    max_pool = _ops.max_pool_with_taps if _ops.taps_pay(input, *geometry[:2]) else _ops.max_pool_with_indices
+    return max_pool(input, *geometry, minimum)[0]
 
 
 def _avg_pool(
