@@ -71,8 +71,9 @@ void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels
     transpose(w + p.tap_weight[0], p.w_row, b.real, channels * p.taps, to, b.width);
   } else {
     for (int64_t c = 0; c < channels; ++c, w = w + p.w_channel) {
-      if (p.w_row == 1 && c + kWeightsAhead < channels)
+      if (p.w_row == 1 && c + kWeightsAhead < channels) {
         prefetch(w + (kWeightsAhead * p.w_channel + p.tap_weight[0]), b.real);
+      }
       for (int64_t t = 0; t < p.taps; ++t, to += b.width) copy_run(w + p.tap_weight[t], p.w_row, b.real, to);
     }
   }
