@@ -78,21 +78,21 @@ void pixel_block(const PairLines<In>& lines, const ColumnTap* taps, int64_t tap_
     line = add_pixels<0, 2>(line, lines.counts[1], taps, tap_count, at, step, out.last, sums);
     add_pixels<1, 2>(line, lines.counts[2], taps, tap_count, at, step, out.last, sums);
   }
+  // Of their own: what `out` points to is read again after every store.
+  const int64_t pixel = out.pixel, last = out.last, skip = out.skip;
+  typename Simd<Sum>::Vec bias[kVecs];
+  CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) bias[j] = load(out.bias + j * kLanes);
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     if (r >= out.rows) break;
-    To* to = out.to + r * out.row + first * out.pixel;
-    if (out.skip == 0) {
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += out.pixel) {
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-          store_narrow(to + j * out.last, sums[r][x][j] + load(out.bias + j * kLanes));
-        }
+    To* to = out.to + r * out.row + first * pixel;
+    if (skip == 0) {
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += pixel) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) store_narrow(to + j * last, sums[r][x][j] + bias[j]);
       }
     } else {  // of one vector
       Sum all[kCount][kLanes];
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(all[x], sums[r][x][0] + load(out.bias));
-      for (int x = 0; x < kCount; ++x, to += out.pixel) {
-        scatter_run(all[x] + out.skip, kLanes - out.skip, to + out.skip, 1);
-      }
+      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(all[x], sums[r][x][0] + bias[0]);
+      for (int x = 0; x < kCount; ++x, to += pixel) scatter_run(all[x] + skip, kLanes - skip, to + skip, 1);
     }
   }
 }

@@ -86,6 +86,8 @@ constexpr int64_t kMostKernel = 64;
 inline int64_t kernel_between_rows(const GatherPlan* plans, int64_t count) {
   const int64_t kernel = plans[0].w_row;
   if (kernel < 2 || kernel > kMostKernel) return 0;
+  // Of other channels' weights among the taps, those after the last channel's would be beside the tensor.
+  if (plans[0].channels > 1 && plans[0].w_channel < kernel) return 0;
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t t = 0; t < plans[i].taps; ++t) {
       if (plans[i].tap_weight[t] >= kernel) return 0;
