@@ -82,18 +82,17 @@ void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels
 constexpr int64_t kMostKernel = 64;
 
 // The taps between neighbouring rows, where they stand in memory as [row][tap] with those of all plans among them;
-// otherwise 0.
+// otherwise 0. The last one is read, so that what stands before it may be, too: weights may be a part of a tensor.
 inline int64_t kernel_between_rows(const GatherPlan* plans, int64_t count) {
   const int64_t kernel = plans[0].w_row;
   if (kernel < 2 || kernel > kMostKernel) return 0;
-  // Of other channels' weights among the taps, those after the last channel's would be beside the tensor.
+  // Channels among the taps: those of the last channel end past the tensor.
   if (plans[0].channels > 1 && plans[0].w_channel < kernel) return 0;
+  int64_t last = 0;
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t t = 0; t < plans[i].taps; ++t) {
-      if (plans[i].tap_weight[t] >= kernel) return 0;
-    }
+    for (int64_t t = 0; t < plans[i].taps; ++t) last = most(last, plans[i].tap_weight[t]);
   }
-  return kernel;
+  return last + 1 == kernel ? kernel : 0;
 }
 
 template <typename T>
