@@ -215,11 +215,10 @@ int64_t whole_vectors(int64_t size, int64_t part, int64_t inner, int64_t lanes) 
 }
 
 // Boxes of about `pixels` outputs. Along z before y where taps span z but not y: neighbours in a box share inputs.
-void set_boxes(Gather& gather, int64_t pixels, int64_t lanes) {
-  GatherPlan& g = gather.plan;
+void set_boxes(GatherPlan& g, const std::vector<std::array<int64_t, 3>>& shifts, int64_t pixels, int64_t lanes) {
   const auto spans = [&](int axis) {
-    return std::any_of(gather.shifts.begin(), gather.shifts.end(),
-                       [&](const auto& shift) { return shift[axis] != gather.shifts.front()[axis]; });
+    return std::any_of(shifts.begin(), shifts.end(),
+                       [&](const auto& shift) { return shift[axis] != shifts.front()[axis]; });
   };
   std::array<int, 4> order = {3, 2, 1, 0};
   if (spans(0) && !spans(1)) std::swap(order[1], order[2]);
@@ -262,11 +261,12 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   g.residues = static_cast<int64_t>(residues.size());
   for (const auto& r : residues) gather.residue.insert(gather.residue.end(), r.begin(), r.end());
 
+  // Plans that see one tile have the same boxes, whatever they themselves read of it.
+  const auto& seen = blocking.seen ? *blocking.seen : gather.shifts;
   bool inside = true;
   int64_t span[3];
   for (int i = 0; i < 3; ++i) {
     int64_t low = 0, high = 0;
-    const auto& seen = blocking.seen ? *blocking.seen : gather.shifts;
     for (size_t t = 0; t < seen.size(); ++t) {
       const int64_t cell = floor_div(seen[t][i], step[i]);
       low = t == 0 ? cell : std::min(low, cell);
@@ -280,7 +280,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     span[i] = high - low;
   }
   const auto set_tile = [&](int64_t pixels) {
-    set_boxes(gather, pixels, g.outer ? 1 : k.lanes);
+    set_boxes(g, seen, pixels, g.outer ? 1 : k.lanes);
     for (int i = 0; i < 3; ++i) g.cells[i] = (g.box[i + 1] - 1) * g.move[i] + 1 + span[i];
   };
   set_tile(blocking.pixels);
