@@ -15,13 +15,6 @@ struct FactorOf {
   static const T* at(const T* first, const T*) { return first; }
 };
 
-template <typename T>
-inline void prefetch(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) {
-    __builtin_prefetch(reinterpret_cast<const char*>(from) + i);
-  }
-}
-
 template <typename V>
 inline V multiply_add(V sum, V a, V b) {
   return sum + a * b;

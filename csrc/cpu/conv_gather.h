@@ -305,9 +305,9 @@ const Factor* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g,
                       char* scratch, HeldTile& held) {
   if (p.raw) return reinterpret_cast<const Factor*>(in) + g * p.in_group + c0 * p.in_channel;
   Factor* tile = reinterpret_cast<Factor*>(scratch + p.at_tile);
-  if (p.one_tile && held.box == b.index && held.group == g && held.c0 == c0 && held.channels == channels) return tile;
+  if (p.one_tile && held.box == b.index && held.group == g) return tile;
   pad_tile(p, b, in, g, c0, channels, tile);
-  held = {b.index, g, c0, channels};
+  held = {b.index, g};
   return tile;
 }
 
@@ -317,10 +317,8 @@ void prefetch_rows(const GatherPlan& p, const Run* runs, int64_t begin, int64_t 
                    int64_t parts, T* out) {
   if (p.out_channel == 1) return;
   const Run run = merged_run(runs, begin, end, p.out_axis[2]);
-  const int64_t bytes = run.length * p.out_axis[2] * static_cast<int64_t>(sizeof(T));
   for (int64_t r = block_begin(part, b.real, parts); r < block_begin(part + 1, b.real, parts); ++r) {
-    const char* line = reinterpret_cast<const char*>(out + r * p.out_channel + run.out);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 1);
+    prefetch<1>(out + r * p.out_channel + run.out, run.length * p.out_axis[2]);
   }
 }
 

@@ -13,7 +13,16 @@ constexpr int64_t kCopyCost = 256;               // of a tile's element, in prod
 constexpr int64_t kMostTile = int64_t{1} << 20;  // of inputs that every thread copies then
 constexpr int64_t kMostRaw = int64_t{1} << 23;   // or reads where they stand
 
-void set_sides(GatherPlan& g, const Strides& in, const Strides& out) {
+// Images, channels and where they stand: of y = C x, or of x = C^T y.
+void set_sides(GatherPlan& g, const Problem& p, bool transposed) {
+  const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
+  g.batch = p.batch;
+  g.groups = p.groups;
+  g.rows = transposed ? p.in_channels : p.out_channels;
+  g.channels = transposed ? p.out_channels : p.in_channels;
+  g.w_group = p.out_channels * p.w.batch;
+  g.w_row = transposed ? p.w.channel : p.w.batch;
+  g.w_channel = transposed ? p.w.batch : p.w.channel;
   g.in_batch = in.batch;
   g.in_channel = in.channel;
   g.in_group = g.channels * in.channel;
@@ -32,14 +41,7 @@ void set_sides(GatherPlan& g, const Strides& in, const Strides& out) {
 Gather forward_gather(const Problem& p, bool all_taps) {
   Gather result;
   GatherPlan& g = result.plan;
-  g.batch = p.batch;
-  g.groups = p.groups;
-  g.rows = p.out_channels;
-  g.channels = p.in_channels;
-  set_sides(g, p.x, p.y);
-  g.w_group = p.out_channels * p.w.batch;
-  g.w_row = p.w.batch;
-  g.w_channel = p.w.channel;
+  set_sides(g, p, /*transposed=*/false);
   for (int i = 0; i < kAxes; ++i) {
     g.grid[i] = p.output[i];
     g.stride[i] = p.axis[i].stride;
@@ -105,14 +107,7 @@ AxisPhase axis_phase(const Axis& a, int64_t source, int64_t phase) {
 Gather phase_gather(const Problem& p, const std::array<int64_t, 3>& r, const std::array<const AxisPhase*, 3>& of) {
   Gather gather;
   GatherPlan& g = gather.plan;
-  g.batch = p.batch;
-  g.groups = p.groups;
-  g.rows = p.in_channels;
-  g.channels = p.out_channels;
-  set_sides(g, p.y, p.x);
-  g.w_group = p.out_channels * p.w.batch;
-  g.w_row = p.w.channel;
-  g.w_channel = p.w.batch;
+  set_sides(g, p, /*transposed=*/true);
   for (int i = 0; i < kAxes; ++i) {
     g.grid[i] = of[i]->outputs;
     g.stride[i] = 1;
@@ -590,7 +585,7 @@ struct Gathers : Plan {
     Explanation e = {};
     e.algorithm = gathers[0].plan.outer ? Algorithm::kOuter : Algorithm::kOffset;
     e.phases = static_cast<int64_t>(gathers.size());
-    for (const Gather& g : gathers) e.multiplications += gather_macs(g.plan);
+    e.multiplications = macs();
     e.scratch = (passes.own ? thread_count() : 1) * pass.packed + thread_count() * pass.scratch;
     return e;
   }
@@ -616,12 +611,18 @@ struct Gathers : Plan {
       for (int64_t i = 0; i < count; ++i) run_together(pass_at(i), k, in, out);
       return;
     }
-    parallel(count, pass_of(gathers, 0, rows, w, k).macs, [&](int64_t begin, int64_t end) {
+    parallel(count, macs(), [&](int64_t begin, int64_t end) {
       const RowPass largest = pass_at(0);
       const Buffer weights(largest.packed), mine(largest.scratch);
       HeldTile held;
       for (int64_t i = begin; i < end; ++i) run_alone(pass_at(i), k, in, out, weights.get(), mine.get(), held);
     });
+  }
+
+  int64_t macs() const {
+    int64_t total = 0;
+    for (const Gather& gather : gathers) total += gather_macs(gather.plan);
+    return total;
   }
 
   std::vector<Gather> gathers;

@@ -19,7 +19,7 @@ constexpr int kMostOuterRows = 9;
 
 // Rows that are read from the input itself follow each other in its lines, which no prefetcher foresees across so many
 // of them: a few rows further there will be the next.
-constexpr int64_t kAhead = 48;
+constexpr int64_t kRowsAhead = 48;
 
 // sums[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
 template <typename T, int kRows, int kVecs>
@@ -36,7 +36,7 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
   }
   for (int64_t k = 0; k < depth; ++k, columns += kVecs * kLanes) {
     const int64_t at = offset[k];
-    __builtin_prefetch(row[0] + at + kAhead);
+    prefetch_ahead(row[0] + at, kRowsAhead);
     V x[kVecs];
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(columns + j * kLanes);
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {

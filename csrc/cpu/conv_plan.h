@@ -47,7 +47,7 @@ struct GatherPlan {
   bool outer;    // lanes along the rows; otherwise along the outputs
   bool fills;    // a zero follows every output: the phase after has no taps
 
-  bool one_tile;  // plans of a call that have this set see the same tile
+  bool one_tile;  // plans of a call that have this set see the same tile, of all channels
 
   int64_t move[3];  // cells between neighbouring outputs: the stride, or 1 where the tile is split
   int64_t low[3];   // first cell of a box's tile, relative to the box's first output's
@@ -69,7 +69,7 @@ struct GatherPlan {
 
 // What stands in a thread's tile: plans and rows that take turns at a box copy it once.
 struct HeldTile {
-  int64_t box = -1, group = 0, c0 = 0, channels = 0;
+  int64_t box = -1, group = 0;
 };
 
 // Consecutive outputs of a box: where they read, where their sums stand, where they go.

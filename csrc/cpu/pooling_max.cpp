@@ -60,25 +60,17 @@ at::Tensor max_pool(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArr
   return pool_maximum<int64_t>(x, s, window_format(x, kernel_size.size()), minimum, nullptr);
 }
 
-std::tuple<at::Tensor, at::Tensor> max_pool_with_indices(const at::Tensor& x, at::IntArrayRef kernel_size,
-                                                         at::IntArrayRef stride, at::IntArrayRef padding,
-                                                         at::IntArrayRef dilation, bool ceil_mode, bool minimum) {
+// Place: int64_t for indices, uint8_t for taps.
+template <typename Place>
+std::tuple<at::Tensor, at::Tensor> max_pool_with(const at::Tensor& x, at::IntArrayRef kernel_size,
+                                                 at::IntArrayRef stride, at::IntArrayRef padding,
+                                                 at::IntArrayRef dilation, bool ceil_mode, bool minimum) {
   const WindowShapes s = make_windows(x, kernel_size, stride, padding, dilation, ceil_mode);
   check_no_empty_window(s.windows);
+  if (std::is_same_v<Place, uint8_t>) check_counts_taps(s.windows);
   const auto format = window_format(x, kernel_size.size());
-  at::Tensor indices = at::empty(s.y, x.options().dtype(at::kLong), format);
-  return {pool_maximum(x, s, format, minimum, indices.mutable_data_ptr<int64_t>()), indices};
-}
-
-std::tuple<at::Tensor, at::Tensor> max_pool_with_taps(const at::Tensor& x, at::IntArrayRef kernel_size,
-                                                      at::IntArrayRef stride, at::IntArrayRef padding,
-                                                      at::IntArrayRef dilation, bool ceil_mode, bool minimum) {
-  const WindowShapes s = make_windows(x, kernel_size, stride, padding, dilation, ceil_mode);
-  check_no_empty_window(s.windows);
-  check_counts_taps(s.windows);
-  const auto format = window_format(x, kernel_size.size());
-  at::Tensor taps = at::empty(s.y, x.options().dtype(at::kByte), format);
-  return {pool_maximum(x, s, format, minimum, taps.mutable_data_ptr<uint8_t>()), taps};
+  at::Tensor places = at::empty(s.y, x.options().dtype(c10::CppTypeToScalarType<Place>::value), format);
+  return {pool_maximum(x, s, format, minimum, places.mutable_data_ptr<Place>()), places};
 }
 
 void check_indices(bool valid, const Selection& s) {
@@ -227,8 +219,8 @@ at::Tensor pool_ties_transpose(const at::Tensor& v, at::IntArrayRef input_size, 
 
 TORCH_LIBRARY_IMPL(torch_convarith, CPU, m) {
   m.impl("max_pool", max_pool);
-  m.impl("max_pool_with_indices", max_pool_with_indices);
-  m.impl("max_pool_with_taps", max_pool_with_taps);
+  m.impl("max_pool_with_indices", max_pool_with<int64_t>);
+  m.impl("max_pool_with_taps", max_pool_with<uint8_t>);
   m.impl("pool_select", pool_select);
   m.impl("pool_scatter", pool_scatter);
   m.impl("tap_select", tap_select);

@@ -55,6 +55,20 @@ inline T most(T a, T b) {
   return a < b ? b : a;
 }
 
+// Asks for the lines of `count` entries, to be written where kWrite is 1.
+template <int kWrite = 0, typename T>
+inline void prefetch(const T* p, int64_t count) {
+  const char* bytes = reinterpret_cast<const char*>(p);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(bytes + i, kWrite);
+}
+
+// Asks for the line of the entry `ahead` of p, which may be past the last one.
+template <typename T>
+inline void prefetch_ahead(const T* p, int64_t ahead) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead) * sizeof(T);
+  __builtin_prefetch(reinterpret_cast<const void*>(at));
+}
+
 // The first `count` lanes, fewer than a vector has: nothing past them is touched, and a load gives zeros there.
 template <typename T>
 inline typename Simd<T>::Vec load_some(const T* p, int64_t count) {

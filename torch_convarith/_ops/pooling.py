@@ -242,16 +242,12 @@ def taps_pay(x: Tensor, kernel: Ints, stride: Ints) -> bool:
 
 def _sum(v: Tensor, signed: bool, kernel: Ints, *rest: Any) -> Tensor:
     """A: signed, as torch has it, the mean of what ceil_mode leaves of a window times the whole window's count."""
-    count = 1
-    for k in kernel:
-        count *= k
+    count = math.prod(kernel)
     return avg_pool(v, kernel, *rest, True, None) * count if signed else avg_pool(v, kernel, *rest, True, 1)
 
 
 def _sum_transpose(v: Tensor, size: Ints, signed: bool, kernel: Ints, *rest: Any) -> Tensor:
-    count = 1
-    for k in kernel:
-        count *= k
+    count = math.prod(kernel)
     if signed:
         return avg_pool_transpose(v, size, kernel, *rest, True, None) * count
     return avg_pool_transpose(v, size, kernel, *rest, True, 1)
