@@ -107,10 +107,15 @@ constexpr int64_t kWinogradApart = 16;
 constexpr int64_t kWinogradWeights = kWinogradChunk * kWinogradPanel + kWinogradApart;  // from product to product
 
 // x or y as cells: along each of z, y and x, cell j of residue r and phase f is element
-// j * step + r * apart + f + first, 0 outside. Residues and channels together are lanes:
-// lane = ((channel * residues[0] + r0) * residues[1] + r1) * residues[2] + r2.
+// j * step + r * apart + f + first, 0 outside. Residues and channels together are lanes: channels come in blocks, and
+// lane = (((channel / block * residues[0] + r0) * residues[1] + r1) * residues[2] + r2) * block + channel % block.
+// A block is a vector, or, where channels do not fill vectors and have residues, one channel.
 struct WinogradSide {
   int64_t channels, lanes;  // of one group
+  int64_t block;
+  // Cells that are loaded or stored together because their elements follow each other along x: of all residues and all
+  // phases, step[2] of them that take turns; or 1, each by itself.
+  int64_t turns;
   int64_t step[3], residues[3], apart[3], first[3], extent[3];
   int64_t batch, group, channel, axis[3];
 };

@@ -116,7 +116,7 @@ void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void*
 
 WinogradSide side(const Strides& s, int64_t channels) {
   WinogradSide r = {};
-  r.channels = r.lanes = channels;
+  r.channels = channels;
   r.batch = s.batch;
   r.group = channels * s.channel;
   r.channel = s.channel;
@@ -128,7 +128,7 @@ WinogradSide side(const Strides& s, int64_t channels) {
 }
 
 // The two sides, the taps and where their weights stand. False where there is no such algorithm.
-bool describe(const Problem& p, Pass pass, WinogradPlan& plan, std::vector<int32_t>& tap_of) {
+bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& plan, std::vector<int32_t>& tap_of) {
   const Axis& planes = p.axis[0];
   if (planes.stride != 1 || planes.kernel > 5 || p.axis[1].stride * p.axis[2].stride > 16) return false;
   plan.taps = parts(p.axis[1].kernel, p.axis[1].stride);
@@ -169,7 +169,11 @@ bool describe(const Problem& p, Pass pass, WinogradPlan& plan, std::vector<int32
     y.first[0] = planes.lo;
     y.apart[0] = -planes.dilation;
   }
-  for (WinogradSide* s : {&x, &y}) s->lanes *= s->residues[0] * s->residues[1] * s->residues[2];
+  for (WinogradSide* s : {&x, &y}) {
+    const int64_t residues = s->residues[0] * s->residues[1] * s->residues[2];
+    s->lanes = s->channels * residues;
+    s->block = residues == 1 || s->channels % k.lanes == 0 ? k.lanes : 1;
+  }
   plan.in = transposed ? y : x;
   plan.out = transposed ? x : y;
   plan.w_group = p.out_channels * p.w.batch;
@@ -212,14 +216,20 @@ void set_boxes(WinogradPlan& p, int64_t most) {
   p.chunk_size = kWinogradProducts * (p.box_tiles * kWinogradChunk + kWinogradApart);
 }
 
-// Scratch of a thread: where the transforms load and store cells.
+// What takes turns: residues that a chunk or panel has all of, and phases that a box has all of. And the scratch of a
+// thread where the transforms load and store cells.
 void lay_out_cells(WinogradPlan& p, const ConvKernels& k) {
   int64_t cells = 1, width = 0;
   for (int i = 0; i < 2; ++i) {
+    WinogradSide& s = i == 0 ? p.in : p.out;
+    const int64_t lanes = i == 0 ? kWinogradChunk : kWinogradPanel;
+    const bool whole = s.residues[2] == 1 || lanes % (s.residues[2] * s.block) == 0;
+    s.turns = s.block > 1 && whole && p.box[0] % p.phases[1] == 0 ? s.step[2] : 1;
     width = p.box[i + 1] * (kWinogradTile + 1 - p.taps) + kWinogradTile;
     cells *= width;
   }
-  cells = std::max(cells, kWinogradChunk * p.kernel);
+  width *= std::max(p.in.turns, p.out.turns);
+  cells = std::max(cells * std::max(p.in.turns, p.out.turns), kWinogradChunk * p.kernel);
   p.at_cells = 0;
   p.at_line = p.at_cells + aligned(cells * k.lanes * 4);
   p.at_products = p.at_line + aligned(width * k.lanes * 4);
@@ -365,7 +375,7 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
   }
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
-  if (!describe(problem, pass, plan, tap_of) || (!wanted && !pays(problem, pass, plan, k))) return nullptr;
+  if (!describe(problem, pass, k, plan, tap_of) || (!wanted && !pays(problem, pass, plan, k))) return nullptr;
   return pass == Pass::kWeight ? plan_gradient(plan, std::move(tap_of), k) : plan_products(plan, std::move(tap_of), k);
 }
 

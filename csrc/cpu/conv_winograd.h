@@ -116,6 +116,14 @@ inline int64_t residues(const WinogradSide& s) {
   return s.residues[0] * s.residues[1] * s.residues[2];
 }
 
+// Vectors of lanes, and images, whose cells take turns along a row.
+inline int64_t lanes_in_turn(const WinogradSide& s) {
+  return s.turns > 1 ? s.residues[2] : 1;
+}
+inline int64_t images_in_turn(const WinogradSide& s) {
+  return s.turns / lanes_in_turn(s);
+}
+
 struct Image {
   int64_t batch, z, phase[2];
 };
@@ -125,83 +133,93 @@ inline Image image_at(const WinogradPlan& p, int64_t image) {
   return {plane / p.planes, plane % p.planes, {image / p.phases[1] % p.phases[0], image % p.phases[1]}};
 }
 
-// Some lanes of a rectangle of cells of one image and group.
+// Some lanes of a rectangle of cells of one image and group, with the cells that take turns with them.
 struct Cells {
-  int64_t lane, lanes;  // first, and how many of kCellLanes there are
-  int64_t first[2], size[2];
+  int64_t lane, lanes;        // first, and how many of kCellLanes there are
+  int64_t first[2], size[2];  // along x in turns
   Image image;
 };
+
+inline Cells cells_at(const WinogradPlan& p, const WinogradSide& s, int64_t image, int64_t lane, int64_t last_lane,
+                      const int64_t (&first)[2], const int64_t (&size)[2]) {
+  return {lane,
+          least<int64_t>(kCellLanes, last_lane - lane),
+          {first[0], first[1] * s.turns},
+          {size[0], size[1] * s.turns},
+          image_at(p, image)};
+}
 
 // Of a lane: the channel, the plane, and the element of cell (0, 0) in it.
 struct Lane {
   int64_t channel, z, first[2];
 };
 
+inline int64_t channel_of(const WinogradSide& s, int64_t lane) {
+  return lane / s.block / residues(s) * s.block + lane % s.block;
+}
+
+inline int64_t residue_of(const WinogradSide& s, int64_t lane) {
+  return lane / s.block % residues(s);
+}
+
 inline Lane lane_at(const WinogradSide& s, const Image& image, int64_t lane) {
-  const int64_t r2 = lane % s.residues[2], r1 = lane / s.residues[2] % s.residues[1];
-  const int64_t channel = lane / s.residues[2] / s.residues[1];
-  return {channel / s.residues[0],
-          image.z + channel % s.residues[0] * s.apart[0] + s.first[0],
+  const int64_t residue = residue_of(s, lane), r2 = residue % s.residues[2];
+  const int64_t r1 = residue / s.residues[2] % s.residues[1], r0 = residue / s.residues[2] / s.residues[1];
+  return {channel_of(s, lane),
+          image.z + r0 * s.apart[0] + s.first[0],
           {r1 * s.apart[1] + image.phase[0] + s.first[1], r2 * s.apart[2] + image.phase[1] + s.first[2]}};
 }
 
-// The elements in row y of a lane's cells: where the first stands, and the cells [begin, end) that have one.
+// The elements in row y of a lane's cells: where the first stands, and the cells [begin, end) that have one, `step`
+// apart.
 struct Line {
-  int64_t at, begin, end;
+  int64_t at, begin, end, step;
 };
 
 inline Line line_at(const WinogradSide& s, const Cells& c, const Lane& lane, int64_t y) {
-  const int64_t row = (c.first[0] + y) * s.step[1] + lane.first[0];
-  Line line = {};
+  const int64_t row = (c.first[0] + y) * s.step[1] + lane.first[0], step = s.step[2] / s.turns;
+  Line line = {0, 0, 0, step * s.axis[2]};
   if (lane.z < 0 || lane.z >= s.extent[0] || row < 0 || row >= s.extent[1]) return line;
-  inside(c.first[1], s.step[2], lane.first[1], s.extent[2], c.size[1], &line.begin, &line.end);
-  const int64_t column = (c.first[1] + line.begin) * s.step[2] + lane.first[1];
+  inside(c.first[1], step, lane.first[1], s.extent[2], c.size[1], &line.begin, &line.end);
+  const int64_t column = (c.first[1] + line.begin) * step + lane.first[1];
   line.at = lane.channel * s.channel + lane.z * s.axis[0] + row * s.axis[1] + column * s.axis[2];
   return line;
-}
-
-// The lanes are channels, and cells are elements that follow each other.
-template <typename T>
-inline bool plain_cells(const WinogradSide& s) {
-  return sizeof(T) == sizeof(float) && residues(s) == 1 && s.step[2] == 1 && s.axis[2] == 1;
-}
-
-inline void clear(float* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = 0;
 }
 
 // Cells as [y][x][lane]; `line` has room for a row of them, lane by lane.
 template <typename T>
 void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* line, float* cells) {
   const int64_t width = c.size[1];
-  const bool plain = plain_cells<T>(s);
   for (int64_t y = 0; y < c.size[0]; ++y) {
     float* row = cells + y * width * kCellLanes;
-    if (plain || (s.channel == 1 && residues(s) == 1)) {
-      const Line inputs = line_at(s, c, lane_at(s, c.image, c.lane), y);
-      clear(row, inputs.begin * kCellLanes);
-      clear(row + inputs.end * kCellLanes, (width - inputs.end) * kCellLanes);
-      if (inputs.begin == inputs.end) continue;
-      const T* from = image + inputs.at;
-      float* to = row + inputs.begin * kCellLanes;
-      if (plain) {
-        transpose(from, s.channel, c.lanes, inputs.end - inputs.begin, to, kCellLanes);
-        continue;
+    if (s.block == 1) {
+      for (int64_t l = 0; l < c.lanes; ++l) {
+        const Line inputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
+        float* to = line + l * width;
+        fill_zero(to, inputs.begin);
+        fill_zero(to + inputs.end, width - inputs.end);
+        if (inputs.begin == inputs.end) continue;
+        copy_run(image + inputs.at, inputs.step, inputs.end - inputs.begin, to + inputs.begin);
       }
-      for (int64_t x = inputs.begin; x < inputs.end; ++x, from += s.step[2] * s.axis[2], to += kCellLanes) {
-        copy_run(from, 1, c.lanes, to);
-      }
+      transpose(line, width, c.lanes, width, row, kCellLanes);
       continue;
     }
-    for (int64_t l = 0; l < c.lanes; ++l) {
-      const Line inputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
-      float* to = line + l * width;
-      clear(to, inputs.begin);
-      clear(to + inputs.end, width - inputs.end);
-      if (inputs.begin == inputs.end) continue;
-      copy_run(image + inputs.at, s.step[2] * s.axis[2], inputs.end - inputs.begin, to + inputs.begin);
+    // The lanes are channels that follow each other: what one has, all have.
+    const Line inputs = line_at(s, c, lane_at(s, c.image, c.lane), y);
+    fill_zero(row, inputs.begin * kCellLanes);
+    fill_zero(row + inputs.end * kCellLanes, (width - inputs.end) * kCellLanes);
+    const int64_t count = inputs.end - inputs.begin;
+    if (count == 0) continue;
+    const T* from = image + inputs.at;
+    float* to = row + inputs.begin * kCellLanes;
+    if (s.channel == 1) {
+      for (int64_t x = 0; x < count; ++x) copy_run(from + x * inputs.step, 1, c.lanes, to + x * kCellLanes);
+    } else if (sizeof(T) == sizeof(float) && inputs.step == 1) {
+      transpose(from, s.channel, c.lanes, count, to, kCellLanes);
+    } else {
+      for (int64_t l = 0; l < c.lanes; ++l) copy_run(from + l * s.channel, inputs.step, count, line + l * count);
+      transpose(line, count, c.lanes, count, to, kCellLanes);
     }
-    transpose(line, width, c.lanes, width, row, kCellLanes);
   }
 }
 
@@ -210,14 +228,16 @@ template <typename T>
 void store_cells(const WinogradSide& s, const float* cells, const Cells& c, float* line, T* image) {
   const int64_t width = c.size[1];
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (plain_cells<T>(s)) {
+    if (s.block > 1 && s.step[2] == s.turns && s.axis[2] == 1) {
       const Lane lane = lane_at(s, c.image, c.lane);
-      const bool one_run = width == s.axis[1] && s.step[1] == 1;
-      const int64_t rows = one_run ? 1 : c.size[0], length = one_run ? c.size[0] * width : width;
-      for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t y = 0, rows = 1; y < c.size[0]; y += rows) {
         const Line outputs = line_at(s, c, lane, y);
-        if (outputs.begin == outputs.end) continue;
-        transpose(cells + y * width * kCellLanes, kCellLanes, length, c.lanes, image + outputs.at, s.channel);
+        int64_t count = outputs.end - outputs.begin;
+        if (count == 0) continue;
+        if (count == width && width == s.axis[1] && s.step[1] == 1)
+          count *= rows = c.size[0];  // rows follow each other
+        transpose(cells + (y * width + outputs.begin) * kCellLanes, kCellLanes, count, c.lanes, image + outputs.at,
+                  s.channel);
       }
       return;
     }
@@ -226,10 +246,7 @@ void store_cells(const WinogradSide& s, const float* cells, const Cells& c, floa
     transpose(cells + y * width * kCellLanes, kCellLanes, width, c.lanes, line, width);
     for (int64_t l = 0; l < c.lanes; ++l) {
       const Line outputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
-      if (outputs.begin == outputs.end) continue;
-      const float* from = line + l * width;
-      T* to = image + outputs.at;
-      for (int64_t x = outputs.begin; x < outputs.end; ++x, to += s.step[2] * s.axis[2]) narrow(from[x], *to);
+      scatter_run(line + l * width + outputs.begin, outputs.end - outputs.begin, image + outputs.at, outputs.step);
     }
   }
 }
@@ -262,19 +279,21 @@ void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Matrix
   const int64_t tiles = b.size[1] * b.size[2];
   const int64_t apart = p.box_tiles * kLanes + kWinogradApart;
   const int64_t last = least(s.lanes, (block + 1) * kLanes);
-  for (int64_t image = 0; image < b.size[0]; ++image) {
-    for (int64_t lane = block * kLanes; lane < last; lane += kCellLanes) {
-      const Cells c = {lane,
-                       least<int64_t>(kCellLanes, last - lane),
-                       {b.first[1] * step, b.first[2] * step},
-                       {(b.size[1] - 1) * step + kWindow, (b.size[2] - 1) * step + kWindow},
-                       image_at(p, b.first[0] + image)};
+  const int64_t first[2] = {b.first[1] * step, b.first[2] * step};
+  const int64_t size[2] = {(b.size[1] - 1) * step + kWindow, (b.size[2] - 1) * step + kWindow};
+  const int64_t row = size[1] * s.turns * kCellLanes, column = s.turns * kCellLanes;
+  for (int64_t image = 0; image < b.size[0]; image += images_in_turn(s)) {
+    for (int64_t lane = block * kLanes; lane < last; lane += lanes_in_turn(s) * kCellLanes) {
+      const Cells c = cells_at(p, s, b.first[0] + image, lane, last, first, size);
       load_cells(s, in + c.image.batch * s.batch, c, line, cells);
-      float* column = to + image * tiles * kLanes + lane % kLanes;
-      for (int64_t y = 0; y < b.size[1]; ++y) {
-        for (int64_t x = 0; x < b.size[2]; ++x, column += kLanes) {
-          transform_2d(m, cells + (y * c.size[1] + x) * step * kCellLanes, c.size[1] * kCellLanes, kCellLanes, column,
-                       kTile * apart, apart);
+      for (int64_t turn = 0; turn < s.turns; ++turn) {
+        const int64_t image_turn = turn % images_in_turn(s), lane_turn = turn - image_turn;
+        float* out = to + (image + image_turn) * tiles * kLanes + lane % kLanes + lane_turn * kCellLanes;
+        for (int64_t y = 0; y < b.size[1]; ++y) {
+          const float* from = cells + y * step * row + turn * kCellLanes;
+          for (int64_t x = 0; x < b.size[2]; ++x, from += step * column, out += kLanes) {
+            transform_2d(m, from, row, column, out, kTile * apart, apart);
+          }
         }
       }
     }
@@ -286,30 +305,39 @@ template <typename T, int kTaps>
 void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, const float* products, char* scratch,
                        const T* bias, T* out) {
   constexpr int kOutputs = kTile + 1 - kTaps;
+  const WinogradSide& s = p.out;
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
   float* line = reinterpret_cast<float*>(scratch + p.at_line);
   const int64_t tiles = b.size[1] * b.size[2], apart = p.box_tiles * kWinogradPanel + kWinogradApart;
-  const int64_t last = least(p.out.lanes, (panel + 1) * kWinogradPanel);
-  for (int64_t lane = panel * kWinogradPanel; lane < last; lane += kCellLanes) {
-    Cells c = {lane, least<int64_t>(kCellLanes, last - lane), {b.first[1] * kOutputs, b.first[2] * kOutputs}, {}, {}};
-    for (int i = 0; i < 2; ++i) c.size[i] = least(b.size[i + 1] * kOutputs, p.cells[i] - c.first[i]);
+  const int64_t last = least(s.lanes, (panel + 1) * kWinogradPanel);
+  const int64_t first[2] = {b.first[1] * kOutputs, b.first[2] * kOutputs};
+  int64_t size[2];
+  for (int i = 0; i < 2; ++i) size[i] = least(b.size[i + 1] * kOutputs, p.cells[i] - first[i]);
+  const int64_t row = size[1] * s.turns * kCellLanes, column = s.turns * kCellLanes;
+  for (int64_t lane = panel * kWinogradPanel; lane < last; lane += lanes_in_turn(s) * kCellLanes) {
     float biases[kCellLanes] = {};
-    for (int64_t l = 0; bias && l < c.lanes; ++l) biases[l] = widen(bias[(lane + l) / residues(p.out)]);
-    for (int64_t image = 0; image < b.size[0]; ++image) {
-      const float* first = products + image * tiles * kWinogradPanel + lane % kWinogradPanel;
-      // What a tile has past the last column stands where rows below begin: tiles from right to left write it before
-      // those rows' own.
-      for (int64_t y = 0; y < b.size[1]; ++y) {
-        for (int64_t x = b.size[2] - 1; x >= 0; --x) {
-          transform_2d(kOutput<kOutputs>, first + (y * b.size[2] + x) * kWinogradPanel, kTile * apart, apart,
-                       cells + (y * c.size[1] + x) * kOutputs * kCellLanes, c.size[1] * kCellLanes, kCellLanes);
+    for (int64_t l = 0; bias && l < least<int64_t>(kCellLanes, last - lane); ++l) {
+      biases[l] = widen(bias[channel_of(s, lane + l)]);
+    }
+    for (int64_t image = 0; image < b.size[0]; image += images_in_turn(s)) {
+      const Cells c = cells_at(p, s, b.first[0] + image, lane, last, first, size);
+      for (int64_t turn = 0; turn < s.turns; ++turn) {
+        const int64_t image_turn = turn % images_in_turn(s), lane_turn = turn - image_turn;
+        const float* from =
+            products + (image + image_turn) * tiles * kWinogradPanel + lane % kWinogradPanel + lane_turn * kCellLanes;
+        // What a tile has past the last column stands where rows below begin: tiles from right to left write it before
+        // those rows' own.
+        for (int64_t y = 0; y < b.size[1]; ++y) {
+          for (int64_t x = b.size[2] - 1; x >= 0; --x) {
+            transform_2d(kOutput<kOutputs>, from + (y * b.size[2] + x) * kWinogradPanel, kTile * apart, apart,
+                         cells + y * kOutputs * row + x * kOutputs * column + turn * kCellLanes, row, column);
+          }
         }
       }
       for (int64_t i = 0; bias && i < c.size[0] * c.size[1] * kCellLanes; i += kCellLanes) {
         store(cells + i, load(cells + i) + load(biases));
       }
-      c.image = image_at(p, b.first[0] + image);
-      store_cells(p.out, cells, c, line, out + c.image.batch * p.out.batch);
+      store_cells(s, cells, c, line, out + c.image.batch * s.batch);
     }
   }
 }
@@ -322,37 +350,46 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   constexpr int kSquare = kTaps * kTaps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
   float taps[kSquare * kCellLanes] = {};
-  const int64_t in_residues = residues(p.in), out_residues = residues(p.out);
+  const int64_t out_residues = residues(p.out);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
   // Channels whose kernels follow each other in memory are read together.
-  const int64_t at_once = p.whole_kernel && p.w_in == p.kernel ? 16 : 1;
-  for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
+  const bool whole = p.whole_kernel && p.out.block > 1;
+  const int64_t at_once = p.w_in == p.kernel ? 16 : 1;
+  for (int64_t row = panel * kWinogradPanel, alike = 0; row < last_row; row += alike * kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
-    int64_t loaded = -1;
+    // Vectors of rows that are residues of the same channels.
+    alike = whole ? least(out_residues - residue_of(p.out, row), block_count(last_row - row, kCellLanes)) : 1;
+    int64_t loaded = 0, end = 0;
     for (int64_t lane = chunk * kWinogradChunk; lane < last; ++lane) {
-      const int64_t channel = lane / in_residues;
-      const int32_t* tap_of = p.tap_of + lane % in_residues * out_residues * kSquare;
-      if (p.whole_kernel && out_residues == 1) {
-        if (loaded < 0 || channel >= loaded + at_once) {
-          loaded = channel;
-          const int64_t count = least(at_once, p.in.channels - channel) * p.kernel;
-          transpose(w + row * p.w_out + channel * p.w_in, p.w_out, rows, count, kernels, kCellLanes);
-        }
-        const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
-        for (int t = 0; t < kSquare; ++t) {
-          store(taps + t * kCellLanes, tap_of[t] < 0 ? Simd<float>::Vec{} : load(kernel + tap_of[t] * kCellLanes));
-        }
-      } else {
+      const int64_t channel = channel_of(p.in, lane);
+      const int32_t* tap_of = p.tap_of + residue_of(p.in, lane) * out_residues * kSquare;
+      float* out = to + lane % kWinogradChunk * kWinogradPanel + row % kWinogradPanel;
+      if (!whole) {
         for (int64_t r = 0; r < rows; ++r) {
-          const T* kernel = w + (row + r) / out_residues * p.w_out + channel * p.w_in;
-          const int32_t* tap = tap_of + (row + r) % out_residues * kSquare;
+          const T* kernel = w + channel_of(p.out, row + r) * p.w_out + channel * p.w_in;
+          const int32_t* tap = tap_of + residue_of(p.out, row + r) * kSquare;
           for (int t = 0; t < kSquare; ++t) taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t]]);
         }
+        transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes, out, kTile * kWinogradWeights,
+                     kWinogradWeights);
+        continue;
       }
-      transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes,
-                   to + lane % kWinogradChunk * kWinogradPanel + row % kWinogradPanel, kTile * kWinogradWeights,
-                   kWinogradWeights);
+      if (channel < loaded || channel >= end) {
+        loaded = channel;
+        end = least(channel + at_once, p.in.channels);
+        transpose(w + channel_of(p.out, row) * p.w_out + channel * p.w_in, p.w_out, rows, (end - loaded) * p.kernel,
+                  kernels, kCellLanes);
+      }
+      const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
+      for (int64_t v = 0; v < alike; ++v) {
+        const int32_t* tap = tap_of + residue_of(p.out, row + v * kCellLanes) * kSquare;
+        for (int t = 0; t < kSquare; ++t) {
+          store(taps + t * kCellLanes, tap[t] < 0 ? Simd<float>::Vec{} : load(kernel + tap[t] * kCellLanes));
+        }
+        transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes, out + v * kCellLanes,
+                     kTile * kWinogradWeights, kWinogradWeights);
+      }
     }
   }
 }
@@ -364,19 +401,20 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
                     float* sums, char* scratch, T* w) {
   constexpr int kSquare = kTaps * kTaps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
-  const int64_t in_residues = residues(p.in);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
+  const int64_t first_channel = channel_of(p.in, lane_begin), channels = (lane_end - lane_begin) / residues(p.in);
   // Whole kernels, which follow each other in memory, are stored together.
-  const bool whole =
-      sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel && kWinogradChunk % in_residues == 0;
+  const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel &&
+                     (residues(p.in) == 1 || kWinogradChunk % (residues(p.in) * p.in.block) == 0);
   float taps[kSquare * kCellLanes];
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
     for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
       transform_2d(kOutput<kTaps>, products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel,
                    kTile * kWinogradWeights, kWinogradWeights, taps, kTaps * kCellLanes, kCellLanes);
-      const int32_t* tap_of = p.tap_of + lane % in_residues * kSquare;
+      const int64_t channel = channel_of(p.in, lane);
+      const int32_t* tap_of = p.tap_of + residue_of(p.in, lane) * kSquare;
       for (int t = 0; t < kSquare; ++t) {
         float* sum = sums + ((lane - lane_begin) * kSquare + t) * kWinogradPanel + row % kWinogradPanel;
         float* tap = taps + t * kCellLanes;
@@ -384,17 +422,16 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
         if (!last) {
           store(sum, load(tap));
         } else if (tap_of[t] >= 0 && whole) {
-          store(kernels + ((lane - lane_begin) / in_residues * p.kernel + tap_of[t]) * kCellLanes, load(tap));
+          store(kernels + ((channel - first_channel) * p.kernel + tap_of[t]) * kCellLanes, load(tap));
         } else if (tap_of[t] >= 0) {
-          T* to = w + row * p.w_out + lane / in_residues * p.w_in + tap_of[t];
+          T* to = w + row * p.w_out + channel * p.w_in + tap_of[t];
           for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
         }
       }
     }
     if constexpr (sizeof(T) == sizeof(float)) {
       if (last && whole) {
-        transpose(kernels, kCellLanes, (lane_end - lane_begin) / in_residues * p.kernel, rows,
-                  w + row * p.w_out + lane_begin / in_residues * p.w_in, p.w_out);
+        transpose(kernels, kCellLanes, channels * p.kernel, rows, w + row * p.w_out + first_channel * p.w_in, p.w_out);
       }
     }
   }
