@@ -117,6 +117,7 @@ struct WinogradSide {
   // phases, step[2] of them that take turns; or 1, each by itself.
   int64_t turns;
   int64_t step[3], residues[3], apart[3], first[3], extent[3];
+  int64_t full[2];  // residues along y and x, the first ones, that have all of the taps; or where that is not used all
   int64_t batch, group, channel, axis[3];
 };
 
@@ -125,6 +126,7 @@ struct WinogradPlan {
   int64_t groups;
   int64_t images, planes, phases[2];  // image = ((batch * planes + z) * phases[0] + f0) * phases[1] + f1
   int64_t taps;                       // r
+  int64_t missing;                    // row and column of the 6 x 6 that only the tap which some residues lack makes
   int64_t cells[2];                   // of `out`: its extent in steps
   int64_t box[3];                     // tiles of a box: images, rows, columns
   int64_t boxes[3];

@@ -39,8 +39,22 @@ int64_t tile_count(const WinogradPlan& p) {
   return p.images * parts(p.cells[0], m) * parts(p.cells[1], m);
 }
 
+// Products of a tile between all lanes of both sides.
+int64_t lane_products(const WinogradPlan& p) {
+  int64_t products = p.in.lanes * p.out.lanes;
+  for (int i = 0; i < 2; ++i) {
+    int64_t residues = 1, of_axis = 1;
+    for (const WinogradSide* s : {&p.in, &p.out}) {
+      residues *= s->residues[i + 1];
+      of_axis *= (kWinogradTile - 1) * s->residues[i + 1] + s->full[i];
+    }
+    products = products / residues * (of_axis / kWinogradTile);
+  }
+  return products;
+}
+
 int64_t multiplications(const WinogradPlan& p) {
-  return p.groups * tile_count(p) * kWinogradProducts * p.in.lanes * p.out.lanes;
+  return p.groups * tile_count(p) * lane_products(p);
 }
 
 Explanation Winograd::explain() const {
@@ -160,6 +174,8 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
       y.first[i] = (first - plan.taps + 1) * y.step[i];
     }
   }
+  // Only the last tap makes the product at infinity, only the first that at 0; a transposed convolution turns kernels.
+  plan.missing = transposed ? 0 : kWinogradTile - 1;
   plan.images *= plan.planes * plan.phases[0] * plan.phases[1];
   WinogradSide& summed = transposed ? y : x;
   summed.residues[0] = planes.kernel;
@@ -173,6 +189,11 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
     const int64_t residues = s->residues[0] * s->residues[1] * s->residues[2];
     s->lanes = s->channels * residues;
     s->block = residues == 1 || s->channels % k.lanes == 0 ? k.lanes : 1;
+    for (int i = 0; i < 2; ++i) {
+      const Axis& a = p.axis[i + 1];
+      const bool all = s->residues[i + 1] == 1 || s->block == 1;
+      s->full[i] = all ? s->residues[i + 1] : a.kernel - (plan.taps - 1) * a.stride;
+    }
   }
   plan.in = transposed ? y : x;
   plan.out = transposed ? x : y;

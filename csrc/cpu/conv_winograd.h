@@ -88,15 +88,15 @@ inline __attribute__((always_inline)) void transform_1d(const Matrix<kOut, kIn>&
   }
 }
 
-// M X M^T of kLanes squares X, element (i, j) of which stands at i * row + j * column.
-template <int kOut, int kIn>
-inline __attribute__((always_inline)) void transform_2d(const Matrix<kOut, kIn>& m, const float* from, int64_t row,
-                                                        int64_t column, float* to, int64_t to_row, int64_t to_column) {
+// M X M^T of kLanes squares X, element (i, j) of which stands at from(i, j).
+template <int kOut, int kIn, typename From>
+inline __attribute__((always_inline)) void transform_from(const Matrix<kOut, kIn>& m, const From& from, float* to,
+                                                          int64_t to_row, int64_t to_column) {
   typedef typename Simd<float>::Vec V;
   V half[kIn][kOut];  // transposed
   CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) {
     V in[kIn];
-    CONVARITH_UNROLL for (int i = 0; i < kIn; ++i) in[i] = load(from + i * row + j * column);
+    CONVARITH_UNROLL for (int i = 0; i < kIn; ++i) in[i] = load(from(i, j));
     transform_1d(m, in, half[j]);
   }
   CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
@@ -105,6 +105,12 @@ inline __attribute__((always_inline)) void transform_2d(const Matrix<kOut, kIn>&
     transform_1d(m, in, out);
     CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) store(to + i * to_row + j * to_column, out[j]);
   }
+}
+
+template <int kOut, int kIn>
+inline __attribute__((always_inline)) void transform_2d(const Matrix<kOut, kIn>& m, const float* from, int64_t row,
+                                                        int64_t column, float* to, int64_t to_row, int64_t to_column) {
+  transform_from(m, [&](int i, int j) { return from + i * row + j * column; }, to, to_row, to_column);
 }
 
 // Cells ---------------------------------------------------------------------------------------------------------------
@@ -349,46 +355,51 @@ template <typename T, int kTaps>
 void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
   constexpr int kSquare = kTaps * kTaps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
-  float taps[kSquare * kCellLanes] = {};
+  const float zeros[kCellLanes] = {};
   const int64_t out_residues = residues(p.out);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
-  // Channels whose kernels follow each other in memory are read together.
+  // Vectors of neighbouring channels' rows are transposed out of whole kernels, of as many channels at once as follow
+  // each other in memory.
   const bool whole = p.whole_kernel && p.out.block > 1;
   const int64_t at_once = p.w_in == p.kernel ? 16 : 1;
-  for (int64_t row = panel * kWinogradPanel, alike = 0; row < last_row; row += alike * kCellLanes) {
-    const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
-    // Vectors of rows that are residues of the same channels.
-    alike = whole ? least(out_residues - residue_of(p.out, row), block_count(last_row - row, kCellLanes)) : 1;
+  for (int64_t row = panel * kWinogradPanel, alike = 1; row < last_row; row += alike * kCellLanes) {
+    const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
+    // Vectors that differ in the residue only see the same kernels.
+    if (whole) alike = least(out_residues - residue, block_count(last_row - row, kCellLanes));
     int64_t loaded = 0, end = 0;
-    for (int64_t lane = chunk * kWinogradChunk; lane < last; ++lane) {
-      const int64_t channel = channel_of(p.in, lane);
-      const int32_t* tap_of = p.tap_of + residue_of(p.in, lane) * out_residues * kSquare;
-      float* out = to + lane % kWinogradChunk * kWinogradPanel + row % kWinogradPanel;
-      if (!whole) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const T* kernel = w + channel_of(p.out, row + r) * p.w_out + channel * p.w_in;
-          const int32_t* tap = tap_of + residue_of(p.out, row + r) * kSquare;
-          for (int t = 0; t < kSquare; ++t) taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t]]);
+    for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
+      const int64_t first_channel = channel_of(p.in, block), channels = least(p.in.block, last - block);
+      const int32_t* tap_of = p.tap_of + residue_of(p.in, block) * out_residues * kSquare;
+      float* out = to + block % kWinogradChunk * kWinogradPanel + row % kWinogradPanel;
+      for (int64_t c = 0; c < channels; ++c, out += kWinogradPanel) {
+        const int64_t channel = first_channel + c;
+        if (!whole) {
+          float* taps = kernels;
+          for (int64_t r = 0; r < rows; ++r) {
+            const T* kernel = w + channel_of(p.out, row + r) * p.w_out + channel * p.w_in;
+            const int32_t* tap = tap_of + residue_of(p.out, row + r) * kSquare;
+            for (int t = 0; t < kSquare; ++t) taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t]]);
+          }
+          transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes, out, kTile * kWinogradWeights,
+                       kWinogradWeights);
+          continue;
         }
-        transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes, out, kTile * kWinogradWeights,
-                     kWinogradWeights);
-        continue;
-      }
-      if (channel < loaded || channel >= end) {
-        loaded = channel;
-        end = least(channel + at_once, p.in.channels);
-        transpose(w + channel_of(p.out, row) * p.w_out + channel * p.w_in, p.w_out, rows, (end - loaded) * p.kernel,
-                  kernels, kCellLanes);
-      }
-      const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
-      for (int64_t v = 0; v < alike; ++v) {
-        const int32_t* tap = tap_of + residue_of(p.out, row + v * kCellLanes) * kSquare;
-        for (int t = 0; t < kSquare; ++t) {
-          store(taps + t * kCellLanes, tap[t] < 0 ? Simd<float>::Vec{} : load(kernel + tap[t] * kCellLanes));
+        if (channel < loaded || channel >= end) {
+          loaded = channel;
+          end = least(channel + at_once, p.in.channels);
+          transpose(w + channel_of(p.out, row) * p.w_out + channel * p.w_in, p.w_out, rows, (end - loaded) * p.kernel,
+                    kernels, kCellLanes);
         }
-        transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes, out + v * kCellLanes,
-                     kTile * kWinogradWeights, kWinogradWeights);
+        const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
+        const int32_t* taps = tap_of + residue * kSquare;
+        for (int64_t v = 0; v < alike; ++v, taps += kSquare) {
+          const auto from = [&](int i, int j) {
+            const int64_t tap = taps[i * kTaps + j];
+            return tap < 0 ? zeros : kernel + tap * kCellLanes;
+          };
+          transform_from(kKernel<kTaps>, from, out + v * kCellLanes, kTile * kWinogradWeights, kWinogradWeights);
+        }
       }
     }
   }
@@ -411,6 +422,7 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
     for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
+      // Products that a lane does not have count in its missing taps only.
       transform_2d(kOutput<kTaps>, products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel,
                    kTile * kWinogradWeights, kWinogradWeights, taps, kTaps * kCellLanes, kCellLanes);
       const int64_t channel = channel_of(p.in, lane);
@@ -442,20 +454,46 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
 constexpr int kProductRows = CONVARITH_REGISTERS >= 32 ? 13 : 6;
 constexpr int kProductVectors = 2;
 
+// Some of up to kWinogradChunk lanes, or all of any other range.
+struct Runs {
+  int64_t count;
+  int64_t begin[kWinogradChunk / kCellLanes], end[kWinogradChunk / kCellLanes];
+};
+
+// Lanes of [first, last), counted from the first, that have product i. Those of kernels with fewer than kTaps taps
+// along an axis have none at the point where only the missing one counts.
+inline Runs lanes_with(const WinogradPlan& p, const WinogradSide& s, int64_t first, int64_t last, int64_t i) {
+  const int64_t full1 = i / kTile == p.missing ? s.full[0] : s.residues[1];
+  const int64_t full2 = i % kTile == p.missing ? s.full[1] : s.residues[2];
+  if (full1 == s.residues[1] && full2 == s.residues[2]) return {1, {0}, {last - first}};
+  Runs runs = {};
+  for (int64_t lane = first; lane < last; lane += s.block) {
+    const int64_t residue = residue_of(s, lane), at = lane - first;
+    if (residue / s.residues[2] % s.residues[1] >= full1 || residue % s.residues[2] >= full2) continue;
+    if (runs.count == 0 || runs.end[runs.count - 1] < at) runs.begin[runs.count++] = at;
+    runs.end[runs.count - 1] = least(at + s.block, last - first);
+  }
+  return runs;
+}
+
 // sums[r][x] (+)= sum over k of a[r * kRowStep + k * kDepthStep] * b[k * kPitch + x], r < kRows, x < kVecs vectors.
 template <int kRows, int kVecs, int kRowStep, int kDepthStep, int kPitch>
-void multiply_sweep(int64_t depth, const float* a, const float* b, float* sums, bool add) {
+void multiply_sweep(const Runs& depth, const float* a_first, const float* b_first, float* sums, bool add) {
   typedef typename Simd<float>::Vec V;
   V acc[kRows][kVecs];
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = V{};
   }
-  for (int64_t k = 0; k < depth; ++k, a += kDepthStep, b += kPitch) {
-    V x[kVecs];
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(b + j * kCellLanes);
-    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-      const V v = a[r * kRowStep] - V{};
-      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] += v * x[j];
+  for (int64_t run = 0; run < depth.count; ++run) {
+    const float* a = a_first + depth.begin[run] * kDepthStep;
+    const float* b = b_first + depth.begin[run] * kPitch;
+    for (int64_t k = depth.begin[run]; k < depth.end[run]; ++k, a += kDepthStep, b += kPitch) {
+      V x[kVecs];
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(b + j * kCellLanes);
+      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+        const V v = a[r * kRowStep] - V{};
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] += v * x[j];
+      }
     }
   }
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -466,7 +504,7 @@ void multiply_sweep(int64_t depth, const float* a, const float* b, float* sums, 
   }
 }
 
-using MultiplySweep = void (*)(int64_t, const float*, const float*, float*, bool);
+using MultiplySweep = void (*)(const Runs&, const float*, const float*, float*, bool);
 
 template <int kVecs, int kRowStep, int kDepthStep, int kPitch, int kRows = kProductRows>
 MultiplySweep sweep_for(int64_t rows) {
@@ -478,16 +516,21 @@ MultiplySweep sweep_for(int64_t rows) {
 
 // One product of a panel: sums (rows x columns, kWinogradPanel apart) (+)= a b.
 template <int kRowStep, int kDepthStep, int kPitch>
-void multiply_panel(int64_t rows, int64_t columns, int64_t depth, const float* a, const float* b, float* sums,
-                    bool add) {
-  const int64_t blocks = block_count(rows, kProductRows);
-  for (int64_t column = 0; column < columns; column += kProductVectors * kCellLanes) {
-    const bool wide = columns - column > kCellLanes;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t row = block_begin(block, rows, blocks), count = block_begin(block + 1, rows, blocks) - row;
-      const auto sweep = wide ? sweep_for<kProductVectors, kRowStep, kDepthStep, kPitch>(count)
-                              : sweep_for<1, kRowStep, kDepthStep, kPitch>(count);
-      sweep(depth, a + row * kRowStep, b + column, sums + row * kWinogradPanel + column, add);
+void multiply_panel(const Runs& rows, const Runs& columns, const Runs& depth, const float* a, const float* b,
+                    float* sums, bool add) {
+  for (int64_t run = 0; run < columns.count; ++run) {
+    for (int64_t x = columns.begin[run]; x < columns.end[run]; x += kProductVectors * kCellLanes) {
+      const bool wide = columns.end[run] - x > kCellLanes;
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const int64_t height = rows.end[r] - rows.begin[r], blocks = block_count(height, kProductRows);
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t begin = block_begin(block, height, blocks), end = block_begin(block + 1, height, blocks);
+          const int64_t row = rows.begin[r] + begin;
+          const auto sweep = wide ? sweep_for<kProductVectors, kRowStep, kDepthStep, kPitch>(end - begin)
+                                  : sweep_for<1, kRowStep, kDepthStep, kPitch>(end - begin);
+          sweep(depth, a + row * kRowStep, b + x, sums + row * kWinogradPanel + x, add);
+        }
+      }
     }
   }
 }
@@ -554,9 +597,14 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
     }
     const int64_t panel_end = block_begin(share + 1, panels, p.row_shares);
     for (int64_t panel = block_begin(share, panels, p.row_shares); panel < panel_end; ++panel) {
-      const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel);
+      const int64_t first_row = panel * kWinogradPanel, last_row = least(p.out.lanes, first_row + kWinogradPanel);
       with_taps(p, [&](auto taps) {
         constexpr int kTaps = decltype(taps)::value;
+        for (int64_t i = 0; i < kProducts; ++i) {  // of which some rows may have none
+          const Runs rows = lanes_with(p, p.out, first_row, last_row, i);
+          if (rows.count == 1 && rows.begin[0] == 0 && rows.end[0] == last_row - first_row) continue;
+          fill_zero(products + i * products_apart, tiles * kWinogradPanel);
+        }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
           const float* b_chunk = static_cast<const float*>(weights) +
                                  ((g * panels + panel) * chunks + chunk) * kProducts * kWinogradWeights;
@@ -565,11 +613,12 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
             transform_weights<T, kTaps>(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, mine);
             b_chunk = mine;
           }
-          const int64_t depth = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk);
+          const int64_t first = chunk * kWinogradChunk, last = least(p.in.lanes, first + kWinogradChunk);
           for (int64_t i = 0; i < kProducts; ++i) {
-            multiply_panel<kWinogradChunk, 1, kWinogradPanel>(tiles, rows, depth, a + chunk * p.chunk_size + i * apart,
-                                                              b_chunk + i * kWinogradWeights,
-                                                              products + i * products_apart, chunk > 0);
+            multiply_panel<kWinogradChunk, 1, kWinogradPanel>(
+                {1, {0}, {tiles}}, lanes_with(p, p.out, first_row, last_row, i), lanes_with(p, p.in, first, last, i),
+                a + chunk * p.chunk_size + i * apart, b_chunk + i * kWinogradWeights, products + i * products_apart,
+                chunk > 0);
           }
         }
         const T* bias = p.bias ? static_cast<const T*>(p.bias) + g * p.out.channels : nullptr;
@@ -612,14 +661,15 @@ void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
         }
         float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
         for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-          const int64_t lanes = least(kWinogradChunk, p.in.lanes - chunk * kWinogradChunk);
+          const int64_t lane = chunk * kWinogradChunk, last_lane = least(p.in.lanes, lane + kWinogradChunk);
           transform_inputs<kWinogradChunk>(p, p.in, kInput, kOutputs, b, chunk, x_group, scratch, inputs);
           outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
           for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
             const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel);
             for (int64_t i = 0; i < kProducts; ++i, outputs += out_apart) {
-              multiply_panel<1, kWinogradChunk, kWinogradPanel>(lanes, rows, tiles, inputs + i * in_apart, outputs,
-                                                                products + i * kWinogradWeights, false);
+              multiply_panel<1, kWinogradChunk, kWinogradPanel>(
+                  lanes_with(p, p.in, lane, last_lane, i), {1, {0}, {rows}}, {1, {0}, {tiles}}, inputs + i * in_apart,
+                  outputs, products + i * kWinogradWeights, false);
             }
             if (p.shares > 1) {
               store_gradient<kTaps>(p, panel, chunk, products, first, last, sums, scratch,
