@@ -30,8 +30,6 @@ ConvKernels kernels() {
   k.depthwise_sum = depthwise_sum<T>;
   k.depthwise_store = depthwise_store<T>;
   if constexpr (sizeof(Sum) == sizeof(float)) {
-    k.winograd_weights = winograd_weights<T>;
-    k.winograd_inputs = winograd_inputs<T>;
     k.winograd = winograd<T>;
     k.winograd_gradient = winograd_gradient<T>;
     k.winograd_add_shares = winograd_add_shares<T>;

@@ -137,6 +137,7 @@ struct WinogradPlan {
   int64_t kernel;         // the weight's taps, all residues together
   bool whole_kernel;      // they follow each other in memory
   int64_t row_shares;     // tasks that share a box
+  bool keeps_weights;     // a thread transforms the weights once; otherwise a panel's chunk before each use
 
   // The weight's gradient: shares of the boxes, whose number does not depend on the threads, have gradients of their
   // own where there are several; a task has a block of the chunks and of the panels.
@@ -272,15 +273,9 @@ struct ConvKernels {
                      char* scratch, int64_t begin, int64_t end);
   int64_t (*weight_store_tasks)(const WeightPlan& plan);
   void (*weight_store)(const WeightPlan& plan, void* sums, void* w, int64_t begin, int64_t end);
-  // Winograd: transformed weights, a task is a (group, panel, chunk); transformed inputs, a task is a (box, group,
-  // chunk); products and outputs, a task is a (box, group, share of the panels). Where `weights` or `inputs` are null,
-  // the last transforms its own just before it uses them.
-  void (*winograd_weights)(const WinogradPlan& plan, const void* w, void* weights, char* scratch, int64_t begin,
-                           int64_t end);
-  void (*winograd_inputs)(const WinogradPlan& plan, const void* in, void* inputs, char* scratch, int64_t begin,
-                          int64_t end);
-  void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, const void* weights, const void* inputs,
-                   void* out, char* scratch, int64_t begin, int64_t end);
+  // Winograd: a task is a (box, group, share of the panels).
+  void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+                   int64_t end);
   // The weight's gradient: a task is a (share of the boxes, group, block of the panels, block of the chunks). Several
   // shares write gradients of their own, [share][w], which are added afterwards, elements [begin, end) at a time.
   void (*winograd_gradient)(const WinogradPlan& plan, const void* x, const void* y, float* gradients, void* w,

@@ -18,8 +18,6 @@ struct Winograd : Plan {
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
-  int64_t weight_bytes = 0;  // of all transformed weights, or 0: tasks transform what they use
-  int64_t input_bytes = 0;   // likewise
 };
 
 int64_t chunks(const WinogradPlan& p) {
@@ -58,31 +56,16 @@ int64_t multiplications(const WinogradPlan& p) {
 }
 
 Explanation Winograd::explain() const {
-  return {Algorithm::kWinograd, weight_bytes + input_bytes + thread_count() * plan.scratch,
-          plan.out.residues[1] * plan.out.residues[2], multiplications(plan)};
+  return {Algorithm::kWinograd, thread_count() * plan.scratch, plan.out.residues[1] * plan.out.residues[2],
+          multiplications(plan)};
 }
 
+// A thread transforms all that it multiplies: to read what another one wrote, and to write it again in the next call,
+// takes longer than the transforms.
 void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
-  const int64_t tasks = box_count(plan) * plan.groups;
-  const Buffer weights(weight_bytes), inputs(input_bytes);
-  if (weight_bytes > 0) {
-    parallel(plan.groups * panels(plan) * chunks(plan), plan.groups * plan.out.lanes * plan.in.lanes * 100,
-             [&](int64_t begin, int64_t end) {
-               const Buffer mine(plan.scratch);
-               k.winograd_weights(plan, w, weights.get(), mine.get(), begin, end);
-             });
-  }
-  if (input_bytes > 0) {
-    parallel(tasks * chunks(plan), plan.groups * tile_count(plan) * plan.in.lanes * 100,
-             [&](int64_t begin, int64_t end) {
-               const Buffer mine(plan.scratch);
-               k.winograd_inputs(plan, in, inputs.get(), mine.get(), begin, end);
-             });
-  }
-  parallel(tasks * plan.row_shares, multiplications(plan), [&](int64_t begin, int64_t end) {
+  parallel(box_count(plan) * plan.groups * plan.row_shares, multiplications(plan), [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);
-    k.winograd(plan, in, w, weight_bytes > 0 ? weights.get() : nullptr, input_bytes > 0 ? inputs.get() : nullptr, out,
-               mine.get(), begin, end);
+    k.winograd(plan, in, w, out, mine.get(), begin, end);
   });
 }
 
@@ -113,8 +96,7 @@ Explanation WinogradGradient::explain() const {
   return {Algorithm::kWinograd, gradient_bytes(plan) + plan.workers * plan.scratch, 1, multiplications(plan)};
 }
 
-// A thread transforms what it multiplies and meets the same tasks in every call: memory that one thread writes and
-// another reads is slow to write again. The shares' gradients are all of that.
+// As above; only the shares' gradients are written by one thread and read by another.
 void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void* w) {
   const Buffer buffer(gradient_bytes(plan));
   float* gradients = reinterpret_cast<float*>(buffer.get());
@@ -310,8 +292,20 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   return cost < (k.pairs ? 0.55 : 0.8) * direct;
 }
 
-constexpr int64_t kBoxTiles = 96;  // their products for a panel fill less than half of the second cache
+constexpr int64_t kBoxTiles = 112;  // their products for a panel fill less than half of the second cache
+constexpr int64_t kFewTiles = 24;   // of a box, to be worth its reading of the weights
 constexpr int64_t kMostScratch = int64_t{64} << 20;
+
+// Boxes of at most `most` tiles that threads share evenly; false where there are none.
+bool set_even_boxes(WinogradPlan& p, int64_t most, int64_t threads) {
+  const int64_t tiles = tile_count(p);
+  for (int64_t count = parts(tiles, most); parts(tiles, count) >= kFewTiles; ++count) {
+    set_boxes(p, parts(tiles, count));
+    const int64_t tasks = box_count(p) * p.groups;
+    if (tasks >= threads && 16 * parts(tasks, threads) * p.box_tiles * threads <= 17 * tiles * p.groups) return true;
+  }
+  return false;
+}
 
 PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of, const ConvKernels& k) {
   auto made = std::make_unique<Winograd>(k);
@@ -322,19 +316,21 @@ PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of
   // Enough boxes for every thread, where panels are few; and transformed inputs of two boxes a thread at most.
   const int64_t threads = thread_count(), shares = parts(2 * threads, plan.groups * panels(plan));
   const int64_t tile_bytes = kWinogradProducts * kWinogradChunk * chunks(plan) * 4;
-  int64_t most = threads == 1 ? kBoxTiles : std::clamp<int64_t>(parts(tile_count(plan), shares), 16, kBoxTiles);
-  most = std::clamp<int64_t>((int64_t{40} << 20) / (2 * threads * tile_bytes), 1, most);
-  set_boxes(plan, most);
-  const int64_t boxes = box_count(plan) * plan.groups;
-  plan.row_shares = threads == 1 ? 1 : std::clamp<int64_t>(parts(2 * threads, boxes), 1, panels(plan));
-  if (plan.row_shares > 1) made->input_bytes = boxes * chunks(plan) * plan.chunk_size * 4;
-  // Many boxes share the transformed weights, where those are not too large to be read again and again.
-  const int64_t weights = plan.groups * panels(plan) * chunks(plan) * kWinogradProducts * kWinogradWeights * 4;
-  if (boxes > 2 && weights <= kPackedBytes / 2) made->weight_bytes = weights;
+  const int64_t room = std::clamp<int64_t>((int64_t{40} << 20) / (2 * threads * tile_bytes), 1, kBoxTiles);
+  plan.row_shares = 1;
+  if (threads == 1) {
+    set_boxes(plan, room);
+  } else if (plan.groups * tile_count(plan) <= kBoxTiles || !set_even_boxes(plan, room, threads)) {
+    set_boxes(plan, std::min(room, std::max<int64_t>(parts(tile_count(plan), shares), 16)));
+    plan.row_shares = std::clamp<int64_t>(parts(2 * threads, box_count(plan) * plan.groups), 1, panels(plan));
+  }
+  // Weights are kept for a thread's next box, where they are not too large to be read again and again.
+  const int64_t block = kWinogradProducts * kWinogradWeights * 4, blocks = plan.groups * panels(plan) * chunks(plan);
+  plan.keeps_weights = box_count(plan) > threads && threads * blocks * block <= kPackedBytes;
   lay_out_cells(plan, k);
   plan.at_weights = plan.at_products + aligned(box_bytes(plan, kWinogradPanel));
-  plan.at_inputs = plan.at_weights + (made->weight_bytes > 0 ? 0 : aligned(kWinogradProducts * kWinogradWeights * 4));
-  plan.scratch = plan.at_inputs + (made->input_bytes > 0 ? 0 : aligned(chunks(plan) * plan.chunk_size * 4));
+  plan.at_inputs = plan.at_weights + aligned((plan.keeps_weights ? blocks : 1) * block);
+  plan.scratch = plan.at_inputs + aligned(chunks(plan) * plan.chunk_size * 4);
   return made->explain().scratch <= kMostScratch ? PlanPtr(std::move(made)) : nullptr;
 }
 

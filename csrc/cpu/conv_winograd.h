@@ -553,48 +553,25 @@ inline void with_taps(const WinogradPlan& p, const Body& body) {
 }
 
 template <typename T>
-void winograd_weights(const WinogradPlan& p, const void* w, void* weights, char* scratch, int64_t begin, int64_t end) {
-  const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
-  for (int64_t task = begin; task < end; ++task) {
-    const T* from = static_cast<const T*>(w) + task / chunks / panels * p.w_group;
-    float* to = static_cast<float*>(weights) + task * kProducts * kWinogradWeights;
-    with_taps(p, [&](auto taps) {
-      transform_weights<T, decltype(taps)::value>(p, task / chunks % panels, task % chunks, from, scratch, to);
-    });
-  }
-}
-
-template <typename T>
-void winograd_inputs(const WinogradPlan& p, const void* in, void* inputs, char* scratch, int64_t begin, int64_t end) {
-  const int64_t chunks = block_count(p.in.lanes, kWinogradChunk);
-  for (int64_t task = begin; task < end; ++task) {
-    transform_inputs<kWinogradChunk>(p, p.in, kInput, kTile + 1 - p.taps, tile_box(p, task / chunks / p.groups),
-                                     task % chunks, static_cast<const T*>(in) + task / chunks % p.groups * p.in.group,
-                                     scratch, static_cast<float*>(inputs) + task * p.chunk_size);
-  }
-}
-
-template <typename T>
-void winograd(const WinogradPlan& p, const void* in, const void* w, const void* weights, const void* inputs, void* out,
-              char* scratch, int64_t begin, int64_t end) {
+void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+              int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
   const int64_t products_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
+  float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
   float* products = reinterpret_cast<float*>(scratch + p.at_products);
+  int64_t held = -1;  // the box and group whose inputs are transformed
   for (int64_t task = begin; task < end; ++task) {
     const int64_t share = task % p.row_shares, g = task / p.row_shares % p.groups;
     const TileBox b = tile_box(p, task / p.row_shares / p.groups);
     const int64_t tiles = b.size[0] * b.size[1] * b.size[2];
-    const float* a = static_cast<const float*>(inputs) + task / p.row_shares * chunks * p.chunk_size;
-    if (!inputs) {
-      float* mine = reinterpret_cast<float*>(scratch + p.at_inputs);
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        transform_inputs<kWinogradChunk>(p, p.in, kInput, kTile + 1 - p.taps, b, chunk,
-                                         static_cast<const T*>(in) + g * p.in.group, scratch,
-                                         mine + chunk * p.chunk_size);
-      }
-      a = mine;
+    for (int64_t chunk = 0; held != task / p.row_shares && chunk < chunks; ++chunk) {
+      transform_inputs<kWinogradChunk>(p, p.in, kInput, kTile + 1 - p.taps, b, chunk,
+                                       static_cast<const T*>(in) + g * p.in.group, scratch,
+                                       inputs + chunk * p.chunk_size);
     }
+    held = task / p.row_shares;
+    const bool fresh = !p.keeps_weights || task - begin < p.groups * p.row_shares;
     const int64_t panel_end = block_begin(share + 1, panels, p.row_shares);
     for (int64_t panel = block_begin(share, panels, p.row_shares); panel < panel_end; ++panel) {
       const int64_t first_row = panel * kWinogradPanel, last_row = least(p.out.lanes, first_row + kWinogradPanel);
@@ -606,19 +583,17 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, const void* 
           fill_zero(products + i * products_apart, tiles * kWinogradPanel);
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const float* b_chunk = static_cast<const float*>(weights) +
-                                 ((g * panels + panel) * chunks + chunk) * kProducts * kWinogradWeights;
-          if (!weights) {
-            float* mine = reinterpret_cast<float*>(scratch + p.at_weights);
-            transform_weights<T, kTaps>(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, mine);
-            b_chunk = mine;
+          const int64_t block = p.keeps_weights ? (g * panels + panel) * chunks + chunk : 0;
+          float* weights = reinterpret_cast<float*>(scratch + p.at_weights) + block * kProducts * kWinogradWeights;
+          if (fresh) {
+            transform_weights<T, kTaps>(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, weights);
           }
           const int64_t first = chunk * kWinogradChunk, last = least(p.in.lanes, first + kWinogradChunk);
           for (int64_t i = 0; i < kProducts; ++i) {
             multiply_panel<kWinogradChunk, 1, kWinogradPanel>(
                 {1, {0}, {tiles}}, lanes_with(p, p.out, first_row, last_row, i), lanes_with(p, p.in, first, last, i),
-                a + chunk * p.chunk_size + i * apart, b_chunk + i * kWinogradWeights, products + i * products_apart,
-                chunk > 0);
+                inputs + chunk * p.chunk_size + i * apart, weights + i * kWinogradWeights,
+                products + i * products_apart, chunk > 0);
           }
         }
         const T* bias = p.bias ? static_cast<const T*>(p.bias) + g * p.out.channels : nullptr;
