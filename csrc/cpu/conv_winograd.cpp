@@ -244,21 +244,24 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 }
 
 // The cost model, in cycles of one thread as measured with 16 lanes, of some tiles between some lanes: products;
-// transforms of the tiles of both sides, of which strided cells cost more to load or store; transforms of the weights.
+// transforms of the tiles of both sides, and loads or stores of their cells, which cost more where they take turns and
+// much more where lanes are not neighbouring channels; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
+  const int64_t m = kWinogradTile + 1 - p.taps;
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
-    return (s.lanes > s.channels || s.step[2] > 1 ? 1290 : 190) * vectors(lanes);
+    const double cell = s.block == 1 ? 3 : s.step[2] > 1 ? 0.5 : 0.2;
+    return 150 * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
   };
   const double pairs = static_cast<double>(in) * vectors(out);
-  return static_cast<double>(tiles) *
-             (0.54 * kWinogradProducts * pairs + tile_cycles(p.in, in) + tile_cycles(p.out, out)) +
+  const double products = static_cast<double>(lane_products(p)) / static_cast<double>(p.in.lanes * p.out.lanes);
+  return static_cast<double>(tiles) * (0.54 * products * pairs + tile_cycles(p.in, in) + tile_cycles(p.out, out)) +
          190 * pairs;
 }
 
 bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
-  // So few lanes leave transforms half empty; as channels to sum over, the direct kernels do better.
-  if (p.in.lanes < 12 || (p.out.lanes < 12 && pass != Pass::kInput)) return false;
+  // So few lanes leave transforms half empty.
+  if (p.out.lanes < 12 && pass != Pass::kInput) return false;
   // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's transforms.
   if (k.pairs && pass == Pass::kWeight) return false;
   double cost = cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
@@ -279,7 +282,9 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const auto channels = static_cast<double>(problem.in_channels), rows = static_cast<double>(problem.out_channels);
   const auto lanes = static_cast<double>(k.lanes), members = k.pairs ? 2.0 : 1.0;
-  double direct = 15 * taps * channels * rows / lanes;
+  // Weights that the second cache does not hold are packed at the memory's pace.
+  const double weights = taps * channels * rows;
+  double direct = (weights * 4 > (4 << 20) ? 60 : 15) * weights / lanes;
   if (pass == Pass::kInput) {
     // Every phase packs a tile of its own.
     const auto phases = static_cast<double>(problem.axis[1].stride * problem.axis[2].stride);
@@ -289,7 +294,7 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
     const double cycles = pass == Pass::kOutput ? 0.57 + 0.6 / channels : 0.57;
     direct += cycles * positions * taps * std::ceil(channels / members) * vectors(problem.out_channels);
   }
-  return cost < (k.pairs ? 0.55 : 0.8) * direct;
+  return cost < (k.pairs ? 0.55 : 0.85) * direct;
 }
 
 constexpr int64_t kBoxTiles = 112;  // their products for a panel fill less than half of the second cache
