@@ -395,12 +395,14 @@ def check_winograd(n, c, k, size, kernel, geometry, memory):
         # 33 x 33 cells of 2 x 2, at the ends of which a phase has no output; 4 phases
         (("conv_transpose", (8, 64, 64, 64), (128, 64, 4, 4), 2, 1), 8 * 7 * 7 * 4),
         (("conv_weight", (8, 256, 13, 13), (384, 256, 3, 3), 1, 1), 8 * 4 * 4),
+        # 2 x 2 residues of 1 or 2 taps along an axis, to which 5 or 6 products belong
+        (("conv", (4, 128, 56, 56), (128, 128, 3, 3), 2, 1), 4 * 11 * 11),
         # 2 x 2 phases of the dilation, of 14 x 14 cells each
         (("conv", (2, 256, 28, 28), (256, 256, 3, 3), 1, 2, 2), 2 * 4 * 4 * 4),
         # 3 taps along z
         (("conv", (1, 32, 32, 32, 32), (64, 32, 3, 3, 3), 1, 1), 32 * 8 * 8 * 3),
     ],
-    ids=["3x3", "5x5", "4x4-transposed", "3x3-gradient", "3x3-dilated", "3x3x3"],
+    ids=["3x3", "5x5", "4x4-transposed", "3x3-gradient", "3x3-strided", "3x3-dilated", "3x3x3"],
 )
 def test_winograd_says_how_often_it_multiplies(layer, products):
     operator, x, w, *geometry = layer

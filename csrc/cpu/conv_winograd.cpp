@@ -261,7 +261,7 @@ double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, con
 
 bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
   // So few lanes leave transforms half empty.
-  if (p.out.lanes < 12 && pass != Pass::kInput) return false;
+  if (p.out.lanes < 12 && (pass != Pass::kInput || p.in.lanes < 12)) return false;
   // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's transforms.
   if (k.pairs && pass == Pass::kWeight) return false;
   double cost = cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);

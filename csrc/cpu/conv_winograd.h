@@ -362,7 +362,8 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   // Vectors of neighbouring channels' rows are transposed out of whole kernels, of as many channels at once as follow
   // each other in memory.
   const bool whole = p.whole_kernel && p.out.block > 1;
-  const int64_t at_once = p.w_in == p.kernel ? 16 : 1;
+  constexpr int64_t kAhead = 16;  // channels, to have arrived when they are read
+  const int64_t at_once = p.w_in == p.kernel ? kAhead : 1;
   for (int64_t row = panel * kWinogradPanel, alike = 1; row < last_row; row += alike * kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
     // Vectors that differ in the residue only see the same kernels.
@@ -388,8 +389,11 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
         if (channel < loaded || channel >= end) {
           loaded = channel;
           end = least(channel + at_once, p.in.channels);
-          transpose(w + channel_of(p.out, row) * p.w_out + channel * p.w_in, p.w_out, rows, (end - loaded) * p.kernel,
-                    kernels, kCellLanes);
+          const T* first = w + channel_of(p.out, row) * p.w_out + channel * p.w_in;
+          const int64_t ahead = least(at_once, p.in.channels - channel - kAhead);
+          for (int64_t r = 0; ahead > 0 && r < rows; ++r)
+            prefetch(first + r * p.w_out + kAhead * p.w_in, ahead * p.kernel);
+          transpose(first, p.w_out, rows, (end - loaded) * p.kernel, kernels, kCellLanes);
         }
         const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
         const int32_t* taps = tap_of + residue * kSquare;
