@@ -482,7 +482,7 @@ def test_winograd_is_a_switch():
     with pytest.raises(TypeError, match="must be a bool"):
         backends.winograd = 1
     # Where the sums must not change, it is never chosen.
-    assert tc.explain_kernel(*layer, padding=1, dtype=torch.float64).algorithm == direct
+    assert tc.explain_kernel(*layer, padding=1, dtype=torch.float64).algorithm in ("offset", "outer")
 
 
 def test_winograd_spreads_an_infinity_over_its_tile_only():
