@@ -78,6 +78,13 @@ CASES = {
     "deep": (1, 300, 10, 1, (4, 5), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "wide-padding": (1, 2, 3, 1, (3, 4), (2, 2), (1, 1), (6, 0, 0, 7), (1, 1)),
     "dilation-one-row": (2, 4, 4, 1, (8, 32), (3, 2), (1, 2), (-1, 0, 0, 0), (3, 1)),
+    # Rows of a sweep and more, which end within a vector; of few channels out, padded and not, and of a row at its end.
+    "wide": (2, 3, 11, 1, (5, 103), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "wide-unpadded": (2, 3, 11, 1, (6, 121), (3, 3), (2, 1), (0, 0, 0, 0), (1, 1)),
+    "wide-stride": (2, 2, 19, 1, (7, 203), (3, 5), (1, 2), (1, 1, 2, 0), (1, 1)),
+    "wide-one-row": (1, 5, 1, 1, (3, 131), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "wide-pointwise": (2, 21, 37, 1, (13, 83), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "longer-than-a-box": (1, 70, 9, 1, (4099,), (2,), (1,), (0, 0), (1,)),
     "1d": (2, 5, 7, 1, (130,), (3,), (1,), (1, 1), (1,)),
     "1d-dilated-causal": (2, 8, 16, 1, (200,), (2,), (1,), (16, 0), (16,)),
     "1d-upsampling": (2, 6, 5, 1, (96,), (16,), (8,), (4, 4), (1,)),
@@ -119,6 +126,53 @@ def test_every_algorithm_gives_the_plain_loops_integers(name):
         assert torch.equal(by(algorithm, "conv_transpose", y, w, x.shape[2:], *geometry), dx), algorithm
     for algorithm in GRADIENTS:
         assert torch.equal(by(algorithm, "conv_weight", x, y, w.shape[2:], *geometry), dw), algorithm
+
+
+# C, K, groups, input, kernel, stride, padding, dilation: of every family, and of every way to pack weights.
+SLICED = {
+    "outer": (24, 32, 1, (14, 14), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "phases": (16, 24, 1, (13, 15), (4, 4), (2, 2), (1, 1, 1, 1), (1, 1)),
+    "stride-above-kernel": (8, 20, 1, (14, 17), (2, 3), (4, 4), (0, 0, 0, 0), (1, 1)),
+    "dilated-rows": (8, 16, 1, (12, 31), (1, 5), (2, 2), (0, 0, 2, 2), (1, 2)),
+    "stored-directly": (3, 20, 1, (7, 67), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "pointwise": (40, 48, 1, (9, 11), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "one-pixel": (33, 40, 1, (1, 1), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "whole-input": (6, 20, 1, (5, 5), (5, 5), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "groups": (12, 18, 3, (11, 13), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "small-groups": (16, 16, 4, (11, 13), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "depthwise": (20, 20, 20, (15, 33), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "dot": (5, 2, 1, (9, 35), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("where", ["offset", "end"])
+@pytest.mark.parametrize("name", SLICED)
+def test_weights_may_be_a_part_of_a_tensor(name, where, dtype):
+    c, k, groups, size, kernel, *geometry = SLICED[name]
+    x = integers((2, c, *size), 1, dtype)
+    w = integers((k, c // groups, *kernel), 2, dtype)
+    # Whatever stands beside the weights must not be seen: NaN would be, were it multiplied by 0 even.
+    before = 5
+    memory = torch.full((before + w.numel() + (0 if where == "end" else 7),), float("nan"), dtype=dtype)
+    part = memory[before : before + w.numel()].view_as(w)
+    part.copy_(w)
+    assert part.storage_offset() == before
+    y = by("auto", "conv", x, w, *geometry, groups)
+    gradient = integers(y.shape, 3, dtype)
+    for algorithm in ("auto", *GATHERS[:-1]):
+        for weights in (w, part):
+            assert torch.equal(by(algorithm, "conv", x, weights, *geometry, groups), y)
+            dx = by(algorithm, "conv_transpose", gradient, weights, size, *geometry, groups)
+            assert torch.equal(dx, by("reference", "conv_transpose", gradient, w, size, *geometry, groups))
+    # What the weights are of the transposed convolution's derivative, the images are here: parts as well.
+    images = torch.full((before + x.numel(),), float("nan"), dtype=dtype)[before:].view_as(x).copy_(x)
+    gradients = torch.full((before + gradient.numel(),), float("nan"), dtype=dtype)[before:].view_as(gradient)
+    gradients.copy_(gradient)
+    dw = by("reference", "conv_weight", x, gradient, kernel, *geometry, groups)
+    for algorithm in GRADIENTS:
+        assert torch.equal(by(algorithm, "conv_weight", images, gradients, kernel, *geometry, groups), dw)
+    assert memory.isnan().sum() == memory.numel() - w.numel()  # nor written
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -429,18 +483,19 @@ def test_winograd_is_a_switch():
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
     with backends.flags(winograd=False):
         assert not backends.winograd
-        assert tc.explain_kernel(*layer, padding=1).algorithm == "outer"
-        assert torch.equal(OPS.conv(x, w, *geometry), by("outer", "conv", x, w, *geometry))
+        direct = tc.explain_kernel(*layer, padding=1).algorithm
+        assert direct in ("offset", "outer")
+        assert torch.equal(OPS.conv(x, w, *geometry), by(direct, "conv", x, w, *geometry))
     assert torch.equal(OPS.conv(x, w, *geometry), by("winograd", "conv", x, w, *geometry))
     try:
         backends.winograd = False
-        assert tc.explain_kernel(*layer, padding=1).algorithm == "outer"
+        assert tc.explain_kernel(*layer, padding=1).algorithm == direct
     finally:
         backends.winograd = True
     with pytest.raises(TypeError, match="must be a bool"):
         backends.winograd = 1
     # Where the sums must not change, it is never chosen.
-    assert tc.explain_kernel(*layer, padding=1, dtype=torch.float64).algorithm == "outer"
+    assert tc.explain_kernel(*layer, padding=1, dtype=torch.float64).algorithm in ("offset", "outer")
 
 
 def test_winograd_spreads_an_infinity_over_its_tile_only():

@@ -95,6 +95,50 @@ inline int64_t kernel_between_rows(const GatherPlan* plans, int64_t count) {
   return last + 1 == kernel ? kernel : 0;
 }
 
+// Channel c of the weights at w; of pairs, with the second member's where there is one.
+template <typename T>
+auto weights_of_channel(const GatherPlan& p, const T* w, int64_t c) {
+  const T* first = w + c * p.w_channel;
+  const bool alone = p.pair_alone && c + 1 == p.channels;
+  return FactorOf<T>::at(first, alone ? nullptr : first + p.pair_apart * p.w_channel);
+}
+
+// The weights of some rows, which begin at w: every plan's own taps, one plan after the other.
+template <typename T, typename Factor>
+void pack_by_plan(const GatherPlan* plans, int64_t count, const T* w, int64_t group, const RowBlock& b,
+                  Factor* packed) {
+  for (int64_t i = 0; i < count; ++i) {
+    const GatherPlan& p = plans[i];
+    const int64_t whole = p.channels - (p.pair_alone ? 1 : 0);  // with a second member
+    Factor* block = packed + packed_at<typename SumOf<T>::type>(p, group, b, 0);
+    pack_block(p, weights_of_channel(p, w, 0), b, whole, block);
+    if (whole < p.channels) pack_block(p, weights_of_channel(p, w, whole), b, 1, block + whole * p.taps * b.width);
+  }
+}
+
+// The same where kernel_between_rows() is not 0: all taps of a channel, each to the plan that it belongs to, so that
+// every weight is read once.
+template <typename T, typename Factor>
+void pack_by_channel(const GatherPlan* plans, int64_t count, int64_t kernel, const T* w, int64_t group,
+                     const RowBlock& b, Factor* packed) {
+  const GatherPlan& any = plans[0];
+  Factor* tap_to[kMostKernel] = {};
+  int64_t pitch[kMostKernel] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const GatherPlan& p = plans[i];
+    Factor* block = packed + packed_at<typename SumOf<T>::type>(p, group, b, 0);
+    for (int64_t t = 0; t < p.taps; ++t) {
+      tap_to[p.tap_weight[t]] = block + t * b.width;
+      pitch[p.tap_weight[t]] = p.taps * b.width;
+    }
+  }
+  for (int64_t c = 0; c < any.channels; ++c) {
+    if (c + kWeightsAhead < any.channels) prefetch(w + (c + kWeightsAhead) * any.w_channel, b.real * kernel);
+    split_columns(weights_of_channel(any, w, c), b.real, kernel, tap_to);
+    for (int64_t t = 0; t < kernel; ++t) tap_to[t] += pitch[t];
+  }
+}
+
 template <typename T>
 void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
@@ -102,47 +146,28 @@ void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, in
   const GatherPlan& any = plans[0];
   Factor* packed = static_cast<Factor*>(to);
   const int64_t blocks = row_blocks<Sum>(any), kernel = kernel_between_rows(plans, count);
-  const int64_t whole = any.channels - (any.pair_alone ? 1 : 0);  // with a second member
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks;
     const RowBlock b = row_block_at<Sum>(any, task % blocks);
     const T* w = static_cast<const T*>(from) + g * any.w_group + b.first * any.w_row;
-    const auto channel_at = [&](int64_t c) {
-      const T* first = w + c * any.w_channel;
-      return FactorOf<T>::at(first, c < whole ? first + any.pair_apart * any.w_channel : nullptr);
-    };
-    Factor* tap_to[kMostKernel] = {};
-    int64_t pitch[kMostKernel] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      const GatherPlan& p = plans[i];
-      Factor* block = packed + packed_at<Sum>(p, g, b, 0);
-      if (b.real < b.width) fill_zero(block, p.channels * p.taps * b.width);
-      if (kernel == 0) {
-        pack_block(p, channel_at(0), b, whole, block);
-        if (whole < p.channels) pack_block(p, channel_at(whole), b, 1, block + whole * p.taps * b.width);
-        continue;
-      }
-      for (int64_t t = 0; t < p.taps; ++t) {
-        tap_to[p.tap_weight[t]] = block + t * b.width;
-        pitch[p.tap_weight[t]] = p.taps * b.width;
-      }
+    for (int64_t i = 0; i < count && b.real < b.width; ++i) {
+      fill_zero(packed + packed_at<Sum>(plans[i], g, b, 0), plans[i].channels * plans[i].taps * b.width);
     }
-    if (kernel == 0) continue;
-    // Every weight is read once, whichever plan it belongs to.
-    for (int64_t c = 0; c < any.channels; ++c) {
-      if (c + kWeightsAhead < any.channels) prefetch(w + (c + kWeightsAhead) * any.w_channel, b.real * kernel);
-      split_columns(channel_at(c), b.real, kernel, tap_to);
-      for (int64_t t = 0; t < kernel; ++t) tap_to[t] += pitch[t];
+    if (kernel == 0) {
+      pack_by_plan(plans, count, w, g, b, packed);
+    } else {
+      pack_by_channel(plans, count, kernel, w, g, b, packed);
     }
   }
 }
 
 // Multiplying --------------------------------------------------------------------------------------------------------
 
-// sums[r][x] (+)= sum over k of w[k][r] * b[k][x], r < kRows, x < kVecs vectors; b's rows stand at `offset`.
+// sums[r][x] = sum over k of w[k][r] * b[k][x], r < kRows, x < kVecs vectors, added to what stands there already or to
+// bias[r], which may be null; b's rows stand at `offset`.
 template <typename T, int kRows, int kVecs>
 void multiply(int64_t depth, const T* w, const T* b, const int32_t* offset, typename SumOf<T>::type* sums,
-              int64_t pitch, bool add) {
+              int64_t pitch, bool add, const typename SumOf<T>::type* bias) {
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;
@@ -172,13 +197,14 @@ void multiply(int64_t depth, const T* w, const T* b, const int32_t* offset, type
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
       auto* out = sums + r * pitch + j * kLanes;
-      store(out, add ? load(out) + acc[r][j] : acc[r][j]);
+      store(out, add ? load(out) + acc[r][j] : bias ? bias[r] + acc[r][j] : acc[r][j]);
     }
   }
 }
 
 template <typename T>
-using Multiply = void (*)(int64_t, const T*, const T*, const int32_t*, typename SumOf<T>::type*, int64_t, bool);
+using Multiply = void (*)(int64_t, const T*, const T*, const int32_t*, typename SumOf<T>::type*, int64_t, bool,
+                          const typename SumOf<T>::type*);
 
 // The microkernel for a block of rows and a sweep of vectors.
 template <typename T, int kRows>
@@ -378,6 +404,63 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
   }
 }
 
+// The bias of a block of rows, or null.
+template <typename T>
+class BlockBias {
+ public:
+  typedef typename SumOf<T>::type Sum;
+  BlockBias(const GatherPlan& p, int64_t group, const RowBlock& r) : biased_(p.bias != nullptr) {
+    if (biased_) widen_bias<T>(p, group, r.first, r.real, bias_);
+  }
+  const Sum* get() const { return biased_ ? bias_ : nullptr; }
+
+ private:
+  bool biased_;
+  Sum bias_[2 * kRowBlock];  // a vector at least
+};
+
+// Of `left` vectors, how many are swept next with a block of rows. Two and two are faster than three and one.
+inline int64_t sweep_vectors(int64_t left, int64_t widest) {
+  if (left == kVectors + 1) return 2;
+  return left >= widest ? widest : least<int64_t>(left, kVectors);
+}
+
+// The most vectors of a sweep: registers that few rows leave are for more of them.
+template <typename Sum>
+inline int64_t widest_sweep(const GatherPlan& p) {
+  return row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width > kWideRows ? kVectors : kWideVectors;
+}
+
+// Lanes along the outputs of a run, whose sums are stored where they go. The last vector of a run begins before its
+// end, among outputs that are stored already, and gives the same: nothing beside the run is read or written. Rows are
+// few at a time and written to their ends, as memory likes it.
+template <typename T>
+void gather_direct(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
+                   T* out, char* scratch, HeldTile& held) {
+  typedef typename FactorOf<T>::type Factor;
+  constexpr int kLanes = Simd<T>::kLanes;
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  const Box& b = task.box;
+  const int64_t g = task.group, count = list_runs(p, b, runs), length = b.size[3], depth = p.channels * p.taps;
+  const int64_t widest = widest_sweep<T>(p), whole = sweep_vectors(length / kLanes, widest);
+  const Factor* tile = tile_at<T>(p, b, in, g, 0, p.channels, scratch, held);
+  for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+    const RowBlock r = row_block_at<T>(p, block);
+    const Factor* weights = packed + packed_at<T>(p, g, r, 0);
+    T* rows = out + g * p.out_group + r.first * p.out_channel;
+    const BlockBias<T> bias(p, g, r);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t x = 0; x < length;) {
+        const int64_t vectors = least(sweep_vectors(block_count(length - x, kLanes), widest), whole);
+        x = least(x, length - vectors * kLanes);
+        multiply_for<Factor>(r.real, vectors)(depth, weights, tile + runs[i].source + x, p.offset,
+                                              rows + runs[i].out + x, p.out_channel, false, bias.get());
+        x += vectors * kLanes;
+      }
+    }
+  }
+}
+
 // Lanes along the outputs, which are read from the tile through the offsets.
 template <typename T>
 void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
@@ -390,26 +473,20 @@ void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, con
   const Box& b = task.box;
   const int64_t g = task.group, first_row = row_block_at<Sum>(p, task.block_begin).first;
   const int64_t count = list_runs(p, b, runs), columns = runs[count - 1].column + runs[count - 1].length;
-  const int64_t widest = row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width > kWideRows ? kVectors : kWideVectors;
+  const int64_t widest = widest_sweep<Sum>(p);
   const int64_t last_row = task.block_end < row_blocks<Sum>(p) ? row_block_at<Sum>(p, task.block_end).first : p.rows;
-  for (int64_t row = first_row; p.bias && row < last_row; ++row) {
-    Sum bias;
-    widen_bias<T>(p, g, row, 1, &bias);
-    Sum* line = sums + (row - first_row) * p.columns;
-    for (int64_t i = 0; i < columns; i += kLanes) store(line + i, bias - typename Simd<Sum>::Vec{});
-  }
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
     const Factor* tile = tile_at<T>(p, b, in, g, c0, channels, scratch, held);
     for (int64_t column = 0; column < columns;) {
-      int64_t vectors = block_count(columns - column, kLanes);
-      vectors = vectors >= widest ? widest : least<int64_t>(vectors, kVectors);
+      const int64_t vectors = sweep_vectors(block_count(columns - column, kLanes), widest);
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
         const RowBlock r = row_block_at<Sum>(p, block);
+        const BlockBias<T> bias(p, g, r);
         multiply_for<Factor>(r.real, vectors)(depth, packed + packed_at<Sum>(p, g, r, c0), tile + column, p.offset,
-                                              sums + (r.first - first_row) * p.columns + column, p.columns,
-                                              c0 > 0 || p.bias);
+                                              sums + (r.first - first_row) * p.columns + column, p.columns, c0 > 0,
+                                              bias.get());
       }
       column += vectors * kLanes;
     }
@@ -478,6 +555,8 @@ void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* i
           gather_nothing<T>(p, task, out, scratch);
         } else if (p.outer) {
           gather_outer<T>(p, task, from, packed, out, scratch, held);
+        } else if (p.direct) {
+          if constexpr (sizeof(T) == sizeof(Sum)) gather_direct<T>(p, task, from, packed, out, scratch, held);
         } else {
           gather_offset<T>(p, task, from, packed, out, scratch, held);
         }

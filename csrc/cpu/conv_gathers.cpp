@@ -1,6 +1,4 @@
 // Gathers: plans, the cost model of their blocking, and their run.
-#include <cstdlib>
-
 #include "conv_planning.h"
 
 namespace convarith::cpu {
@@ -12,6 +10,8 @@ constexpr int64_t kOwnBytes = int64_t{1} << 19;  // of weights that a thread pac
 constexpr int64_t kCopyCost = 256;               // of a tile's element, in products with a row
 constexpr int64_t kMostTile = int64_t{1} << 20;  // of inputs that every thread copies then
 constexpr int64_t kMostRaw = int64_t{1} << 23;   // or reads where they stand
+constexpr int64_t kDirectDepth = 1024;           // most channels * taps of sums that are stored directly
+constexpr int64_t kDirectTile = 1 << 17;         // outputs * channels of a box of these, about
 
 // Images, channels and where they stand: of y = C x, or of x = C^T y.
 void set_sides(GatherPlan& g, const Problem& p, bool transposed) {
@@ -220,7 +220,7 @@ void set_boxes(GatherPlan& g, const std::vector<std::array<int64_t, 3>>& shifts,
   const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
   int64_t left = std::max<int64_t>(pixels, 1), inner = 1;
   for (int i : order) {
-    g.box[i] = whole_vectors(extent[i], left, inner, lanes);
+    g.box[i] = whole_vectors(extent[i], left, inner, i == 3 || !g.direct ? lanes : 1);
     g.boxes[i] = parts(extent[i], g.box[i]);
     left = g.boxes[i] > 1 ? 1 : left / g.box[i];
     inner *= g.box[i];
@@ -238,6 +238,11 @@ std::vector<std::array<int64_t, 3>> residues_of(const Gather& gather, const int6
   return residues;
 }
 
+// Whether sums may go from registers to where they belong, as they are.
+bool stores_directly(const GatherPlan& g, const ConvKernels& k) {
+  return g.out_axis[2] == 1 && !g.fills && k.item == k.sum_item;
+}
+
 }  // namespace
 
 // Boxes, tile, offsets. False where the tile would be too large.
@@ -246,6 +251,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   g.taps = static_cast<int64_t>(gather.shifts.size());
   g.compact = blocking.compact;
   g.outer = blocking.outer;
+  g.direct = blocking.direct && g.taps > 0 && stores_directly(g, k);
 
   // Where every residue modulo the stride is read, the outer product needs no split: it reads cells wherever they are.
   const int64_t all_residues = g.stride[0] * g.stride[1] * g.stride[2];
@@ -278,12 +284,20 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     set_boxes(g, seen, pixels, g.outer ? 1 : k.lanes);
     for (int i = 0; i < 3; ++i) g.cells[i] = (g.box[i + 1] - 1) * g.move[i] + 1 + span[i];
   };
+  // Whether no run is shorter than a vector, at the end of a row neither.
+  const auto whole_runs = [&] {
+    const int64_t rest = g.grid[2] % g.box[3];
+    return (rest == 0 ? g.box[3] : rest) >= k.lanes;
+  };
   set_tile(blocking.pixels);
+  g.direct = g.direct && whole_runs();
 
-  // Read in place: the outer product reads nothing but what it multiplies, in any order of memory.
+  // Read in place: the outer product reads nothing but what it multiplies, in any order of memory; nor do sums that are
+  // stored directly, but vectors of it.
   const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
                         (g.source[1] - 1) * g.in_axis[1] + (g.source[2] - 1) * g.in_axis[2];
-  g.raw = blocking.may_be_raw && inside && g.taps > 0 && k.item == k.sum_item &&
+  const bool readable = g.outer || (g.direct && g.stride[2] == 1 && g.in_axis[2] == 1);
+  g.raw = blocking.may_be_raw && readable && inside && g.taps > 0 && k.item == k.sum_item &&
           g.channels * g.in_channel + reach < (int64_t{1} << 31);
 
   const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
@@ -291,8 +305,12 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   int64_t block = g.channels * taps <= 2 * blocking.depth ? g.channels : std::max<int64_t>(1, blocking.depth / taps);
   if (!g.raw) block = std::min(block, std::max<int64_t>(1, blocking.tile / (cells * k.sum_item)));
   g.channel_block = even_part(g.channels, block);
+  g.direct = g.direct && g.channel_block == g.channels;  // outputs are written once, some of them by two vectors
   // After the channels are chosen: in which order they are summed must not depend on the threads.
-  if (blocking.share < blocking.pixels) set_tile(blocking.share);
+  if (blocking.share < blocking.pixels) {
+    set_tile(blocking.share);
+    if (g.direct && !whole_runs()) set_tile(blocking.pixels);
+  }
   // In the input's order: the channels are innermost in both, or the last axis is.
   const bool channels_inner = g.outer && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
@@ -324,7 +342,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   const int64_t columns = g.compact ? runs * g.box[3] : g.tile_image * g.box[0];
   const int64_t widest = 8 * k.lanes;  // a sweep may go past the last column by less than this
-  g.columns = g.outer ? runs * g.box[3] : spread(columns + widest, k);
+  g.columns = g.direct ? 0 : g.outer ? runs * g.box[3] : spread(columns + widest, k);
   g.at_tile = 0;
   g.at_own = aligned(g.raw ? 0 : (g.tile_size + 2 * widest) * k.sum_item);
   g.at_sums = g.at_own;
@@ -383,7 +401,16 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
   const double store = g.out_channel * k.item % 4096 == 0 ? 1.6 : 0.6;
   const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.3 : 1) + store * rows;
-  const double offset = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
+  const double cells = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
+  // Stored directly, runs are whole vectors, of which a sweep should fill the registers; a sweep reads some of every
+  // channel, and all channels are summed.
+  const int64_t row_block = even_part(g.rows, k.row_block), run_vectors = parts(g.grid[2], k.lanes);
+  const int64_t sweep = std::min(g.grid[2] / k.lanes, k.vectors);
+  const bool fills_registers = sweep == k.vectors || row_block * sweep >= k.row_block * k.vectors / 2;
+  const double run_waste = static_cast<double>(run_vectors) * lanes / static_cast<double>(g.grid[2]);
+  const double direct = channels * (taps * rows / lanes / 2 * run_waste + copied + 0.3) + 0.2 * rows;
+  b.direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth && direct < cells;
+  const double offset = b.direct ? direct : cells;
   b.outer = outer < offset;
   if (wanted == Algorithm::kOuter) b.outer = true;
   if (wanted == Algorithm::kOffset) b.outer = false;
@@ -395,6 +422,10 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
     b.pixels =
         std::min(b.pixels, std::max<int64_t>(196, (int64_t{3} << 17) / k.sum_item / (g.rows + channels_at_once)));
     b.compact = true;
+    b.direct = false;
+  } else if (b.direct) {
+    b.depth = kDirectDepth;
+    b.pixels = std::clamp<int64_t>(kDirectTile / g.channels, 13 * k.lanes, 1024);
   } else if (by_image) {
     b.pixels = g.grid[1] * g.grid[2];
   }
@@ -464,7 +495,7 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   }
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
-    blocking.may_be_raw = blocking.outer && (gather.shifts.size() == 1 || g.in_channel == 1);
+    blocking.may_be_raw = blocking.direct || (blocking.outer && (gather.shifts.size() == 1 || g.in_channel == 1));
     if (!lay_out(gather, blocking, k)) return {};
     g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);

@@ -45,6 +45,7 @@ struct GatherPlan {
   bool raw;      // the tile is the input itself: nothing to pad, split or convert
   bool compact;  // runs count outputs; otherwise the tile's cells
   bool outer;    // lanes along the rows; otherwise along the outputs
+  bool direct;   // sums are stored where they go, from registers; runs have a vector of them at least
   bool fills;    // a zero follows every output: the phase after has no taps
 
   bool one_tile;  // plans of a call that have this set see the same tile, of all channels

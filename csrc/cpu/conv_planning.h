@@ -193,6 +193,7 @@ int64_t pair_axis_of(const GatherPlan& g);
 struct Blocking {
   bool compact;
   bool outer;
+  bool direct;
   int64_t pixels;                   // of a box, about
   int64_t share = INT64_MAX;        // of a box where less, so that every thread has some
   int64_t depth;                    // channels * taps of a tile, about
