@@ -453,6 +453,16 @@ void fill_gradient(const DepthwisePlan& p, const SweepBox& b, int64_t m, const T
   clear(strip, (p.gradient_rows - b.size[0]) * p.gradient_pitch);
 }
 
+template <typename Sum>
+inline void add_lanes(const Sum* lanes, int64_t count, Sum* sums) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  for (int64_t i = 0; i < count; ++i) {
+    Sum sum = 0;
+    for (int j = 0; j < kLanes; ++j) sum += lanes[i * kLanes + j];
+    sums[i] = sum;
+  }
+}
+
 // A task is a group and a part of the boxes of all images: sums are [part][group][row][channel][tap].
 template <typename T>
 void depthwise_sum(const DepthwisePlan& p, const void* x_data, const void* y_data, void* sums_data, char* scratch,
@@ -501,12 +511,7 @@ void depthwise_sum(const DepthwisePlan& p, const void* x_data, const void* y_dat
         }
       }
     }
-    Sum* sums = static_cast<Sum*>(sums_data) + task * pairs * p.taps;
-    for (int64_t i = 0; i < pairs * p.taps; ++i) {
-      Sum sum = 0;
-      for (int j = 0; j < kLanes; ++j) sum += lanes[i * kLanes + j];
-      sums[i] = sum;
-    }
+    add_lanes(lanes, pairs * p.taps, static_cast<Sum*>(sums_data) + task * pairs * p.taps);
   }
 }
 

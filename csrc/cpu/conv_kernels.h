@@ -2,7 +2,7 @@
 // simd.h for what the including file defines.
 #include "ceiling.h"
 #include "conv_channelwise.h"
-#include "conv_depthwise.h"
+#include "conv_depthwise3.h"
 #include "conv_products.h"
 #include "conv_winograd.h"
 
@@ -28,6 +28,8 @@ ConvKernels kernels() {
   set_products<T>(k);
   k.depthwise = depthwise<T>;
   k.depthwise_sum = depthwise_sum<T>;
+  k.depthwise3 = depthwise3<T>;
+  k.depthwise3_sum = depthwise3_sum<T>;
   k.depthwise_store = depthwise_store<T>;
   if constexpr (sizeof(Sum) == sizeof(float)) {
     k.winograd_weights = winograd_weights<T>;

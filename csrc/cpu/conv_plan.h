@@ -171,6 +171,11 @@ struct DepthwisePlan {
   int64_t w_group, w_row, w_channel;
   const void* bias;  // of every row of every group, or null
 
+  // Kernels of 3 x 3 whose steps are 1 or 2, along both axes the same, and whose first tap sees one of the first three
+  // inputs: rows are read where they stand. A strip stands for a row of zeros then, boxes are whole rows, and there is
+  // one phase, with the taps of a kernel's column together: of outputs that are 2 apart the kernels tell which.
+  bool in_place;
+
   int64_t out_step[2], in_step[2];
   int64_t row_phases, column_phases;
   const RowPhase* row_phase;
@@ -284,6 +289,11 @@ struct ConvKernels {
   // Weight gradient: sums of each part, sums to w.
   void (*depthwise_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
                         int64_t begin, int64_t end);
+  // The same of a plan that has rows in place.
+  void (*depthwise3)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+                     int64_t end);
+  void (*depthwise3_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
+                         int64_t begin, int64_t end);
   void (*depthwise_store)(const DepthwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
   // The same with lanes along the channels; the weight's gradient is null for the half precisions.
   void (*channelwise)(const ChannelwisePlan& plan, const void* in, const void* w, void* out, char* scratch,
