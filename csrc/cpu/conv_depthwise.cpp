@@ -347,11 +347,12 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   }
   // Every vector of a row of outputs but the last stands above whole vectors of inputs.
   const int64_t vectors = parts(d.grid[1], d.out_step[1] * k.lanes);
+  if (transposed && stride == 2 && d.low[0] != d.low[1]) return false;
   if (d.low[1] > 0 || d.low[1] < -2 || d.source[1] < (vectors - 1) * d.in_step[1] * k.lanes) return false;
   d.in_place = true;
 
   constexpr int64_t kBoxRows = 32;
-  d.box[0] = even_part(d.grid[0], kBoxRows);
+  d.box[0] = whole(d.grid[0], kBoxRows, d.out_step[0]);
   d.box[1] = d.grid[1];
   d.boxes[0] = parts(d.grid[0], d.box[0]);
   d.boxes[1] = 1;
@@ -366,8 +367,8 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   result.macs = d.batch * d.groups * d.rows * d.channels * d.taps * p.output_numel();
 
   d.at_weights = aligned(std::max(d.source[1], d.grid[1]) * k.item);
-  const int64_t weights = d.rows * d.channels * d.taps * k.sum_item;
-  d.scratch = d.at_weights + aligned(result.pass == Pass::kWeight ? weights * k.lanes : weights);
+  d.scratch = d.at_weights;
+  if (result.pass == Pass::kWeight) d.scratch += d.rows * d.channels * d.taps * k.lanes * k.sum_item;
   d.parts = std::clamp<int64_t>(kTasks / d.groups, 1, d.batch * d.boxes[0]);
   result.point();
   return true;

@@ -12,7 +12,8 @@ constexpr int64_t kTaps3 = 9;
 // Outputs of a block, rows x vectors: broad ones, and tall ones where a row has few vectors.
 constexpr int kBroadRows = CONVARITH_REGISTERS >= 32 ? 4 : 2, kBroadVectors = CONVARITH_REGISTERS >= 32 ? 4 : 2;
 constexpr int kTallRows = CONVARITH_REGISTERS >= 32 ? 7 : 4, kTallVectors = CONVARITH_REGISTERS >= 32 ? 2 : 1;
-constexpr int64_t kMostLines = 4 * (2 * (kTallRows - 1) + 3);  // of a group's channels
+constexpr int kBroadPairs = CONVARITH_REGISTERS >= 32 ? 2 : 1, kTallPairs = 2 * kBroadPairs;  // of spread outputs' rows
+constexpr int64_t kMostLines = 4 * (2 * (kTallRows - 1) + 3);                                 // of a group's channels
 
 // Lanes [kShift, kShift + lanes) of `before`, `here` and `after`, counted from `here`.
 template <int kShift, typename T, typename V = typename Simd<T>::Vec>
@@ -43,6 +44,24 @@ inline typename Lanes<T>::Sums load_left(const T* row, int64_t at, int64_t left)
 #else
   return left <= 0 ? typename Lanes<T>::Sums{} : load_up_to(row + at, left);
 #endif
+}
+
+template <typename T>
+inline void store_left(T* row, typename Lanes<T>::Sums v, int64_t left) {
+#if CONVARITH_BYTES == 64
+  store_first(row, v, static_cast<int>(least<int64_t>(left, Lanes<T>::kLanes)));
+#else
+  store_up_to(row, v, left);
+#endif
+}
+
+// The weights of a row and channel: [tap of a row][row of taps].
+template <typename T, typename V>
+inline __attribute__((always_inline)) void spread_weights(const DepthwisePlan& p, const T* w, V (&v)[kTaps3]) {
+  CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) {
+    v[i] = every<V>(widen(w[p.tap_weight[i]]));
+    keep(v[i]);
+  }
 }
 
 // What the three taps of a row of the kernel see of a row of inputs, vector by vector of outputs: through tap t, output
@@ -104,29 +123,25 @@ inline const T* row_or(const T* zeros, const T* plane, int64_t row, int64_t rows
   return row < 0 || row >= rows ? zeros : plane + row * pitch;
 }
 
-// kRows x kVecs outputs from column `column` on, of one row of weights, [channel][tap of a row][row of taps]. `lines`
-// are the rows of inputs that they see, [channel][row].
+// The first `rows` of kRows x kVecs outputs from column `column` on, by one row of weights. `lines` are the rows of
+// inputs that they see, [channel][row].
 template <typename T, int kRows, int kVecs, int kStep, int kLow>
-void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const typename SumOf<T>::type* w,
-            typename SumOf<T>::type bias, T* out) {
+void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w, typename SumOf<T>::type bias,
+            T* out, int64_t rows) {
   typedef TapWindow<T, kStep, kLow> Window;
   typedef typename Window::V V;
   constexpr int kLanes = Window::kLanes, kLines = (kRows - 1) * kStep + 3;
   const int64_t size = p.source[1], first = column * kStep;
   V sums[kRows][kVecs] = {};
-  for (int64_t c = 0; c < p.channels; ++c, w += kTaps3, lines += kLines) {
+  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
     V v[kTaps3];
-    CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) {
-      v[i] = every<V>(w[i]);
-      keep(v[i]);
-    }
+    spread_weights(p, w, v);
     CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
-      const T* line = lines[i];
       Window window;
-      window.begin(line, first, size, kVecs > 1);
+      window.begin(lines[i], first, size, kVecs > 1);
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
         V x[3];
-        window.next(line, first + j * kStep * kLanes, size, j == kVecs - 1, j < kVecs - 2, x);
+        window.next(lines[i], first + j * kStep * kLanes, size, j == kVecs - 1, j < kVecs - 2, x);
         CONVARITH_UNROLL for (int t = 0; t < 3; ++t) {
           CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
             const int h = i - r * kStep;  // row of taps
@@ -136,165 +151,155 @@ void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const
       }
     }
   }
+  const int64_t pitch = p.out_axis[0], left = p.grid[1] - column - (kVecs - 1) * kLanes;
   out += column;
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r, out += p.out_axis[0]) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      const V v = sums[r][j] + bias;
-      if (j < kVecs - 1) {
-        store_narrow(out + j * kLanes, v);
-      } else {
-        store_up_to(out + j * kLanes, v, p.grid[1] - column - j * kLanes);
-      }
-    }
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r, out += pitch) {
+    if (r >= rows) break;
+    CONVARITH_UNROLL for (int j = 0; j < kVecs - 1; ++j) store_narrow(out + j * kLanes, sums[r][j] + bias);
+    store_left(out + (kVecs - 1) * kLanes, sums[r][kVecs - 1] + bias, left);
   }
 }
 
-// The same of one row of outputs that inputs are kStep == 2 apart of: `lines` are [channel][row of taps], null where
-// the row sees none through it.
-template <typename T, int kVecs, int kLow>
-void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const typename SumOf<T>::type* w,
-                   typename SumOf<T>::type bias, T* out) {
+// The same of kPairs pairs of rows of outputs that inputs are 2 apart of, kVecs pairs of vectors each. The first of the
+// lines is the input before the first pair's.
+template <typename T, int kPairs, int kVecs, int kLow>
+void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w,
+                   typename SumOf<T>::type bias, T* out, int64_t rows) {
   typedef TapWindow<T, 1, 1> Window;
   typedef typename SumOf<T>::type Sum;
   typedef typename Window::V V;
-  constexpr int kLanes = Window::kLanes;
+  constexpr int kLanes = Window::kLanes, kLines = kPairs + 2;
   const int64_t size = p.source[1], first = column / 2;
-  V sums[2][kVecs] = {};
-  for (int64_t c = 0; c < p.channels; ++c, w += kTaps3, lines += 3) {
-    for (int h = 0; h < 3; ++h) {
-      const T* line = lines[h];
-      if (line == nullptr) continue;
+  V sums[2 * kPairs][kVecs][2] = {};
+  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    V v[kTaps3];
+    spread_weights(p, w, v);
+    CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
+      if (i == 0 ? kLow > 0 : i == kLines - 1 && kLow == 0) continue;  // seen by none
       Window window;
-      window.begin(line, first, size, kVecs > 1);
+      window.begin(lines[i], first, size, kVecs > 1);
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-        V x[3];  // inputs before, at and after half the output
-        window.next(line, first + j * kLanes, size, j == kVecs - 1, j < kVecs - 2, x);
-        CONVARITH_UNROLL for (int t = 0; t < 3; ++t) {
-          CONVARITH_UNROLL for (int phase = 0; phase < 2; ++phase) {
-            const int twice = phase + kLow - t;
-            if (twice % 2 == 0) sums[phase][j] += every<V>(w[3 * t + h]) * x[1 + twice / 2];
+        V x[3];  // the inputs before, at and after half of an output
+        window.next(lines[i], first + j * kLanes, size, j == kVecs - 1, j < kVecs - 2, x);
+        CONVARITH_UNROLL for (int tap = 0; tap < kTaps3; ++tap) {
+          CONVARITH_UNROLL for (int phase = 0; phase < 4; ++phase) {
+            const int row = phase / 2 + kLow - tap % 3, at = phase % 2 + kLow - tap / 3;  // twice the input's distance
+            const int pair = i - 1 - row / 2;
+            if (row % 2 != 0 || at % 2 != 0 || pair < 0 || pair >= kPairs) continue;
+            sums[2 * pair + phase / 2][j][phase % 2] += v[tap] * x[1 + at / 2];
           }
         }
       }
     }
   }
+  const int64_t pitch = p.out_axis[0], left = p.grid[1] - column - 2 * (kVecs - 1) * kLanes;
   out += column;
-  CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-    V even = sums[0][j] + bias, odd = sums[1][j] + bias;
-    interleave<Sum>(even, odd);
-    if (j < kVecs - 1) {
-      store_narrow(out + 2 * j * kLanes, even);
-      store_narrow(out + (2 * j + 1) * kLanes, odd);
-      continue;
+  CONVARITH_UNROLL for (int r = 0; r < 2 * kPairs; ++r, out += pitch) {
+    if (r >= rows) break;
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+      V even = sums[r][j][0] + bias, odd = sums[r][j][1] + bias;
+      interleave<Sum>(even, odd);
+      T* to = out + 2 * j * kLanes;
+      if (j < kVecs - 1) {
+        store_narrow(to, even);
+        store_narrow(to + kLanes, odd);
+      } else {
+        store_left(to, even, left);
+        if (left > kLanes) store_left(to + kLanes, odd, left - kLanes);
+      }
     }
-    const int64_t left = p.grid[1] - column - 2 * j * kLanes;
-    store_up_to(out + 2 * j * kLanes, even, left);
-    if (left > kLanes) store_up_to(out + (2 * j + 1) * kLanes, odd, left - kLanes);
   }
 }
 
 // Blocks -------------------------------------------------------------------------------------------------------------
 
 template <typename T>
-using Block3 = void (*)(const DepthwisePlan&, const T* const*, int64_t, const typename SumOf<T>::type*,
-                        typename SumOf<T>::type, T*);
+using Block3 = void (*)(const DepthwisePlan&, const T* const*, int64_t, const T*, typename SumOf<T>::type, T*, int64_t);
 
-template <typename T, int kRows, int kVecs, int kStep, int kLow>
-Block3<T> block3_of(int64_t vectors) {
+template <typename T, int kStep, int kLow, int kVecs = kBroadVectors>
+Block3<T> block3_of(bool tall, int64_t vectors) {
   if constexpr (kVecs > 1) {
-    if (vectors < kVecs) return block3_of<T, kRows, kVecs - 1, kStep, kLow>(vectors);
+    if (vectors < kVecs) return block3_of<T, kStep, kLow, kVecs - 1>(tall, vectors);
   }
-  return block3<T, kRows, kVecs, kStep, kLow>;
-}
-
-template <typename T, int kStep, int kLow>
-Block3<T> block3_for(int64_t rows, int64_t vectors) {
-  if (rows == kTallRows) return block3_of<T, kTallRows, kTallVectors, kStep, kLow>(vectors);
-  if (rows == kBroadRows) return block3_of<T, kBroadRows, kBroadVectors, kStep, kLow>(vectors);
-  return block3<T, 1, 1, kStep, kLow>;
-}
-
-template <typename T, int kLow, int kVecs = kBroadVectors>
-Block3<T> spread_block3_for(int64_t rows, int64_t vectors) {
-  if constexpr (kVecs > 1) {
-    if (vectors < kVecs) return spread_block3_for<T, kLow, kVecs - 1>(rows, vectors);
+  if constexpr (kVecs <= kTallVectors) {
+    if (tall) return block3<T, kTallRows, kVecs, kStep, kLow>;
   }
-  return spread_block3<T, kVecs, kLow>;
+  return block3<T, kBroadRows, kVecs, kStep, kLow>;
 }
 
-// By what the plan's outputs see: a column of blocks for every step and distance of the first tap.
-template <typename T>
-using Block3For = Block3<T> (*)(int64_t rows, int64_t vectors);
+template <typename T, int kLow>
+Block3<T> spread_block3_of(bool tall, int64_t vectors) {
+  if (vectors > 1) return spread_block3<T, kBroadPairs, 2, kLow>;
+  return tall ? spread_block3<T, kTallPairs, 1, kLow> : spread_block3<T, kBroadPairs, 1, kLow>;
+}
 
+// By what the plan's outputs see: steps, and the distance of the first tap.
 template <typename T>
-Block3For<T> blocks3(const DepthwisePlan& p) {
-  constexpr Block3For<T> all[3][3] = {
-      {block3_for<T, 1, 0>, block3_for<T, 1, 1>, block3_for<T, 1, 2>},
-      {block3_for<T, 2, 0>, block3_for<T, 2, 1>, block3_for<T, 2, 2>},
-      {spread_block3_for<T, 0>, spread_block3_for<T, 1>, spread_block3_for<T, 2>},
+Block3<T> block3_for(const DepthwisePlan& p, bool tall, int64_t vectors) {
+  constexpr Block3<T> (*all[3][3])(bool tall, int64_t vectors) = {
+      {block3_of<T, 1, 0>, block3_of<T, 1, 1>, block3_of<T, 1, 2>},
+      {block3_of<T, 2, 0>, block3_of<T, 2, 1>, block3_of<T, 2, 2>},
+      {spread_block3_of<T, 0>, spread_block3_of<T, 1>, spread_block3_of<T, 2>},
   };
-  return all[p.out_step[1] == 2 ? 2 : p.in_step[1] - 1][-p.low[1]];
+  return all[p.out_step[1] == 2 ? 2 : p.in_step[1] - 1][-p.low[1]](tall, vectors);
 }
 
-struct BlockShape {
-  int64_t rows, vectors;
+// How a box is cut into blocks.
+template <typename T>
+struct Blocks3 {
+  int64_t rows, lines;           // of a block, and the lines of a channel that it sees
+  int64_t columns, fewer, step;  // blocks of a row; of those, the first have `step` columns of outputs,
+  Block3<T> few, more;           // and the others a vector more
 };
 
-// Of a box with that many rows, and vectors in each.
-inline BlockShape block_shape(const DepthwisePlan& p, int64_t rows, int64_t vectors) {
-  if (p.out_step[0] == 2) return {1, kBroadVectors};
-  const int64_t tall = block_count(rows, kTallRows) * kTallRows, broad = block_count(rows, kBroadRows) * kBroadRows;
-  if (vectors <= kTallVectors && rows >= kTallRows && tall <= broad) return {kTallRows, kTallVectors};
-  if (rows >= kBroadRows) return {kBroadRows, kBroadVectors};
-  return {1, 1};
-}
-
-// The rows of inputs that a block sees from output row `row` on.
 template <typename T>
-inline void block_lines(const DepthwisePlan& p, const T* in, const T* zeros, int64_t row, int64_t rows,
-                        const T** lines) {
-  for (int64_t c = 0; c < p.channels; ++c, in += p.in_channel) {
-    if (p.out_step[0] == 2) {
-      for (int64_t h = 0; h < 3; ++h) {
-        const int64_t twice = row - p.low[0] - h;
-        *lines++ = twice % 2 == 0 ? row_or<T>(nullptr, in, twice / 2, p.source[0], p.in_axis[0]) : nullptr;
-      }
-      continue;
-    }
-    const int64_t first = row * p.in_step[0] + p.low[0], count = (rows - 1) * p.in_step[0] + 3;
-    for (int64_t i = first; i < first + count; ++i) *lines++ = row_or(zeros, in, i, p.source[0], p.in_axis[0]);
-  }
+Blocks3<T> blocks3(const DepthwisePlan& p) {
+  const bool spread = p.out_step[1] == 2;
+  Blocks3<T> b;
+  const int64_t vectors = block_count(p.grid[1], p.out_step[1] * Lanes<T>::kLanes);
+  const int64_t tall_rows = spread ? 2 * kTallPairs : kTallRows, broad_rows = spread ? 2 * kBroadPairs : kBroadRows;
+  const int64_t tall_vectors = spread ? 1 : kTallVectors, broad_vectors = spread ? 2 : kBroadVectors;
+  const bool tall = vectors <= tall_vectors &&
+                    block_count(p.box[0], tall_rows) * tall_rows <= block_count(p.box[0], broad_rows) * broad_rows;
+  b.rows = tall ? tall_rows : broad_rows;
+  b.lines = spread ? b.rows / 2 + 2 : (b.rows - 1) * p.in_step[0] + 3;
+  b.columns = block_count(vectors, tall ? tall_vectors : broad_vectors);
+  b.fewer = b.columns - vectors % b.columns;
+  b.step = vectors / b.columns * p.out_step[1] * Lanes<T>::kLanes;
+  b.few = block3_for<T>(p, tall, vectors / b.columns);
+  b.more = block3_for<T>(p, tall, block_count(vectors, b.columns));
+  return b;
 }
 
 template <typename T>
 void depthwise3(const DepthwisePlan& p, const void* in_data, const void* w_data, void* out_data, char* scratch,
                 int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
-  constexpr int kLanes = Simd<Sum>::kLanes;
-  T* zeros = reinterpret_cast<T*>(scratch);
-  Sum* weights = reinterpret_cast<Sum*>(scratch + p.at_weights);
-  __builtin_memset(scratch, 0, p.at_weights);
-  const Block3For<T> block_for = blocks3<T>(p);
-  const int64_t vectors = block_count(p.grid[1], p.out_step[1] * kLanes);
+  const T* zeros = reinterpret_cast<const T*>(scratch);
+  __builtin_memset(scratch, 0, static_cast<size_t>(p.scratch));
+  const Blocks3<T> blocks = blocks3<T>(p);
   const T* lines[kMostLines];
   SweepBox b = sweep_box(p, begin);
   for (int64_t task = begin; task < end; ++task, next_box(p, &b)) {
     const int64_t group = b.index[1], last = b.first[0] + b.size[0];
     const T* in = static_cast<const T*>(in_data) + b.index[0] * p.in_batch + group * p.channels * p.in_channel;
+    const T* w = static_cast<const T*>(w_data) + group * p.w_group;
     T* out = static_cast<T*>(out_data) + b.index[0] * p.out_batch + group * p.rows * p.out_channel;
-    pack_taps(p, static_cast<const T*>(w_data) + group * p.w_group, weights);
-    const BlockShape shape = block_shape(p, b.size[0], vectors);
-    const int64_t columns = block_count(vectors, shape.vectors);
-    for (int64_t at = b.first[0]; at < last; at += shape.rows) {
-      const int64_t row = least(at, last - shape.rows);  // the last block overlaps the one before it
-      block_lines(p, in, zeros, row, shape.rows, lines);
-      for (int64_t i = 0; i < columns; ++i) {
-        const int64_t v = block_begin(i, vectors, columns);
-        const Block3<T> block = block_for(shape.rows, block_begin(i + 1, vectors, columns) - v);
-        for (int64_t m = 0; m < p.rows; ++m) {
-          const Sum bias = p.bias ? widen(static_cast<const T*>(p.bias)[group * p.rows + m]) : Sum(0);
-          block(p, lines, v * p.out_step[1] * kLanes, weights + m * p.channels * kTaps3, bias,
-                out + m * p.out_channel + row * p.out_axis[0]);
+    for (int64_t row = b.first[0]; row < last; row += blocks.rows) {
+      const int64_t seen = p.out_step[0] == 2 ? row / 2 - 1 : row * p.in_step[0] + p.low[0];
+      const T** line = lines;
+      for (int64_t c = 0; c < p.channels; ++c) {
+        for (int64_t i = seen; i < seen + blocks.lines; ++i) {
+          *line++ = row_or(zeros, in + c * p.in_channel, i, p.source[0], p.in_axis[0]);
+        }
+      }
+      for (int64_t m = 0; m < p.rows; ++m) {
+        const Sum bias = p.bias ? widen(static_cast<const T*>(p.bias)[group * p.rows + m]) : Sum(0);
+        T* to = out + m * p.out_channel + row * p.out_axis[0];
+        for (int64_t i = 0, column = 0; i < blocks.columns; ++i) {
+          const bool few = i < blocks.fewer;
+          (few ? blocks.few : blocks.more)(p, lines, column, w + m * p.w_row, bias, to, last - row);
+          column += few ? blocks.step : blocks.step + p.out_step[1] * Lanes<T>::kLanes;
         }
       }
     }
