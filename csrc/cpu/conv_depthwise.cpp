@@ -337,18 +337,23 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   const ConvKernels& k = result.k;
   const bool transposed = result.pass == Pass::kInput;
   if (d.in_axis[1] != 1 || d.out_axis[1] != 1) return false;
-  const int64_t stride = p.axis[2].stride;
+  const int64_t stride = p.axis[2].stride, side = p.axis[2].kernel;
+  if (side < 3 || side > (result.pass == Pass::kWeight ? 3 : k.most_in_place) || side % 2 == 0) return false;
+  if (stride > (side == 3 ? 2 : 1)) return false;
   for (int i = 0; i < 2; ++i) {
     const Axis& a = p.axis[i + 1];
-    if (a.kernel != 3 || a.dilation != 1 || a.stride != stride || stride > 2) return false;
+    if (a.kernel != side || a.stride != stride || a.dilation != 1) return false;
     d.out_step[i] = transposed ? stride : 1;
     d.in_step[i] = transposed ? 1 : stride;
-    d.low[i] = transposed && stride == 1 ? a.lo - 2 : -a.lo;
+    d.low[i] = transposed && stride == 1 ? a.lo - (side - 1) : -a.lo;
   }
+  if (transposed && stride == 2 && d.low[0] != d.low[1]) return false;
   // Every vector of a row of outputs but the last stands above whole vectors of inputs.
   const int64_t vectors = parts(d.grid[1], d.out_step[1] * k.lanes);
-  if (transposed && stride == 2 && d.low[0] != d.low[1]) return false;
-  if (d.low[1] > 0 || d.low[1] < -2 || d.source[1] < (vectors - 1) * d.in_step[1] * k.lanes) return false;
+  if (side == 3 && (d.low[1] > 0 || d.low[1] < -2 || d.source[1] < (vectors - 1) * d.in_step[1] * k.lanes)) {
+    return false;
+  }
+  d.window = side;
   d.in_place = true;
 
   constexpr int64_t kBoxRows = 32;
@@ -358,10 +363,10 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   d.boxes[1] = 1;
 
   d.row_phases = d.column_phases = 1;
-  d.taps = 9;
+  d.taps = side * side;
   for (int64_t i = 0; i < d.taps; ++i) {  // a transposed convolution without a step is one of the reversed kernel
     const int64_t tap = transposed && stride == 1 ? d.taps - 1 - i : i;
-    result.tap_weight.push_back(tap / 3 * p.w.axis[2] + tap % 3 * p.w.axis[1]);
+    result.tap_weight.push_back(tap / side * p.w.axis[2] + tap % side * p.w.axis[1]);
   }
   result.phase_taps = {0, d.taps};
   result.macs = d.batch * d.groups * d.rows * d.channels * d.taps * p.output_numel();
@@ -407,9 +412,11 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
     d.in_axis[i] = in.axis[i + 1];
     d.out_axis[i] = out.axis[i + 1];
   }
-  if (lay_out_in_place(result, p)) return made;
-
+  const bool narrow = 2 * d.grid[1] <= k.lanes * (transposed ? p.axis[2].stride : 1);  // most lanes would be empty
+  if (!narrow && lay_out_in_place(result, p)) return made;
   if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
+  if (narrow && lay_out_in_place(result, p)) return made;
+
   // Gathers have products of pairs of channels, the sweeps have not.
   if (!wanted && k.pairs && (pass == Pass::kWeight ? 1 : d.channels) > 1) return nullptr;
 

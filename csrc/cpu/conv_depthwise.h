@@ -453,13 +453,18 @@ void fill_gradient(const DepthwisePlan& p, const SweepBox& b, int64_t m, const T
   clear(strip, (p.gradient_rows - b.size[0]) * p.gradient_pitch);
 }
 
+// sums[i] = sum of the lanes of vector i.
 template <typename Sum>
 inline void add_lanes(const Sum* lanes, int64_t count, Sum* sums) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   for (int64_t i = 0; i < count; ++i) {
-    Sum sum = 0;
-    for (int j = 0; j < kLanes; ++j) sum += lanes[i * kLanes + j];
-    sums[i] = sum;
+    auto v = load(lanes + i * kLanes);
+    decltype(v < v) index;
+    CONVARITH_UNROLL for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int j = 0; j < kLanes; ++j) index[j] = j ^ half;
+      v += __builtin_shuffle(v, index);
+    }
+    sums[i] = v[0];
   }
 }
 

@@ -1,5 +1,5 @@
-// Depthwise convolutions and small groups with kernels of 3 x 3: rows are read where they stand, and what the taps see
-// beside a vector comes out of its neighbours. See DepthwisePlan::in_place.
+// Depthwise convolutions and small groups whose rows are read where they stand. With kernels of 3 x 3, what the taps
+// see beside a vector comes out of its neighbours. See DepthwisePlan::in_place.
 #pragma once
 
 #include "conv_depthwise.h"
@@ -123,6 +123,21 @@ inline const T* row_or(const T* zeros, const T* plane, int64_t row, int64_t rows
   return row < 0 || row >= rows ? zeros : plane + row * pitch;
 }
 
+template <typename T, int kRows, int kVecs>
+inline __attribute__((always_inline)) void store_block(const DepthwisePlan& p,
+                                                       const typename Lanes<T>::Sums (&sums)[kRows][kVecs],
+                                                       int64_t column, typename SumOf<T>::type bias, T* out,
+                                                       int64_t rows) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t pitch = p.out_axis[0], left = p.grid[1] - column - (kVecs - 1) * kLanes;
+  out += column;
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r, out += pitch) {
+    if (r >= rows) break;
+    CONVARITH_UNROLL for (int j = 0; j < kVecs - 1; ++j) store_narrow(out + j * kLanes, sums[r][j] + bias);
+    store_left(out + (kVecs - 1) * kLanes, sums[r][kVecs - 1] + bias, left);
+  }
+}
+
 // The first `rows` of kRows x kVecs outputs from column `column` on, by one row of weights. `lines` are the rows of
 // inputs that they see, [channel][row].
 template <typename T, int kRows, int kVecs, int kStep, int kLow>
@@ -151,13 +166,7 @@ void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const
       }
     }
   }
-  const int64_t pitch = p.out_axis[0], left = p.grid[1] - column - (kVecs - 1) * kLanes;
-  out += column;
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r, out += pitch) {
-    if (r >= rows) break;
-    CONVARITH_UNROLL for (int j = 0; j < kVecs - 1; ++j) store_narrow(out + j * kLanes, sums[r][j] + bias);
-    store_left(out + (kVecs - 1) * kLanes, sums[r][kVecs - 1] + bias, left);
-  }
+  store_block(p, sums, column, bias, out, rows);
 }
 
 // The same of kPairs pairs of rows of outputs that inputs are 2 apart of, kVecs pairs of vectors each. The first of the
@@ -211,6 +220,38 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
   }
 }
 
+#if CONVARITH_BYTES == 64
+// The same as block3() of larger kernels, whose every tap loads what it sees.
+template <typename T, int kRows, int kVecs, int kSize>
+void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w,
+                  typename SumOf<T>::type bias, T* out, int64_t rows) {
+  typedef typename Lanes<T>::Sums V;
+  constexpr int kLanes = Lanes<T>::kLanes, kLines = kRows + kSize - 1;
+  V sums[kRows][kVecs] = {};
+  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    const int64_t* tap_weight = p.tap_weight;
+    for (int64_t at = column + p.low[1]; at < column + p.low[1] + kSize; ++at, tap_weight += kSize) {
+      V v[kSize];
+      CONVARITH_UNROLL for (int h = 0; h < kSize; ++h) {
+        v[h] = every<V>(widen(w[tap_weight[h]]));
+        keep(v[h]);
+      }
+      CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          const int64_t first = at + j * kLanes;
+          const uintptr_t from = reinterpret_cast<uintptr_t>(lines[i]) + static_cast<uintptr_t>(first) * sizeof(T);
+          const V x = load_between<T>(from, -first, p.source[1] - first);
+          CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+            if (i >= r && i < r + kSize) sums[r][j] += v[i - r] * x;
+          }
+        }
+      }
+    }
+  }
+  store_block(p, sums, column, bias, out, rows);
+}
+#endif
+
 // Blocks -------------------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -227,6 +268,19 @@ Block3<T> block3_of(bool tall, int64_t vectors) {
   return block3<T, kBroadRows, kVecs, kStep, kLow>;
 }
 
+#if CONVARITH_BYTES == 64
+template <typename T, int kSize, int kVecs = kBroadVectors>
+Block3<T> square_block_of(bool tall, int64_t vectors) {
+  if constexpr (kVecs > 1) {
+    if (vectors < kVecs) return square_block_of<T, kSize, kVecs - 1>(tall, vectors);
+  }
+  if constexpr (kVecs <= kTallVectors) {
+    if (tall) return square_block<T, kTallRows, kVecs, kSize>;
+  }
+  return square_block<T, kBroadRows, kVecs, kSize>;
+}
+#endif
+
 template <typename T, int kLow>
 Block3<T> spread_block3_of(bool tall, int64_t vectors) {
   if (vectors > 1) return spread_block3<T, kBroadPairs, 2, kLow>;
@@ -241,6 +295,10 @@ Block3<T> block3_for(const DepthwisePlan& p, bool tall, int64_t vectors) {
       {block3_of<T, 2, 0>, block3_of<T, 2, 1>, block3_of<T, 2, 2>},
       {spread_block3_of<T, 0>, spread_block3_of<T, 1>, spread_block3_of<T, 2>},
   };
+#if CONVARITH_BYTES == 64
+  if (p.taps == 25) return square_block_of<T, 5>(tall, vectors);
+  if (p.taps == 49) return square_block_of<T, 7>(tall, vectors);
+#endif
   return all[p.out_step[1] == 2 ? 2 : p.in_step[1] - 1][-p.low[1]](tall, vectors);
 }
 
@@ -262,7 +320,7 @@ Blocks3<T> blocks3(const DepthwisePlan& p) {
   const bool tall = vectors <= tall_vectors &&
                     block_count(p.box[0], tall_rows) * tall_rows <= block_count(p.box[0], broad_rows) * broad_rows;
   b.rows = tall ? tall_rows : broad_rows;
-  b.lines = spread ? b.rows / 2 + 2 : (b.rows - 1) * p.in_step[0] + 3;
+  b.lines = spread ? b.rows / 2 + 2 : (b.rows - 1) * p.in_step[0] + p.window;
   b.columns = block_count(vectors, tall ? tall_vectors : broad_vectors);
   b.fewer = b.columns - vectors % b.columns;
   b.step = vectors / b.columns * p.out_step[1] * Lanes<T>::kLanes;

@@ -21,6 +21,7 @@ ConvKernels kernels() {
   k.sum_item = sizeof(Sum);
   k.sweep_rows = kSweepRows;
   k.sweep_vectors = kSweepVectors;
+  k.most_in_place = CONVARITH_BYTES == 64 ? 7 : 3;
   k.sweep_height = kSweepHeight;
   k.weigh_height = kWeighHeight;
   k.multiply_adds = multiply_adds<Sum>;

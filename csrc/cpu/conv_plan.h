@@ -171,9 +171,10 @@ struct DepthwisePlan {
   int64_t w_group, w_row, w_channel;
   const void* bias;  // of every row of every group, or null
 
-  // Kernels of 3 x 3 whose steps are 1 or 2, along both axes the same, and whose first tap sees one of the first three
-  // inputs: rows are read where they stand. A strip stands for a row of zeros then, boxes are whole rows, and there is
-  // one phase, with the taps of a kernel's column together: of outputs that are 2 apart the kernels tell which.
+  // Rows are read where they stand. A row of zeros stands in for the strip, boxes are whole rows, and there is one
+  // phase, with the taps of a column of the kernel together: of outputs that are 2 apart the kernels tell which see
+  // what. Kernels are 3 x 3 with steps of 1 or 2, the same along both axes, and first taps at one of the first three
+  // inputs; or, but for the weight's gradient, larger squares of odd sides and no steps.
   bool in_place;
 
   int64_t out_step[2], in_step[2];
@@ -255,6 +256,7 @@ struct ConvKernels {
   int64_t item, sum_item;              // bytes; packed operands take those of sums
   bool pairs;                          // products are made of pairs
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs
+  int64_t most_in_place;               // side of the largest kernel whose rows are read in place
   int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
 
   int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
