@@ -21,7 +21,6 @@ ConvKernels kernels() {
   k.sum_item = sizeof(Sum);
   k.sweep_rows = kSweepRows;
   k.sweep_vectors = kSweepVectors;
-  k.most_in_place = CONVARITH_BYTES == 64 ? 7 : 3;
   k.sweep_height = kSweepHeight;
   k.weigh_height = kWeighHeight;
   k.multiply_adds = multiply_adds<Sum>;
@@ -29,9 +28,12 @@ ConvKernels kernels() {
   set_products<T>(k);
   k.depthwise = depthwise<T>;
   k.depthwise_sum = depthwise_sum<T>;
-  k.depthwise3 = depthwise3<T>;
-  k.depthwise3_sum = depthwise3_sum<T>;
   k.depthwise_store = depthwise_store<T>;
+  if constexpr (CONVARITH_BYTES == 64) {  // with fewer registers and no masks, strips are faster
+    k.most_in_place = 7;
+    k.depthwise3 = depthwise3<T>;
+    k.depthwise3_sum = depthwise3_sum<T>;
+  }
   if constexpr (sizeof(Sum) == sizeof(float)) {
     k.winograd_weights = winograd_weights<T>;
     k.winograd_inputs = winograd_inputs<T>;
