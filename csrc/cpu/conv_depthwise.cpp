@@ -338,7 +338,8 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   const bool transposed = result.pass == Pass::kInput;
   if (d.in_axis[1] != 1 || d.out_axis[1] != 1) return false;
   const int64_t stride = p.axis[2].stride, side = p.axis[2].kernel;
-  if (side < 3 || side > (result.pass == Pass::kWeight ? 3 : k.most_in_place) || side % 2 == 0) return false;
+  const int64_t most_side = result.pass == Pass::kWeight ? std::min<int64_t>(3, k.most_in_place) : k.most_in_place;
+  if (side < 3 || side > most_side || side % 2 == 0) return false;
   if (stride > (side == 3 ? 2 : 1)) return false;
   for (int i = 0; i < 2; ++i) {
     const Axis& a = p.axis[i + 1];
