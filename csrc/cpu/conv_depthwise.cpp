@@ -11,6 +11,7 @@ constexpr int64_t kMostColumns = 1024;
 constexpr int64_t kStripBytes = int64_t{24} << 10;
 constexpr int64_t kChunkBytes = int64_t{6} << 10;
 constexpr int64_t kMostStripBytes = int64_t{1} << 18;
+constexpr int64_t kTasks = 64;  // of a weight's gradient: enough for many threads, whose number may not matter
 
 struct Depthwise : Plan {
   explicit Depthwise(const ConvKernels& kernels) : k(kernels) {}
@@ -52,16 +53,18 @@ Explanation Depthwise::explain() const {
 
 void Depthwise::run(const void* in, int64_t, const void* other, int64_t, void* out) {
   if (pass != Pass::kWeight) {
+    const auto sweep = plan.in_place ? k.depthwise3 : k.depthwise;
     parallel(plan.batch * plan.groups * plan.boxes[0] * plan.boxes[1], macs, [&](int64_t begin, int64_t end) {
       const Buffer mine(plan.scratch);
-      k.depthwise(plan, in, other, out, mine.get(), begin, end);
+      sweep(plan, in, other, out, mine.get(), begin, end);
     });
     return;
   }
+  const auto sum = plan.in_place ? k.depthwise3_sum : k.depthwise_sum;
   const Buffer sums(sums_bytes(plan, k));
   parallel(plan.parts * plan.groups, macs, [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);
-    k.depthwise_sum(plan, in, other, sums.get(), mine.get(), begin, end);
+    sum(plan, in, other, sums.get(), mine.get(), begin, end);
   });
   parallel(plan.groups, plan.parts * plan.groups * plan.rows * plan.channels * plan.taps,
            [&](int64_t begin, int64_t end) { k.depthwise_store(plan, sums.get(), out, begin, end); });
@@ -255,7 +258,6 @@ void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
 void lay_out_sums(ChannelwisePlan& d, const ConvKernels& k) {
   d.box[0] = d.transposing ? d.grid[0] : even_part(d.grid[0], direct_rows(d, k));
   d.boxes[0] = parts(d.grid[0], d.box[0]);
-  constexpr int64_t kTasks = 64;  // as above
   d.parts = std::clamp<int64_t>(kTasks / d.blocks, 1, d.batch * d.boxes[0]);
   d.at_input = aligned(2 * k.lanes * d.kernel[0] * d.kernel[1] * k.sum_item);
   d.at_output = d.at_input + aligned(d.transposing ? d.source[0] * d.source[1] * k.lanes * k.sum_item : 0);
@@ -329,6 +331,55 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   return made;
 }
 
+// Rows that are read where they stand: DepthwisePlan::in_place. False where they cannot be.
+bool lay_out_in_place(Depthwise& result, const Problem& p) {
+  DepthwisePlan& d = result.plan;
+  const ConvKernels& k = result.k;
+  const bool transposed = result.pass == Pass::kInput;
+  if (d.in_axis[1] != 1 || d.out_axis[1] != 1) return false;
+  const int64_t stride = p.axis[2].stride, side = p.axis[2].kernel;
+  const int64_t most_side = result.pass == Pass::kWeight ? std::min<int64_t>(3, k.most_in_place) : k.most_in_place;
+  if (side < 3 || side > most_side || side % 2 == 0) return false;
+  if (stride > (side == 3 ? 2 : 1)) return false;
+  for (int i = 0; i < 2; ++i) {
+    const Axis& a = p.axis[i + 1];
+    if (a.kernel != side || a.stride != stride || a.dilation != 1) return false;
+    d.out_step[i] = transposed ? stride : 1;
+    d.in_step[i] = transposed ? 1 : stride;
+    d.low[i] = transposed && stride == 1 ? a.lo - (side - 1) : -a.lo;
+  }
+  if (transposed && stride == 2 && d.low[0] != d.low[1]) return false;
+  // Every vector of a row of outputs but the last stands above whole vectors of inputs.
+  const int64_t vectors = parts(d.grid[1], d.out_step[1] * k.lanes);
+  if (side == 3 && (d.low[1] > 0 || d.low[1] < -2 || d.source[1] < (vectors - 1) * d.in_step[1] * k.lanes)) {
+    return false;
+  }
+  d.window = side;
+  d.in_place = true;
+
+  constexpr int64_t kBoxRows = 32;
+  d.box[0] = whole(d.grid[0], kBoxRows, d.out_step[0]);
+  d.box[1] = d.grid[1];
+  d.boxes[0] = parts(d.grid[0], d.box[0]);
+  d.boxes[1] = 1;
+
+  d.row_phases = d.column_phases = 1;
+  d.taps = side * side;
+  for (int64_t i = 0; i < d.taps; ++i) {  // a transposed convolution without a step is one of the reversed kernel
+    const int64_t tap = transposed && stride == 1 ? d.taps - 1 - i : i;
+    result.tap_weight.push_back(tap / side * p.w.axis[2] + tap % side * p.w.axis[1]);
+  }
+  result.phase_taps = {0, d.taps};
+  result.macs = d.batch * d.groups * d.rows * d.channels * d.taps * p.output_numel();
+
+  d.at_weights = aligned(std::max(d.source[1], d.grid[1]) * k.item);
+  d.scratch = d.at_weights;
+  if (result.pass == Pass::kWeight) d.scratch += d.rows * d.channels * d.taps * k.lanes * k.sum_item;
+  d.parts = std::clamp<int64_t>(kTasks / d.groups, 1, d.batch * d.boxes[0]);
+  result.point();
+  return true;
+}
+
 }  // namespace
 
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
@@ -338,11 +389,6 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
   const Axis& plane = p.axis[0];
   if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;
-
-  if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
-  // Gathers have products of pairs of channels, the sweeps have not.
-  const int64_t summed = pass == Pass::kOutput ? p.in_channels : pass == Pass::kInput ? p.out_channels : 1;
-  if (!wanted && k.pairs && summed > 1) return nullptr;
 
   auto made = std::make_unique<Depthwise>(k);
   Depthwise& result = *made;
@@ -361,13 +407,23 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   d.w_group = p.out_channels * p.w.batch;
   d.w_row = transposed ? p.w.channel : p.w.batch;
   d.w_channel = transposed ? p.w.batch : p.w.channel;
+  for (int i = 0; i < 2; ++i) {
+    d.grid[i] = transposed ? p.axis[i + 1].input : p.output[i + 1];
+    d.source[i] = transposed ? p.output[i + 1] : p.axis[i + 1].input;
+    d.in_axis[i] = in.axis[i + 1];
+    d.out_axis[i] = out.axis[i + 1];
+  }
+  const bool narrow = 2 * d.grid[1] <= k.lanes * (transposed ? p.axis[2].stride : 1);  // most lanes would be empty
+  if (!narrow && lay_out_in_place(result, p)) return made;
+  if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
+  if (narrow && lay_out_in_place(result, p)) return made;
+
+  // Gathers have products of pairs of channels, the sweeps have not.
+  if (!wanted && k.pairs && (pass == Pass::kWeight ? 1 : d.channels) > 1) return nullptr;
+
   std::array<AxisPhases, 2> axes;
   for (int i = 0; i < 2; ++i) {
     const Axis& a = p.axis[i + 1];
-    d.grid[i] = transposed ? a.input : p.output[i + 1];
-    d.source[i] = transposed ? p.output[i + 1] : a.input;
-    d.in_axis[i] = in.axis[i + 1];
-    d.out_axis[i] = out.axis[i + 1];
     if (std::max(a.stride, i == 0 ? a.dilation : 1) > kMostPhases) return nullptr;
     axes[i] = axis_phases(a, d.grid[i], transposed, i == 0);
     d.out_step[i] = axes[i].out_step;
@@ -450,8 +506,6 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   if (pass == Pass::kWeight) {
     d.gradient_rows = d.out_step[0] * rows;
     d.gradient_pitch = spread((vectors + 1) * k.lanes, k);
-    // Enough tasks for many threads; their number may not depend on how many there are.
-    constexpr int64_t kTasks = 64;
     d.parts = std::clamp<int64_t>(kTasks / d.groups, 1, d.batch * d.boxes[0] * d.boxes[1]);
     d.at_bounce = d.at_weights + aligned(pairs * d.taps * k.lanes * k.sum_item);
     d.scratch = d.at_bounce + aligned(d.gradient_rows * d.gradient_pitch * k.sum_item);

@@ -2,7 +2,7 @@
 // simd.h for what the including file defines.
 #include "ceiling.h"
 #include "conv_channelwise.h"
-#include "conv_depthwise.h"
+#include "conv_depthwise3.h"
 #include "conv_products.h"
 #include "conv_winograd.h"
 
@@ -29,6 +29,11 @@ ConvKernels kernels() {
   k.depthwise = depthwise<T>;
   k.depthwise_sum = depthwise_sum<T>;
   k.depthwise_store = depthwise_store<T>;
+  if constexpr (CONVARITH_BYTES == 64) {  // with fewer registers and no masks, strips are faster
+    k.most_in_place = 7;
+    k.depthwise3 = depthwise3<T>;
+    k.depthwise3_sum = depthwise3_sum<T>;
+  }
   if constexpr (sizeof(Sum) == sizeof(float)) {
     k.winograd = winograd<T>;
     k.winograd_gradient = winograd_gradient<T>;

@@ -180,6 +180,12 @@ struct DepthwisePlan {
   int64_t w_group, w_row, w_channel;
   const void* bias;  // of every row of every group, or null
 
+  // Rows are read where they stand. A row of zeros stands in for the strip, boxes are whole rows, and there is one
+  // phase, with the taps of a column of the kernel together: of outputs that are 2 apart the kernels tell which see
+  // what. Kernels are 3 x 3 with steps of 1 or 2, the same along both axes, and first taps at one of the first three
+  // inputs; or, but for the weight's gradient, larger squares of odd sides and no steps.
+  bool in_place;
+
   int64_t out_step[2], in_step[2];
   int64_t row_phases, column_phases;
   const RowPhase* row_phase;
@@ -259,6 +265,7 @@ struct ConvKernels {
   int64_t item, sum_item;              // bytes; packed operands take those of sums
   bool pairs;                          // products are made of pairs
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs
+  int64_t most_in_place;               // side of the largest kernel whose rows are read in place, or 0
   int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
 
   int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
@@ -287,6 +294,11 @@ struct ConvKernels {
   // Weight gradient: sums of each part, sums to w.
   void (*depthwise_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
                         int64_t begin, int64_t end);
+  // The same of a plan that has rows in place.
+  void (*depthwise3)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+                     int64_t end);
+  void (*depthwise3_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
+                         int64_t begin, int64_t end);
   void (*depthwise_store)(const DepthwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
   // The same with lanes along the channels; the weight's gradient is null for the half precisions.
   void (*channelwise)(const ChannelwisePlan& plan, const void* in, const void* w, void* out, char* scratch,

@@ -1,0 +1,441 @@
+// Depthwise convolutions and small groups whose rows are read where they stand. With kernels of 3 x 3, what the taps
+// see beside a vector comes out of its neighbours. See DepthwisePlan::in_place.
+#pragma once
+
+#include "conv_depthwise.h"
+#include "simd_lanes.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+constexpr int64_t kTaps3 = 9;
+// Outputs of a block, rows x vectors: broad ones, and tall ones where a row has few vectors.
+constexpr int kBroadRows = CONVARITH_REGISTERS >= 32 ? 4 : 2, kBroadVectors = CONVARITH_REGISTERS >= 32 ? 4 : 2;
+constexpr int kTallRows = CONVARITH_REGISTERS >= 32 ? 7 : 4, kTallVectors = CONVARITH_REGISTERS >= 32 ? 2 : 1;
+constexpr int kBroadPairs = CONVARITH_REGISTERS >= 32 ? 2 : 1, kTallPairs = 2 * kBroadPairs;  // of spread outputs' rows
+constexpr int64_t kMostLines = 4 * (2 * (kTallRows - 1) + 3);                                 // of a group's channels
+
+// Lanes [kShift, kShift + lanes) of `before`, `here` and `after`, counted from `here`.
+template <int kShift, typename T, typename V = typename Simd<T>::Vec>
+inline V neighbours(V before, V here, V after) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  if constexpr (kShift == 0) return here;
+  const V low = kShift < 0 ? before : here, high = kShift < 0 ? here : after;
+  constexpr int kFirst = kShift < 0 ? kLanes + kShift : kShift;
+#if CONVARITH_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return as<V>(_mm512_maskz_alignr_epi32(0xffff, as<__m512i>(high), as<__m512i>(low), kFirst));
+  } else {
+    return as<V>(_mm512_maskz_alignr_epi64(0xff, as<__m512i>(high), as<__m512i>(low), kFirst));
+  }
+#else
+  typedef decltype(low < high) Index;
+  Index index;
+  for (int i = 0; i < kLanes; ++i) index[i] = kFirst + i;
+  return __builtin_shuffle(low, high, index);
+#endif
+}
+
+// The vector `at` entries from the row's, of which `left` are the row's; zeros in its other lanes.
+template <typename T>
+inline typename Lanes<T>::Sums load_left(const T* row, int64_t at, int64_t left) {
+#if CONVARITH_BYTES == 64
+  return load_between<T>(reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(at) * sizeof(T), 0, left);
+#else
+  return left <= 0 ? typename Lanes<T>::Sums{} : load_up_to(row + at, left);
+#endif
+}
+
+template <typename T>
+inline void store_left(T* row, typename Lanes<T>::Sums v, int64_t left) {
+#if CONVARITH_BYTES == 64
+  store_first(row, v, static_cast<int>(least<int64_t>(left, Lanes<T>::kLanes)));
+#else
+  store_up_to(row, v, left);
+#endif
+}
+
+// The weights of a row and channel: [tap of a row][row of taps].
+template <typename T, typename V>
+inline __attribute__((always_inline)) void spread_weights(const DepthwisePlan& p, const T* w, V (&v)[kTaps3]) {
+  CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) {
+    v[i] = every<V>(widen(w[p.tap_weight[i]]));
+    keep(v[i]);
+  }
+}
+
+// What the three taps of a row of the kernel see of a row of inputs, vector by vector of outputs: through tap t, output
+// o sees input o * kStep + t - kLow. Inputs are split by their residues modulo the step.
+template <typename T, int kStep, int kLow>
+class TapWindow {
+ public:
+  typedef typename SumOf<T>::type Sum;
+  typedef typename Simd<Sum>::Vec V;
+  static constexpr int kLanes = Simd<Sum>::kLanes;
+  static constexpr bool kBefore = kLow > 0, kAfter = kLow + kStep < 3;
+
+  // From the vector of outputs on that sees input `first` of a row of `size` through a tap at kLow.
+  inline __attribute__((always_inline)) void begin(const T* row, int64_t first, int64_t size, bool whole) {
+    if (kBefore && first > 0) load_cells(row, first - kStep * kLanes, size, true, before_);
+    load_cells(row, first, size, whole, here_);
+  }
+
+  // `whole`: the vector after this one has kStep * kLanes inputs of the row.
+  inline __attribute__((always_inline)) void next(const T* row, int64_t first, int64_t size, bool last, bool whole,
+                                                  V (&taps)[3]) {
+    V after[kStep] = {};
+    if (kAfter || !last) load_cells(row, first + kStep * kLanes, size, whole, after);
+    taps[0] = tap<0>(after);
+    taps[1] = tap<1>(after);
+    taps[2] = tap<2>(after);
+    CONVARITH_UNROLL for (int i = 0; i < kStep; ++i) {
+      before_[i] = here_[i];
+      here_[i] = after[i];
+    }
+  }
+
+ private:
+  static inline __attribute__((always_inline)) void load_cells(const T* row, int64_t at, int64_t size, bool whole,
+                                                               V (&cells)[kStep]) {
+    CONVARITH_UNROLL for (int i = 0; i < kStep; ++i) {
+      cells[i] = whole ? load_wide(row + at + i * kLanes) : load_left(row, at + i * kLanes, size - at - i * kLanes);
+      keep(cells[i]);
+    }
+    if constexpr (kStep == 2) {
+      const V a = cells[0], b = cells[1];
+      cells[0] = evens<Sum>(a, b);
+      cells[1] = odds<Sum>(a, b);
+    }
+  }
+
+  template <int kTap>
+  inline __attribute__((always_inline)) V tap(const V (&after)[kStep]) const {
+    constexpr int kResidue = (kTap - kLow + 2 * kStep) % kStep, kShift = (kTap - kLow - kResidue) / kStep;
+    return neighbours<kShift, Sum>(before_[kResidue], here_[kResidue], after[kResidue]);
+  }
+
+  V before_[kStep] = {}, here_[kStep];
+};
+
+// A row of inputs; one of zeros beside the image.
+template <typename T>
+inline const T* row_or(const T* zeros, const T* plane, int64_t row, int64_t rows, int64_t pitch) {
+  return row < 0 || row >= rows ? zeros : plane + row * pitch;
+}
+
+template <typename T, int kRows, int kVecs>
+inline __attribute__((always_inline)) void store_block(const DepthwisePlan& p,
+                                                       const typename Lanes<T>::Sums (&sums)[kRows][kVecs],
+                                                       int64_t column, typename SumOf<T>::type bias, T* out,
+                                                       int64_t rows) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t pitch = p.out_axis[0], left = p.grid[1] - column - (kVecs - 1) * kLanes;
+  out += column;
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r, out += pitch) {
+    if (r >= rows) break;
+    CONVARITH_UNROLL for (int j = 0; j < kVecs - 1; ++j) store_narrow(out + j * kLanes, sums[r][j] + bias);
+    store_left(out + (kVecs - 1) * kLanes, sums[r][kVecs - 1] + bias, left);
+  }
+}
+
+// The first `rows` of kRows x kVecs outputs from column `column` on, by one row of weights. `lines` are the rows of
+// inputs that they see, [channel][row].
+template <typename T, int kRows, int kVecs, int kStep, int kLow>
+void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w, typename SumOf<T>::type bias,
+            T* out, int64_t rows) {
+  typedef TapWindow<T, kStep, kLow> Window;
+  typedef typename Window::V V;
+  constexpr int kLanes = Window::kLanes, kLines = (kRows - 1) * kStep + 3;
+  const int64_t size = p.source[1], first = column * kStep;
+  V sums[kRows][kVecs] = {};
+  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    V v[kTaps3];
+    spread_weights(p, w, v);
+    CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
+      Window window;
+      window.begin(lines[i], first, size, kVecs > 1);
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+        V x[3];
+        window.next(lines[i], first + j * kStep * kLanes, size, j == kVecs - 1, j < kVecs - 2, x);
+        CONVARITH_UNROLL for (int t = 0; t < 3; ++t) {
+          CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+            const int h = i - r * kStep;  // row of taps
+            if (h >= 0 && h < 3) sums[r][j] += v[3 * t + h] * x[t];
+          }
+        }
+      }
+    }
+  }
+  store_block(p, sums, column, bias, out, rows);
+}
+
+// The same of kPairs pairs of rows of outputs that inputs are 2 apart of, kVecs pairs of vectors each. The first of the
+// lines is the input before the first pair's.
+template <typename T, int kPairs, int kVecs, int kLow>
+void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w,
+                   typename SumOf<T>::type bias, T* out, int64_t rows) {
+  typedef TapWindow<T, 1, 1> Window;
+  typedef typename SumOf<T>::type Sum;
+  typedef typename Window::V V;
+  constexpr int kLanes = Window::kLanes, kLines = kPairs + 2;
+  const int64_t size = p.source[1], first = column / 2;
+  V sums[2 * kPairs][kVecs][2] = {};
+  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    V v[kTaps3];
+    spread_weights(p, w, v);
+    CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
+      if (i == 0 ? kLow > 0 : i == kLines - 1 && kLow == 0) continue;  // seen by none
+      Window window;
+      window.begin(lines[i], first, size, kVecs > 1);
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+        V x[3];  // the inputs before, at and after half of an output
+        window.next(lines[i], first + j * kLanes, size, j == kVecs - 1, j < kVecs - 2, x);
+        CONVARITH_UNROLL for (int tap = 0; tap < kTaps3; ++tap) {
+          CONVARITH_UNROLL for (int phase = 0; phase < 4; ++phase) {
+            const int row = phase / 2 + kLow - tap % 3, at = phase % 2 + kLow - tap / 3;  // twice the input's distance
+            const int pair = i - 1 - row / 2;
+            if (row % 2 != 0 || at % 2 != 0 || pair < 0 || pair >= kPairs) continue;
+            sums[2 * pair + phase / 2][j][phase % 2] += v[tap] * x[1 + at / 2];
+          }
+        }
+      }
+    }
+  }
+  const int64_t pitch = p.out_axis[0], left = p.grid[1] - column - 2 * (kVecs - 1) * kLanes;
+  out += column;
+  CONVARITH_UNROLL for (int r = 0; r < 2 * kPairs; ++r, out += pitch) {
+    if (r >= rows) break;
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+      V even = sums[r][j][0] + bias, odd = sums[r][j][1] + bias;
+      interleave<Sum>(even, odd);
+      T* to = out + 2 * j * kLanes;
+      if (j < kVecs - 1) {
+        store_narrow(to, even);
+        store_narrow(to + kLanes, odd);
+      } else {
+        store_left(to, even, left);
+        if (left > kLanes) store_left(to + kLanes, odd, left - kLanes);
+      }
+    }
+  }
+}
+
+#if CONVARITH_BYTES == 64
+// The same as block3() of larger kernels, whose every tap loads what it sees.
+template <typename T, int kRows, int kVecs, int kSize>
+void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w,
+                  typename SumOf<T>::type bias, T* out, int64_t rows) {
+  typedef typename Lanes<T>::Sums V;
+  constexpr int kLanes = Lanes<T>::kLanes, kLines = kRows + kSize - 1;
+  V sums[kRows][kVecs] = {};
+  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    const int64_t* tap_weight = p.tap_weight;
+    for (int64_t at = column + p.low[1]; at < column + p.low[1] + kSize; ++at, tap_weight += kSize) {
+      V v[kSize];
+      CONVARITH_UNROLL for (int h = 0; h < kSize; ++h) {
+        v[h] = every<V>(widen(w[tap_weight[h]]));
+        keep(v[h]);
+      }
+      CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          const int64_t first = at + j * kLanes;
+          const uintptr_t from = reinterpret_cast<uintptr_t>(lines[i]) + static_cast<uintptr_t>(first) * sizeof(T);
+          const V x = load_between<T>(from, -first, p.source[1] - first);
+          CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+            if (i >= r && i < r + kSize) sums[r][j] += v[i - r] * x;
+          }
+        }
+      }
+    }
+  }
+  store_block(p, sums, column, bias, out, rows);
+}
+#endif
+
+// Blocks -------------------------------------------------------------------------------------------------------------
+
+template <typename T>
+using Block3 = void (*)(const DepthwisePlan&, const T* const*, int64_t, const T*, typename SumOf<T>::type, T*, int64_t);
+
+template <typename T, int kStep, int kLow, int kVecs = kBroadVectors>
+Block3<T> block3_of(bool tall, int64_t vectors) {
+  if constexpr (kVecs > 1) {
+    if (vectors < kVecs) return block3_of<T, kStep, kLow, kVecs - 1>(tall, vectors);
+  }
+  if constexpr (kVecs <= kTallVectors) {
+    if (tall) return block3<T, kTallRows, kVecs, kStep, kLow>;
+  }
+  return block3<T, kBroadRows, kVecs, kStep, kLow>;
+}
+
+#if CONVARITH_BYTES == 64
+template <typename T, int kSize, int kVecs = kBroadVectors>
+Block3<T> square_block_of(bool tall, int64_t vectors) {
+  if constexpr (kVecs > 1) {
+    if (vectors < kVecs) return square_block_of<T, kSize, kVecs - 1>(tall, vectors);
+  }
+  if constexpr (kVecs <= kTallVectors) {
+    if (tall) return square_block<T, kTallRows, kVecs, kSize>;
+  }
+  return square_block<T, kBroadRows, kVecs, kSize>;
+}
+#endif
+
+template <typename T, int kLow>
+Block3<T> spread_block3_of(bool tall, int64_t vectors) {
+  if (vectors > 1) return spread_block3<T, kBroadPairs, 2, kLow>;
+  return tall ? spread_block3<T, kTallPairs, 1, kLow> : spread_block3<T, kBroadPairs, 1, kLow>;
+}
+
+// By what the plan's outputs see: steps, and the distance of the first tap.
+template <typename T>
+Block3<T> block3_for(const DepthwisePlan& p, bool tall, int64_t vectors) {
+  constexpr Block3<T> (*all[3][3])(bool tall, int64_t vectors) = {
+      {block3_of<T, 1, 0>, block3_of<T, 1, 1>, block3_of<T, 1, 2>},
+      {block3_of<T, 2, 0>, block3_of<T, 2, 1>, block3_of<T, 2, 2>},
+      {spread_block3_of<T, 0>, spread_block3_of<T, 1>, spread_block3_of<T, 2>},
+  };
+#if CONVARITH_BYTES == 64
+  if (p.taps == 25) return square_block_of<T, 5>(tall, vectors);
+  if (p.taps == 49) return square_block_of<T, 7>(tall, vectors);
+#endif
+  return all[p.out_step[1] == 2 ? 2 : p.in_step[1] - 1][-p.low[1]](tall, vectors);
+}
+
+// How a box is cut into blocks.
+template <typename T>
+struct Blocks3 {
+  int64_t rows, lines;           // of a block, and the lines of a channel that it sees
+  int64_t columns, fewer, step;  // blocks of a row; of those, the first have `step` columns of outputs,
+  Block3<T> few, more;           // and the others a vector more
+};
+
+template <typename T>
+Blocks3<T> blocks3(const DepthwisePlan& p) {
+  const bool spread = p.out_step[1] == 2;
+  Blocks3<T> b;
+  const int64_t vectors = block_count(p.grid[1], p.out_step[1] * Lanes<T>::kLanes);
+  const int64_t tall_rows = spread ? 2 * kTallPairs : kTallRows, broad_rows = spread ? 2 * kBroadPairs : kBroadRows;
+  const int64_t tall_vectors = spread ? 1 : kTallVectors, broad_vectors = spread ? 2 : kBroadVectors;
+  const bool tall = vectors <= tall_vectors &&
+                    block_count(p.box[0], tall_rows) * tall_rows <= block_count(p.box[0], broad_rows) * broad_rows;
+  b.rows = tall ? tall_rows : broad_rows;
+  b.lines = spread ? b.rows / 2 + 2 : (b.rows - 1) * p.in_step[0] + p.window;
+  b.columns = block_count(vectors, tall ? tall_vectors : broad_vectors);
+  b.fewer = b.columns - vectors % b.columns;
+  b.step = vectors / b.columns * p.out_step[1] * Lanes<T>::kLanes;
+  b.few = block3_for<T>(p, tall, vectors / b.columns);
+  b.more = block3_for<T>(p, tall, block_count(vectors, b.columns));
+  return b;
+}
+
+template <typename T>
+void depthwise3(const DepthwisePlan& p, const void* in_data, const void* w_data, void* out_data, char* scratch,
+                int64_t begin, int64_t end) {
+  typedef typename SumOf<T>::type Sum;
+  const T* zeros = reinterpret_cast<const T*>(scratch);
+  __builtin_memset(scratch, 0, static_cast<size_t>(p.scratch));
+  const Blocks3<T> blocks = blocks3<T>(p);
+  const T* lines[kMostLines];
+  SweepBox b = sweep_box(p, begin);
+  for (int64_t task = begin; task < end; ++task, next_box(p, &b)) {
+    const int64_t group = b.index[1], last = b.first[0] + b.size[0];
+    const T* in = static_cast<const T*>(in_data) + b.index[0] * p.in_batch + group * p.channels * p.in_channel;
+    const T* w = static_cast<const T*>(w_data) + group * p.w_group;
+    T* out = static_cast<T*>(out_data) + b.index[0] * p.out_batch + group * p.rows * p.out_channel;
+    for (int64_t row = b.first[0]; row < last; row += blocks.rows) {
+      const int64_t seen = p.out_step[0] == 2 ? row / 2 - 1 : row * p.in_step[0] + p.low[0];
+      const T** line = lines;
+      for (int64_t c = 0; c < p.channels; ++c) {
+        for (int64_t i = seen; i < seen + blocks.lines; ++i) {
+          *line++ = row_or(zeros, in + c * p.in_channel, i, p.source[0], p.in_axis[0]);
+        }
+      }
+      for (int64_t m = 0; m < p.rows; ++m) {
+        const Sum bias = p.bias ? widen(static_cast<const T*>(p.bias)[group * p.rows + m]) : Sum(0);
+        T* to = out + m * p.out_channel + row * p.out_axis[0];
+        for (int64_t i = 0, column = 0; i < blocks.columns; ++i) {
+          const bool few = i < blocks.fewer;
+          (few ? blocks.few : blocks.more)(p, lines, column, w + m * p.w_row, bias, to, last - row);
+          column += few ? blocks.step : blocks.step + p.out_step[1] * Lanes<T>::kLanes;
+        }
+      }
+    }
+  }
+}
+
+// The weight's gradient -----------------------------------------------------------------------------------------------
+
+// sums[3 * t + h] += sum over the outputs of some rows of y * what tap t of row h sees, lanes along the outputs.
+template <typename T, int kStep, int kLow>
+void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end,
+            typename SumOf<T>::type* sums) {
+  typedef TapWindow<T, kStep, kLow> Window;
+  typedef typename Window::V V;
+  constexpr int kLanes = Window::kLanes, kRows = 2, kLines = (kRows - 1) * kStep + 3;
+  const int64_t vectors = block_count(p.grid[1], kLanes);
+  V acc[kTaps3];
+  CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) acc[i] = load(sums + i * kLanes);
+  for (int64_t row = begin; row < end; row += kRows) {
+    const T *grad[kRows], *lines[kLines];
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) grad[r] = row_or(zeros, y, row + r, end, p.out_axis[0]);
+    CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
+      lines[i] = row_or(zeros, x, row * kStep + p.low[0] + i, p.source[0], p.in_axis[0]);
+    }
+    Window window[kLines];
+    CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) window[i].begin(lines[i], 0, p.source[1], vectors > 1);
+    const auto add = [&](int64_t v, bool last, bool whole) __attribute__((always_inline)) {
+      V g[kRows];
+      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+        g[r] = last ? load_left(grad[r], v * kLanes, p.grid[1] - v * kLanes) : load_wide(grad[r] + v * kLanes);
+      }
+      CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
+        V taps[3];
+        window[i].next(lines[i], v * kStep * kLanes, p.source[1], last, whole, taps);
+        CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+          const int h = i - r * kStep;
+          if (h < 0 || h >= 3) continue;
+          CONVARITH_UNROLL for (int t = 0; t < 3; ++t) acc[3 * t + h] += g[r] * taps[t];
+        }
+      }
+    };
+    int64_t v = 0;
+    for (; v < vectors - 2; ++v) add(v, false, true);
+    for (; v < vectors - 1; ++v) add(v, false, false);
+    add(v, true, false);
+  }
+  CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) store(sums + i * kLanes, acc[i]);
+}
+
+// As depthwise_sum.
+template <typename T>
+void depthwise3_sum(const DepthwisePlan& p, const void* x_data, const void* y_data, void* sums_data, char* scratch,
+                    int64_t begin, int64_t end) {
+  typedef typename SumOf<T>::type Sum;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  constexpr decltype(&weigh3<T, 1, 0>) all[2][3] = {{weigh3<T, 1, 0>, weigh3<T, 1, 1>, weigh3<T, 1, 2>},
+                                                    {weigh3<T, 2, 0>, weigh3<T, 2, 1>, weigh3<T, 2, 2>}};
+  const auto weigh = all[p.in_step[1] - 1][-p.low[1]];
+  T* zeros = reinterpret_cast<T*>(scratch);
+  Sum* lanes = reinterpret_cast<Sum*>(scratch + p.at_weights);
+  __builtin_memset(scratch, 0, p.at_weights);
+  const int64_t pairs = p.rows * p.channels;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t part = task / p.groups, group = task % p.groups;
+    clear(lanes, pairs * kTaps3 * kLanes);
+    const int64_t last = block_begin(part + 1, p.batch * p.boxes[0], p.parts);
+    for (int64_t i = block_begin(part, p.batch * p.boxes[0], p.parts); i < last; ++i) {
+      const int64_t image = i / p.boxes[0], first = i % p.boxes[0] * p.box[0];
+      for (int64_t pair = 0; pair < pairs; ++pair) {
+        const int64_t m = pair / p.channels, c = pair % p.channels;
+        weigh(p, static_cast<const T*>(x_data) + image * p.in_batch + (group * p.channels + c) * p.in_channel,
+              static_cast<const T*>(y_data) + image * p.out_batch + (group * p.rows + m) * p.out_channel, zeros, first,
+              least(p.grid[0], first + p.box[0]), lanes + pair * kTaps3 * kLanes);
+      }
+    }
+    add_lanes(lanes, pairs * kTaps3, static_cast<Sum*>(sums_data) + task * pairs * kTaps3);
+  }
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA
