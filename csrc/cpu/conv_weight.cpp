@@ -21,6 +21,7 @@ struct WeightGradient : Plan {
   WeightPlan plan = {};
   int64_t rows_at_once = 0;
   int64_t boxes_at_once = 0;
+  bool swapped = false;  // x is taken for y, and y for x
 };
 
 // Elements of packed y: of the boxes of a pass, unless every task packs its own.
@@ -43,6 +44,7 @@ Explanation WeightGradient::explain() const {
 void WeightGradient::run(const void* x, int64_t, const void* y, int64_t, void* w) {
   const GatherPlan& g = plan.gather;
   const int64_t rows = g.channels * g.taps, boxes = box_count(g);
+  if (swapped) std::swap(x, y);
   const Buffer panels(panel_size(plan, boxes_at_once) * k.sum_item);
   const Buffer sums(sum_size(plan, rows_at_once) * k.sum_item);
   for (plan.first_row = 0; plan.first_row < rows; plan.first_row += rows_at_once) {
@@ -68,12 +70,42 @@ void WeightGradient::run(const void* x, int64_t, const void* y, int64_t, void* w
   }
 }
 
+// A kernel of one tap that moves over all of its input: x and y are alike.
+bool symmetric(const Problem& p) {
+  return std::all_of(p.axis.begin(), p.axis.end(),
+                     [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0; });
+}
+
+Problem swap_sides(Problem p) {
+  std::swap(p.in_channels, p.out_channels);
+  std::swap(p.x, p.y);
+  std::swap(p.w.batch, p.w.channel);
+  return p;
+}
+
+// Cycles of the outer product with lanes along the out channels: multiplications, two vectors at a time, packing y and
+// storing w, where most is to be transposed.
+double outer_cost(const Problem& p, const ConvKernels& k) {
+  const auto vectors = static_cast<double>(parts(p.out_channels, k.lanes)), rows = static_cast<double>(p.in_channels);
+  const auto outputs = static_cast<double>(p.batch * p.output_numel());
+  const auto moved = [](bool straight) { return straight ? 1.5 : 6.; };
+  return vectors * (outputs * rows / 2 * (vectors < 2 ? 1.3 : 1) + outputs * moved(p.y.channel == 1) +
+                    rows * moved(p.w.batch == 1));
+}
+
 }  // namespace
 
-PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
+PlanPtr plan_weight(const Problem& problem, const ConvKernels& k) {
   auto made = std::make_unique<WeightGradient>(k);
   WeightGradient& result = *made;
+  Problem p = problem;
+  if (symmetric(p)) {
+    const Problem other = swap_sides(p);
+    result.swapped = outer_cost(other, k) < outer_cost(p, k);
+    if (result.swapped) p = other;
+  }
   result.gather = forward_gather(p, true);
+  result.gather.plan.w_group = problem.out_channels * problem.w.batch;
   WeightPlan& plan = result.plan;
   if (k.pairs) make_pairs(result.gather.plan, pair_axis_of(result.gather.plan));
   const int64_t columns = result.gather.plan.rows;

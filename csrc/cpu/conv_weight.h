@@ -288,6 +288,10 @@ void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = plan.first_row + r, at = row / p.taps * p.w_channel + p.tap_weight[row % p.taps];
+      if (p.w_row == 1) {
+        scatter_run(sums + r * pitch, columns.real, w + at, 1);
+        continue;
+      }
       for (int64_t m = 0; m < columns.real; ++m) narrow(sums[r * pitch + m], w[m * p.w_row + at]);
     }
   }
