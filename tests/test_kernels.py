@@ -86,6 +86,13 @@ CASES = {
     "3d": (1, 3, 5, 1, (5, 6, 7), (3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 1, 1)),
     "3d-crop": (4, 10, 6, 1, (9, 11, 27), (1, 1, 3), (1, 2, 1), (-1, -1, 2, 3, 2, 4), (1, 2, 1)),
     "3d-stride": (2, 3, 4, 1, (5, 6, 9), (2, 3, 3), (1, 2, 2), (0, 1, 1, 0, 1, 1), (2, 1, 1)),
+    # Dots whose rows are read in place, and whose tile is the input itself; taps that are products of matrices.
+    "long-rows": (2, 3, 9, 1, (5, 117), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "long-rows-of-vectors": (1, 2, 3, 2, (9, 128), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "raw-rows": (3, 2, 6, 1, (37, 41), (5, 5), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "time": (2, 20, 18, 1, (5, 10, 12), (3, 1, 1), (1, 1, 1), (1, 1, 0, 0, 0, 0), (1, 1, 1)),
+    "column": (2, 9, 5, 2, (8, 100), (3, 1), (1, 1), (2, 1, 0, 0), (2, 1)),
+    "column-crop": (1, 7, 20, 1, (9, 100), (2, 1), (1, 1), (-2, 3, 0, 0), (1, 1)),
     # What pairs of outputs can be made of, for the weight's gradient in bfloat16: images, rows, planes, half rows; an
     # odd one out; or nothing. "one-channel" and others have odd numbers of channels.
     "4-images": (4, 3, 20, 1, (7, 9), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),

@@ -71,10 +71,13 @@ void WeightGradient::run(const void* x, int64_t, const void* y, int64_t, void* w
   }
 }
 
+bool unpadded_tap(const Axis& a) {
+  return a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0;
+}
+
 // A kernel of one tap that moves over all of its input: x and y are alike.
 bool symmetric(const Problem& p) {
-  return std::all_of(p.axis.begin(), p.axis.end(),
-                     [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0; });
+  return std::all_of(p.axis.begin(), p.axis.end(), unpadded_tap);
 }
 
 bool unit_strides(const Problem& p) {
@@ -127,9 +130,7 @@ int64_t cells_of_box(const GatherPlan& g) {
   return (g.box[0] - 1) * apart[0] + (g.box[1] - 1) * apart[1] + (g.box[2] - 1) * apart[2] + g.box[3];
 }
 
-}  // namespace
-
-PlanPtr plan_weight(const Problem& problem, const ConvKernels& k) {
+std::unique_ptr<WeightGradient> plan_at_once(const Problem& problem, const ConvKernels& k) {
   auto made = std::make_unique<WeightGradient>(k);
   WeightGradient& result = *made;
   Problem p = problem;
@@ -194,6 +195,73 @@ PlanPtr plan_weight(const Problem& problem, const ConvKernels& k) {
   g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
   g.scratch = g.at_pixels + aligned(plan.box_pixels * static_cast<int64_t>(sizeof(int32_t)));
   return made;
+}
+
+// A kernel along one axis, of whose taps each is a product of matrices: what it sees of x and y follows each other in
+// memory and is read where it stands.
+struct WeightGradientOfTaps : Plan {
+  struct Tap {
+    int64_t x, y, w;  // the first element of each
+    std::unique_ptr<WeightGradient> plan;
+  };
+  explicit WeightGradientOfTaps(const ConvKernels& kernels) : k(kernels) {}
+
+  Explanation explain() const override {
+    Explanation e = taps[0].plan->explain();
+    e.phases = static_cast<int64_t>(taps.size());
+    for (size_t t = 1; t < taps.size(); ++t) {
+      const Explanation other = taps[t].plan->explain();
+      e.scratch = std::max(e.scratch, other.scratch);
+      e.multiplications += other.multiplications;
+    }
+    return e;
+  }
+
+  void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override {
+    for (Tap& tap : taps) {
+      tap.plan->run(static_cast<const char*>(x) + tap.x * k.item, x_count - tap.x,
+                    static_cast<const char*>(y) + tap.y * k.item, y_count - tap.y,
+                    static_cast<char*>(w) + tap.w * k.item);
+    }
+  }
+
+  const ConvKernels& k;
+  std::vector<Tap> taps;
+};
+
+// For padded kernels along an axis before the last one, whose tile would copy x for every tap; otherwise null.
+PlanPtr plan_taps(const Problem& p, const ConvKernels& k) {
+  const int axis = p.axis[0].kernel > 1 ? 0 : 1;
+  const Axis& a = p.axis[axis];
+  if (a.kernel == 1 || a.stride > 1 || (axis == 1 && p.output[0] * p.axis[0].input > 1)) return nullptr;
+  int64_t inner = 1;  // outputs between neighbours along the axis
+  for (int i = axis + 1; i < kAxes; ++i) {
+    if (!unpadded_tap(p.axis[i])) return nullptr;
+    inner *= p.output[i];
+  }
+  if (inner < kLongRow || !contiguous_axes(p.x, input_of(p)) || !contiguous_axes(p.y, p.output)) return nullptr;
+  auto made = std::make_unique<WeightGradientOfTaps>(k);
+  for (int64_t t = 0; t < a.kernel; ++t) {
+    const Range run = outputs_of_tap(a, p.output[axis], t);
+    if (run.begin >= run.end) return nullptr;
+    Problem product = p;
+    product.axis = {kTrivialAxis, kTrivialAxis, kTrivialAxis};
+    product.axis[2].input = product.output[2] = (run.end - run.begin) * inner;
+    product.output[0] = product.output[1] = 1;
+    product.x.axis = product.y.axis = {0, 0, 1};
+    auto plan = plan_at_once(product, k);
+    if (!plan) return nullptr;
+    made->taps.push_back(
+        {input_index(a, run.begin, t) * inner, run.begin * inner, t * p.w.axis[axis], std::move(plan)});
+  }
+  return made;
+}
+
+}  // namespace
+
+PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
+  if (PlanPtr plan = plan_taps(p, k)) return plan;
+  return plan_at_once(p, k);
 }
 
 }  // namespace convarith::cpu
