@@ -118,7 +118,7 @@ double dot_cost(const Problem& p, const ConvKernels& k) {
   const double boxes = vectors * static_cast<double>(k.lanes) / static_cast<double>(dot_pixels(p.out_channels, k));
   const auto rows = static_cast<double>(p.in_channels * p.kernel_numel());
   const auto columns = static_cast<double>(p.out_channels);
-  const double copy = p.y.axis[2] != 1 ? 30 : p.output[2] < kLongRow ? 3 : 0;
+  const double copy = p.y.axis[2] != 1 ? 15 : p.output[2] < kLongRow ? 3 : 0;
   return columns * (vectors * (rows / 2 * 1.3 + copy) + rows * (2 * boxes + 5));
 }
 
