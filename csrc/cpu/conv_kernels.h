@@ -17,6 +17,7 @@ ConvKernels kernels() {
   k.row_block = kRowBlock;
   k.vectors = kVectors;
   k.outer_vectors = kOuterVectors;
+  k.dot_columns = kDotColumns;
   k.item = sizeof(T);
   k.sum_item = sizeof(Sum);
   k.sweep_rows = kSweepRows;

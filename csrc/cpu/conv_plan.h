@@ -91,6 +91,7 @@ struct WeightPlan {
   int64_t row_tasks;             // tasks that share a group's rows
   int64_t box_tasks;             // and tasks that share the boxes, which pack y for themselves
   bool dot;                      // few columns: lanes along the outputs instead of the columns
+  bool in_place;                 // of dots: y is read where it stands
 };
 
 // Winograd's F(m x m, r x r), m + r = 7: a tile of 6 x 6 inputs gives m x m outputs of an r x r kernel through 36
@@ -262,6 +263,7 @@ struct ConvKernels {
   int64_t row_block;
   int64_t vectors;                     // of a sweep
   int64_t outer_vectors;               // of a block of columns of the outer product
+  int64_t dot_columns;                 // of a block of dots
   int64_t item, sum_item;              // bytes; packed operands take those of sums
   bool pairs;                          // products are made of pairs
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs

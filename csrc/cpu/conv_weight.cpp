@@ -1,6 +1,5 @@
 // The weight's gradient: its plan and its run.
-#include <cstring>
-
+#include "../simplify.h"
 #include "conv_planning.h"
 
 namespace convarith::cpu {
@@ -8,8 +7,11 @@ namespace {
 
 // Where few sums are taken over many boxes, this many shares of the boxes have sums of their own.
 constexpr int64_t kShares = 8;
-constexpr int64_t kSharedSums = int64_t{4} << 20;   // bytes, of all shares
-constexpr int64_t kPanelBytes = int64_t{32} << 10;  // of a block of columns of a box
+constexpr int64_t kSharedSums = int64_t{4} << 20;      // bytes, of all shares
+constexpr int64_t kPanelBytes = int64_t{32} << 10;     // of a block of columns of a box
+constexpr int64_t kDotPanelBytes = int64_t{28} << 10;  // of the columns of a box that are multiplied together
+constexpr int64_t kLongRow = 96;                       // of y, which is read in place
+constexpr int64_t kDotSums = int64_t{1} << 20;         // bytes of vectors of sums, of a thread
 
 struct WeightGradient : Plan {
   explicit WeightGradient(const ConvKernels& kernels) : k(kernels) {}
@@ -21,6 +23,7 @@ struct WeightGradient : Plan {
   WeightPlan plan = {};
   int64_t rows_at_once = 0;
   int64_t boxes_at_once = 0;
+  bool swapped = false;  // x is taken for y, and y for x
 };
 
 // Elements of packed y: of the boxes of a pass, unless every task packs its own.
@@ -43,11 +46,11 @@ Explanation WeightGradient::explain() const {
 void WeightGradient::run(const void* x, int64_t, const void* y, int64_t, void* w) {
   const GatherPlan& g = plan.gather;
   const int64_t rows = g.channels * g.taps, boxes = box_count(g);
+  if (swapped) std::swap(x, y);
   const Buffer panels(panel_size(plan, boxes_at_once) * k.sum_item);
   const Buffer sums(sum_size(plan, rows_at_once) * k.sum_item);
   for (plan.first_row = 0; plan.first_row < rows; plan.first_row += rows_at_once) {
     plan.row_count = std::min(rows_at_once, rows - plan.first_row);
-    if (plan.dot) std::memset(sums.get(), 0, sum_size(plan, plan.row_count) * k.sum_item);
     for (plan.box_begin = 0; plan.box_begin < boxes; plan.box_begin += boxes_at_once) {
       plan.box_end = std::min(boxes, plan.box_begin + boxes_at_once);
       const int64_t pixels = (plan.box_end - plan.box_begin) * plan.box_pixels;
@@ -68,32 +71,95 @@ void WeightGradient::run(const void* x, int64_t, const void* y, int64_t, void* w
   }
 }
 
-}  // namespace
+bool unpadded_tap(const Axis& a) {
+  return a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0;
+}
 
-PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
+// A kernel of one tap that moves over all of its input: x and y are alike.
+bool symmetric(const Problem& p) {
+  return std::all_of(p.axis.begin(), p.axis.end(), unpadded_tap);
+}
+
+bool unit_strides(const Problem& p) {
+  return std::all_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.stride == 1; });
+}
+
+Problem swap_sides(Problem p) {
+  std::swap(p.in_channels, p.out_channels);
+  std::swap(p.x, p.y);
+  std::swap(p.w.batch, p.w.channel);
+  return p;
+}
+
+// Outputs of a box of dots: those columns that are multiplied together stay in the first cache while all rows pass.
+int64_t dot_pixels(int64_t columns, const ConvKernels& k) {
+  return std::min<int64_t>(4096, kDotPanelBytes / k.sum_item / std::min(columns, k.dot_columns));
+}
+
+// Cycles of the outer product with lanes along the out channels: multiplications, two vectors at a time, packing y and
+// storing w, where most is to be transposed.
+double outer_cost(const Problem& p, const ConvKernels& k) {
+  const auto vectors = static_cast<double>(parts(p.out_channels, k.lanes));
+  const auto rows = static_cast<double>(p.in_channels * p.kernel_numel());
+  const auto outputs = static_cast<double>(p.batch * p.output_numel());
+  const auto moved = [](bool straight) { return straight ? 1.5 : 6.; };
+  return vectors * (outputs * rows / 2 * (vectors < 2 ? 1.3 : 1) + outputs * moved(p.y.channel == 1) +
+                    rows * moved(p.w.batch == 1));
+}
+
+// And of dots: copying y where rows are short, the lanes beside a row's outputs, which are multiplied too, and adding
+// the lanes of the sums.
+double dot_cost(const Problem& p, const ConvKernels& k) {
+  const Axis& a = p.axis[2];
+  const int64_t span = (a.kernel - 1) * a.dilation / a.stride;
+  const auto width = static_cast<double>(std::min(parts(p.output[2], k.lanes) * k.lanes, p.output[2] + span));
+  const double vectors =
+      static_cast<double>(p.batch * p.output[0] * p.output[1]) * width / static_cast<double>(k.lanes);
+  const double boxes = vectors * static_cast<double>(k.lanes) / static_cast<double>(dot_pixels(p.out_channels, k));
+  const auto rows = static_cast<double>(p.in_channels * p.kernel_numel());
+  const auto columns = static_cast<double>(p.out_channels);
+  const double copy = p.y.axis[2] != 1 ? 15 : p.output[2] < kLongRow ? 3 : 0;
+  return columns * (vectors * (rows / 2 * 1.3 + copy) + rows * (2 * boxes + 5));
+}
+
+// Cells from a box's first output to its last one.
+int64_t cells_of_box(const GatherPlan& g) {
+  const int64_t apart[3] = {g.raw ? g.in_batch : g.tile_image,
+                            g.raw ? g.stride[0] * g.in_axis[0] : g.move[0] * g.tile_plane,
+                            g.raw ? g.stride[1] * g.in_axis[1] : g.move[1] * g.tile_row};
+  return (g.box[0] - 1) * apart[0] + (g.box[1] - 1) * apart[1] + (g.box[2] - 1) * apart[2] + g.box[3];
+}
+
+std::unique_ptr<WeightGradient> plan_at_once(const Problem& problem, const ConvKernels& k) {
   auto made = std::make_unique<WeightGradient>(k);
   WeightGradient& result = *made;
+  Problem p = problem;
+  if (symmetric(p)) {
+    const Problem other = swap_sides(p);
+    result.swapped = outer_cost(other, k) < outer_cost(p, k);
+    if (result.swapped) p = other;
+  }
   result.gather = forward_gather(p, true);
+  result.gather.plan.w_group = problem.out_channels * problem.w.batch;
   WeightPlan& plan = result.plan;
   if (k.pairs) make_pairs(result.gather.plan, pair_axis_of(result.gather.plan));
   const int64_t columns = result.gather.plan.rows;
   const int64_t threads = thread_count();
   const auto wanted = wanted_algorithm();
-  // Few columns leave most lanes of a vector of them empty; a run of outputs may fill more of its vectors.
-  const int64_t length = result.gather.plan.grid[2];
-  const int64_t dot_lanes = columns * parts(length, k.lanes) * k.lanes,
-                outer_lanes = length * parts(columns, k.lanes) * k.lanes;
-  plan.dot = columns * 4 <= k.lanes || (columns * 2 <= k.lanes && dot_lanes * 4 < outer_lanes * 3);
-  if (wanted == Algorithm::kDot) plan.dot = columns <= 4 * k.lanes;
+  const int64_t lanes_bytes = p.in_channels * p.kernel_numel() * columns * k.lanes * k.sum_item;
+  plan.dot = lanes_bytes <= kDotSums && (dot_cost(p, k) < outer_cost(p, k) || wanted == Algorithm::kDot);
   if (wanted == Algorithm::kOuter) plan.dot = false;
 
   Blocking blocking = {};
   blocking.compact = true;  // runs count outputs
   blocking.outer = !plan.dot;
-  blocking.may_be_raw = !plan.dot;
-  // A block of packed columns stays in the first cache while all rows pass; dots add up their lanes once a box.
+  // A block of packed columns stays in the first cache while all rows pass.
   const int64_t pixel_bytes = std::min(parts(columns, k.lanes), k.outer_vectors) * k.lanes * k.sum_item;
-  blocking.pixels = plan.dot ? 4096 : std::clamp<int64_t>(kPanelBytes / pixel_bytes, 128, 256);
+  blocking.pixels = plan.dot ? dot_pixels(columns, k) : std::clamp<int64_t>(kPanelBytes / pixel_bytes, 128, 256);
+  // Dots load vectors; what is behind the tile of an image may not be memory.
+  const bool parts_of_vectors = k.lanes * k.sum_item == 64;
+  blocking.may_be_raw = !plan.dot || (parts_of_vectors && unit_strides(p) && contiguous_axes(p.x, input_of(p)) &&
+                                      (p.batch == 1 || p.output_numel() * 2 > blocking.pixels));
   blocking.depth = 1 << 30;
   blocking.tile = 1 << 18;
   if (!lay_out(result.gather, blocking, k)) return nullptr;
@@ -103,6 +169,9 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   plan.box_pixels = runs * g.box[3];
   plan.columns = padded_rows(g, k);
+  // With y copied to the cells of the tile a box is one run; otherwise every row may end in a part of a vector.
+  const bool whole = parts_of_vectors || (g.grid[2] % k.lanes == 0 && g.box[3] % k.lanes == 0);
+  plan.in_place = plan.dot && k.item == k.sum_item && g.out_axis[2] == 1 && g.box[3] >= kLongRow && whole;
 
   const int64_t rows = g.channels * g.taps, boxes = box_count(g);
   plan.box_tasks = std::clamp<int64_t>(kShares / g.groups, 1, boxes);
@@ -117,13 +186,82 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   plan.row_tasks = threads == 1 || plan.box_tasks > 1
                        ? 1
                        : std::clamp<int64_t>(parts(4 * threads, tasks), 1, parts(rows, k.row_block));
-  const int64_t lines = plan.dot ? g.rows * runs * ((g.box[3] + k.lanes - 1) / k.lanes * k.lanes)
+  const int64_t panel = plan.dot ? (plan.in_place ? 0 : (g.rows * parts(cells_of_box(g), k.lanes) + 1) * k.lanes)
                         : own    ? plan.box_pixels * plan.columns
                                  : 0;
-  g.at_runs = g.at_own + aligned(lines * k.sum_item);
+  const int64_t lanes_of_task = plan.dot ? parts(result.rows_at_once, plan.row_tasks) * plan.columns * k.lanes : 0;
+  g.at_sums = g.at_own + aligned(panel * k.sum_item);
+  g.at_runs = g.at_sums + aligned(lanes_of_task * k.sum_item);
   g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
   g.scratch = g.at_pixels + aligned(plan.box_pixels * static_cast<int64_t>(sizeof(int32_t)));
   return made;
+}
+
+// A kernel along one axis, of whose taps each is a product of matrices: what it sees of x and y follows each other in
+// memory and is read where it stands.
+struct WeightGradientOfTaps : Plan {
+  struct Tap {
+    int64_t x, y, w;  // the first element of each
+    std::unique_ptr<WeightGradient> plan;
+  };
+  explicit WeightGradientOfTaps(const ConvKernels& kernels) : k(kernels) {}
+
+  Explanation explain() const override {
+    Explanation e = taps[0].plan->explain();
+    e.phases = static_cast<int64_t>(taps.size());
+    for (size_t t = 1; t < taps.size(); ++t) {
+      const Explanation other = taps[t].plan->explain();
+      e.scratch = std::max(e.scratch, other.scratch);
+      e.multiplications += other.multiplications;
+    }
+    return e;
+  }
+
+  void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override {
+    for (Tap& tap : taps) {
+      tap.plan->run(static_cast<const char*>(x) + tap.x * k.item, x_count - tap.x,
+                    static_cast<const char*>(y) + tap.y * k.item, y_count - tap.y,
+                    static_cast<char*>(w) + tap.w * k.item);
+    }
+  }
+
+  const ConvKernels& k;
+  std::vector<Tap> taps;
+};
+
+// For padded kernels along an axis before the last one, whose tile would copy x for every tap; otherwise null.
+PlanPtr plan_taps(const Problem& p, const ConvKernels& k) {
+  const int axis = p.axis[0].kernel > 1 ? 0 : 1;
+  const Axis& a = p.axis[axis];
+  if (a.kernel == 1 || a.stride > 1 || (axis == 1 && p.output[0] * p.axis[0].input > 1)) return nullptr;
+  int64_t inner = 1;  // outputs between neighbours along the axis
+  for (int i = axis + 1; i < kAxes; ++i) {
+    if (!unpadded_tap(p.axis[i])) return nullptr;
+    inner *= p.output[i];
+  }
+  if (inner < kLongRow || !contiguous_axes(p.x, input_of(p)) || !contiguous_axes(p.y, p.output)) return nullptr;
+  auto made = std::make_unique<WeightGradientOfTaps>(k);
+  for (int64_t t = 0; t < a.kernel; ++t) {
+    const Range run = outputs_of_tap(a, p.output[axis], t);
+    if (run.begin >= run.end) return nullptr;
+    Problem product = p;
+    product.axis = {kTrivialAxis, kTrivialAxis, kTrivialAxis};
+    product.axis[2].input = product.output[2] = (run.end - run.begin) * inner;
+    product.output[0] = product.output[1] = 1;
+    product.x.axis = product.y.axis = {0, 0, 1};
+    auto plan = plan_at_once(product, k);
+    if (!plan) return nullptr;
+    made->taps.push_back(
+        {input_index(a, run.begin, t) * inner, run.begin * inner, t * p.w.axis[axis], std::move(plan)});
+  }
+  return made;
+}
+
+}  // namespace
+
+PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
+  if (PlanPtr plan = plan_taps(p, k)) return plan;
+  return plan_at_once(p, k);
 }
 
 }  // namespace convarith::cpu

@@ -6,12 +6,12 @@
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-// Columns of a block of dots, and the rows beside them that fill the registers: each vector of x, most of which cross
-// two lines of the cache, is used for all of its columns.
-constexpr int kDotColumns = 3;
+// Columns of a block of dots, and the rows beside them that fill the registers. A vector of x mostly crosses two lines
+// of the cache, so there are more columns than rows where there are enough of them.
+constexpr int kDotColumns = CONVARITH_REGISTERS >= 32 ? 8 : 3;
 constexpr int dot_rows(int64_t columns) {
-  if (CONVARITH_REGISTERS >= 32) return columns == 1 ? 14 : (columns == 2 ? 12 : 8);
-  return columns == 1 ? 9 : (columns == 2 ? 5 : 4);
+  constexpr int kFew[] = {9, 5, 4}, kMany[] = {14, 12, 8, 6, 5, 4, 3, 3};
+  return CONVARITH_REGISTERS >= 32 ? kMany[columns - 1] : kFew[columns - 1];
 }
 
 // From y of a pair's first member to the second's.
@@ -65,56 +65,75 @@ void weight_pack(const WeightPlan& plan, const void* y, void* panels, char* scra
   }
 }
 
-// sums[r * pitch + m] += sum over the runs' outputs q of tile[offset[r] + q] * y[m * line + q], r < kRows, m <
-// kColumns, lanes along q. y's runs begin at whole vectors and end in zeros; what the tile holds beside them may be an
-// infinity, so it is masked.
-template <typename T, int kRows, int kColumns>
-void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* y, int64_t line,
-                  typename SumOf<T>::type* sums, int64_t pitch) {
-  typedef typename SumOf<T>::type Sum;
+// acc[r][m] += row[r][lane] * column[m * pitch + lane], through load_at().
+template <typename T, int kRows, int kColumns, typename Sums, typename Load>
+inline __attribute__((always_inline)) void add_products(const T* const (&row)[kRows], int64_t q, const T* column,
+                                                        int64_t pitch, const Load& load_at,
+                                                        Sums (&acc)[kRows][kColumns]) {
   typedef typename Simd<T>::Vec V;
-  typedef typename Simd<Sum>::Vec Sums;
-  constexpr int kLanes = Simd<T>::kLanes;
-  typedef decltype(V{} < V{}) Mask;
-  Sums acc[kRows][kColumns];
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) acc[r][m] = Sums{};
-  }
-  const int64_t rest = runs[0].length % kLanes;  // the runs of a box are equally long
-  Mask mask;
-  for (int j = 0; j < kLanes; ++j) mask[j] = j < rest ? -1 : 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const T* x = tile + runs[i].source;
-    int64_t q = 0;
-    for (; q + kLanes <= runs[i].length; q += kLanes, y += kLanes) {
-      V v[kColumns];
-      CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) v[m] = load(y + m * line);
-      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-        const V u = load(x + offset[r] + q);
-        CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) acc[r][m] = multiply_add(acc[r][m], v[m], u);
-      }
+  if constexpr (kRows < kColumns) {
+    V u[kRows];
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) load_at(row[r] + q, u[r]);
+    CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) {
+      V v;
+      load_at(column + m * pitch + q, v);
+      keep(v);
+      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r][m] = multiply_add(acc[r][m], v, u[r]);
     }
-    if (rest == 0) continue;
+  } else {
     V v[kColumns];
-    CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) v[m] = load(y + m * line);
-    y += kLanes;
+    CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) load_at(column + m * pitch + q, v[m]);
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-      const V u = reinterpret_cast<V>(reinterpret_cast<Mask>(load(x + offset[r] + q)) & mask);
+      V u;
+      load_at(row[r] + q, u);
+      keep(u);
       CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) acc[r][m] = multiply_add(acc[r][m], v[m], u);
     }
   }
+}
+
+// sums[r][m][lane] (+)= sum over the runs' outputs q of that lane, of tile[offset[r] + source + q] * y[m * pitch + out
+// + q], r < kRows, m < kColumns. What stands behind a run may be an infinity, or not be memory.
+template <typename T, int kRows, int kColumns>
+void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* y, int64_t pitch,
+                  typename SumOf<T>::type* sums, int64_t sums_pitch, bool add) {
+  typedef typename Simd<T>::Vec V;
+  typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
+  typedef decltype(V{} < V{}) Mask;
+  constexpr int kLanes = Simd<T>::kLanes;
+  Sums acc[kRows][kColumns];
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) {
-      Sum sum = 0;
-      for (int j = 0; j < Simd<Sum>::kLanes; ++j) sum += acc[r][m][j];
-      sums[r * pitch + m] += sum;
+      acc[r][m] = add ? load(sums + r * sums_pitch + m * kLanes) : Sums{};
     }
+  }
+  const int64_t length = runs[0].length, rest = length % kLanes;  // the runs of a box are equally long
+  Mask mask;
+  for (int j = 0; j < kLanes; ++j) mask[j] = j < rest ? -1 : 0;
+  const auto load_whole = [](const T* p, V& v) { v = load(p); };
+  const auto load_rest = [&](const T* p, V& v) {
+    if constexpr (CONVARITH_BYTES == 64) {
+      v = load_some(p, rest);
+    } else {
+      v = reinterpret_cast<V>(reinterpret_cast<Mask>(load(p)) & mask);
+    }
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    const T* column = y + runs[i].out;
+    const T* row[kRows];
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) row[r] = tile + runs[i].source + offset[r];
+    int64_t q = 0;
+    for (; q + kLanes <= length; q += kLanes) add_products(row, q, column, pitch, load_whole, acc);
+    if (rest > 0) add_products(row, q, column, pitch, load_rest, acc);
+  }
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    CONVARITH_UNROLL for (int m = 0; m < kColumns; ++m) store(sums + r * sums_pitch + m * kLanes, acc[r][m]);
   }
 }
 
 template <typename T>
 using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, int64_t, typename SumOf<T>::type*,
-                             int64_t);
+                             int64_t, bool);
 
 template <typename T, int kColumns, int kRows = dot_rows(kColumns)>
 MultiplyDot<T> dot_rows_for(int64_t rows) {
@@ -131,6 +150,24 @@ MultiplyDot<T> dot_for(int64_t rows, int64_t columns) {
     if (columns < kColumns) return dot_for<T, kColumns - 1>(rows, columns);
   }
   return dot_rows_for<T, kColumns>(rows);
+}
+
+// to[i] = sum of the lanes of vectors[i].
+template <typename Sum>
+void add_lanes(const Sum* vectors, int64_t count, Sum* to) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  typename Simd<Sum>::Vec v[kLanes];
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t some = least<int64_t>(kLanes, count - i);
+    CONVARITH_UNROLL for (int j = 0; j < kLanes; ++j) {
+      v[j] = j < some ? load(vectors + (i + j) * kLanes) : typename Simd<Sum>::Vec{};
+    }
+    transpose_vectors<Sum>(v);
+    CONVARITH_UNROLL for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+      CONVARITH_UNROLL for (int j = 0; j < apart; ++j) v[j] += v[j + apart];
+    }
+    some == kLanes ? store(to + i, v[0]) : store_some(to + i, v[0], some);
+  }
 }
 
 // What a task works on: a group, a share of its rows, and a share of the pass's boxes.
@@ -168,16 +205,16 @@ void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64
   }
 }
 
+// Sums of lanes, [row of the task][column][lane]; column m of y stands at m * pitch.
 template <typename Factor, typename Sum>
 void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
-             const Run* runs, int64_t count, const Factor* lines, Sum* all_sums) {
+             const Run* runs, int64_t count, const Factor* y, int64_t pitch, bool add, Sum* all_sums) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
   const int64_t row_end = least(task.row_end, (c0 + channels) * p.taps);
-  const int64_t line = count * block_count(runs[0].length, kLanes) * kLanes;
-  const int64_t strips = block_count(p.rows, kDotColumns);
-  Sum* sums = all_sums + (row_begin - plan.first_row) * plan.columns;
+  const int64_t strips = block_count(p.rows, kDotColumns), sums_pitch = plan.columns * kLanes;
+  Sum* sums = all_sums + (row_begin - task.row_begin) * sums_pitch;
   for (int64_t strip = 0; strip < strips; ++strip) {
     const int64_t m = block_begin(strip, p.rows, strips);
     const int64_t columns = block_begin(strip + 1, p.rows, strips) - m;
@@ -185,25 +222,42 @@ void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = block_begin(block, row_end - row_begin, blocks);
       const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
-      dot_for<Factor>(rows, columns)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, lines + m * line,
-                                     line, sums + row * plan.columns + m, plan.columns);
+      dot_for<Factor>(rows, columns)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, y + m * pitch,
+                                     pitch, sums + row * sums_pitch + m * kLanes, sums_pitch, add);
     }
   }
 }
 
-// y of a box for dots: every run padded with zeros to whole vectors.
+// y of a box for dots, [column][cell of the tile], with zeros beside the outputs: the runs become one.
 template <typename T, typename Factor>
-void pack_lines(const GatherPlan& p, const Run* runs, int64_t count, const T* y, Factor* lines) {
+int64_t pack_cells(const GatherPlan& p, Run* runs, int64_t count, const T* y, Factor* lines) {
   constexpr int kLanes = Simd<Factor>::kLanes;
-  const int64_t apart = out_apart(p);
-  const int64_t length = runs[0].length, line = block_count(length, kLanes) * kLanes;
-  for (int64_t m = 0; m < p.rows; ++m) {
-    for (int64_t i = 0; i < count; ++i, lines += line) {
-      const T* from = y + m * p.out_channel + runs[i].out;
-      copy_run(FactorOf<T>::at(from, runs[i].alone ? nullptr : from + apart), p.out_axis[2], length, lines);
-      fill_zero(lines + length, line - length);
+  const int64_t apart = out_apart(p), first = runs[0].source;
+  const int64_t length = runs[count - 1].source - first + runs[0].length;
+  const int64_t pitch = block_count(length, kLanes) * kLanes;
+  for (int64_t m = 0; m < p.rows; ++m, lines += pitch) {
+    int64_t end = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t begin = runs[i].source - first, size = runs[i].length;
+      const T* member = y + m * p.out_channel + runs[i].out;
+      const auto from = FactorOf<T>::at(member, runs[i].alone ? nullptr : member + apart);
+      if (end < begin) fill_zero(lines + end, begin - end);
+      if (p.out_axis[2] == 1) {  // in whole vectors, zeros at their ends, over which the next run is written
+        for (end = begin; end < begin + size; end += kLanes) {
+          const int64_t left = begin + size - end;
+          store(lines + end,
+                left < kLanes ? load_wide_some(from + (end - begin), left) : load_wide(from + (end - begin)));
+        }
+      } else {
+        copy_run(from, p.out_axis[2], size, lines + begin);
+        end = begin + size;
+      }
     }
+    if (end < pitch) fill_zero(lines + end, pitch - end);
   }
+  runs[0].length = length;
+  runs[0].out = 0;
+  return pitch;
 }
 
 template <typename T>
@@ -217,6 +271,7 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
   Factor* own = reinterpret_cast<Factor*>(scratch + p.at_own);  // y of a box, unless all tasks share it
+  Sum* lanes = reinterpret_cast<Sum*>(scratch + p.at_sums);
   HeldTile held;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t share = index % plan.box_tasks, at = index / plan.box_tasks;
@@ -228,11 +283,16 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
     Sum* sums = weight_sums<Sum>(plan, sums_data, g, share);
     for (int64_t box = task.box_begin; box < task.box_end; ++box) {
       const Box b = box_at(p, box);
-      const int64_t count = list_runs(p, b, runs), outputs = box_pixels(b);
+      int64_t count = list_runs(p, b, runs);
+      const int64_t outputs = box_pixels(b);
       const T* y_group = y + g * p.out_group;
       const Factor* panels = own;
-      if (plan.dot) {
-        pack_lines(p, runs, count, y_group, own);
+      int64_t pitch = p.out_channel;  // of dots
+      if (plan.in_place) {
+        panels = reinterpret_cast<const Factor*>(y_group);
+      } else if (plan.dot) {
+        pitch = pack_cells(p, runs, count, y_group, own);
+        count = 1;
       } else if (plan.box_tasks > 1) {
         for (int64_t block = 0; block < row_blocks<Sum>(p); ++block) {
           const RowBlock columns = row_block_at<Sum>(p, block);
@@ -244,16 +304,20 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
                  ((box - plan.box_begin) * p.groups + g) * plan.box_pixels * plan.columns;
       }
       if (!plan.dot) list_pixels(p, runs, count, pixels);
+      const bool first = plan.box_tasks > 1 ? box == task.box_begin : box == 0;
       for (int64_t c0 = task.row_begin / p.taps; c0 * p.taps < task.row_end; c0 += p.channel_block) {
         const int64_t channels = least(p.channel_block, (task.row_end + p.taps - 1) / p.taps - c0);
         const Factor* tile = tile_at<T>(p, b, x, g, c0, channels, scratch, held);
         if (plan.dot) {
-          sum_dot(plan, task, c0, channels, tile, runs, count, panels, sums);
+          sum_dot(plan, task, c0, channels, tile, runs, count, panels, pitch, !first, lanes);
         } else {
-          const bool first = plan.box_tasks > 1 ? box == task.box_begin : box == 0;
           sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, panels, !first, sums);
         }
       }
+    }
+    if (plan.dot) {
+      add_lanes(lanes, (task.row_end - task.row_begin) * plan.columns,
+                sums + (task.row_begin - plan.first_row) * plan.columns);
     }
   }
 }
@@ -288,6 +352,10 @@ void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = plan.first_row + r, at = row / p.taps * p.w_channel + p.tap_weight[row % p.taps];
+      if (p.w_row == 1) {
+        scatter_run(sums + r * pitch, columns.real, w + at, 1);
+        continue;
+      }
       for (int64_t m = 0; m < columns.real; ++m) narrow(sums[r * pitch + m], w[m * p.w_row + at]);
     }
   }
