@@ -200,33 +200,41 @@ struct Norm {
 
 // Stage 1 -----------------------------------------------------------------------------------------------------------
 
-// Vectors e, ..., e + kVectors - 1 of the lines, combined.
-template <int kVectors, typename Policy, typename T, typename Sum>
-inline void combine_lines(const Policy& policy, const Lines& lines, const T* from, int64_t count, Sum* to) {
-  typedef typename Lanes<T>::Sums Sums;
-  constexpr int kLanes = Lanes<T>::kLanes;
-  Sums sums[kVectors];
-  CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = every<Sums>(static_cast<Sum>(Policy::kNeutral));
-  for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
-    const T* p = from + l0 * lines.step0;
-    for (int64_t l1 = 0; l1 < lines.count1; ++l1, p += lines.step1) {
-      CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const Sums x = count < kLanes ? load_first(p, static_cast<int>(count)) : load_sums(p + v * kLanes);
-        sums[v] = policy.add(sums[v], x);
-      }
-    }
+// So many vectors of a line are combined at once: memory is read in the order of its addresses, in runs as long as
+// registers allow. Several lines in turn, a vector of each, come from memory at half that speed.
+constexpr int kRun = 8;
+
+// Calls body(Constant<vectors>, e, count) for runs of a line of n elements, `count` of them from e on; all vectors but
+// a run's last are whole.
+template <typename Sums, int kVectors = kRun, typename Body>
+inline void for_each_run(int64_t e, int64_t n, const Body& body) {
+  constexpr int64_t kLanes = sizeof(Sums) / sizeof(Sums{}[0]), kAll = kRun * kLanes;
+  if constexpr (kVectors == kRun) {
+    for (; e + kAll < n; e += kAll) body(Constant<kRun>{}, e, kAll);
   }
-  if (count < kLanes) return store_first(to, sums[0], static_cast<int>(count));
-  CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, sums[v]);
+  if (n - e > (kVectors - 1) * kLanes) return body(Constant<kVectors>{}, e, n - e);
+  if constexpr (kVectors > 1) for_each_run<Sums, kVectors - 1>(e, n, body);
 }
 
 template <typename Policy, typename T, typename Sum>
 inline void reduce_lines(const Policy& policy, const Lines& lines, const T* from, int64_t n, Sum* to) {
+  typedef typename Lanes<T>::Sums Sums;
   constexpr int kLanes = Lanes<T>::kLanes;
-  int64_t e = 0;
-  for (; e + 4 * kLanes <= n; e += 4 * kLanes) combine_lines<4>(policy, lines, from + e, kLanes, to + e);
-  for (; e + kLanes <= n; e += kLanes) combine_lines<1>(policy, lines, from + e, kLanes, to + e);
-  if (e < n) combine_lines<1>(policy, lines, from + e, n - e, to + e);
+  for_each_run<Sums>(0, n, [&](auto vectors, int64_t e, int64_t count) {
+    constexpr int kVectors = decltype(vectors)::value, kWhole = (kVectors - 1) * kLanes;
+    Sums sums[kVectors];
+    CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = every<Sums>(static_cast<Sum>(Policy::kNeutral));
+    for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+      const T* p = from + l0 * lines.step0 + e;
+      for (int64_t l1 = 0; l1 < lines.count1; ++l1, p += lines.step1) {
+        CONVARITH_UNROLL for (int v = 0; v < kVectors - 1; ++v) sums[v] =
+            policy.add(sums[v], load_sums(p + v * kLanes));
+        sums[kVectors - 1] = policy.add(sums[kVectors - 1], load_up_to(p + kWhole, count - kWhole));
+      }
+    }
+    CONVARITH_UNROLL for (int v = 0; v < kVectors - 1; ++v) store(to + e + v * kLanes, sums[v]);
+    store_up_to(to + e + kWhole, sums[kVectors - 1], count - kWhole);
+  });
 }
 
 // Stage 2 -----------------------------------------------------------------------------------------------------------
