@@ -43,6 +43,34 @@ struct Lines {
   int64_t start, step0, step1;  // in elements of a plane
 };
 
+// Asks for the lines of `count` entries, `ahead` of p; they may be past the last one.
+template <typename T>
+inline void prefetch_run(const T* p, int64_t ahead, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) prefetch_ahead(p, ahead + i);
+}
+
+constexpr int64_t kBytesAhead = 2048, kMostBytesAhead = 4096;  // longer runs wake the processor's own prefetching
+
+// Rows of y see about as much of x each, one row's share behind another's: what a later one sees first is asked for
+// while a row is at work.
+struct Ahead {
+  Ahead(const PoolPlan& plan, int64_t item)
+      : rows(plan.output[1]),
+        plane(plan.input[0] * plan.input[1] * plan.input[2] * plan.inner),
+        share(plane / (plan.output[0] * plan.output[1])),
+        reach((plan.kernel[1] - 1) * plan.lines[1].step * plan.lines[1].pitch + kBytesAhead / item) {
+    if (share * item > kMostBytesAhead) share = 0;
+  }
+
+  template <typename T>
+  void prefetch(const Row& row, const T* x) const {
+    prefetch_run(x, row.plane * plane + (row.i0 * rows + row.i1) * share + reach, share);
+  }
+
+  int64_t rows;                 // of a plane's index of axis 0
+  int64_t plane, share, reach;  // in elements
+};
+
 // Policies ------------------------------------------------------------------------------------------------------------
 
 // The larger (kMinimum: the smaller) of two; a NaN is larger than anything, as in torch.
@@ -304,12 +332,14 @@ void pool_rows_by(const Policy& policy, const PoolPlan& plan, const T* x, T* y, 
   auto* kept = neutral_lines<T>(plan, Policy::kNeutral, scratch);
   const int64_t plane_size = plan.input[0] * plan.input[1] * plan.input[2] * plan.inner;
   const int64_t inputs = plan.input[2] * plan.inner, outputs = plan.output[2] * plan.inner;
+  const Ahead later(plan, sizeof(T));
   Row ahead(begin, plan.output), row = ahead;
   for (int64_t first = begin; first < end; first += plan.rows_at_once) {
     const int64_t count = least(plan.rows_at_once, end - first);
     for (int64_t j = 0; j < count; ++j, ahead.advance()) {
       const Lines lines(plan.lines, ahead.i0, ahead.i1);
       const T* from = x + ahead.plane * plane_size + lines.start;
+      later.prefetch(ahead, x);
       reduce_lines(policy, lines, from, inputs, kept + j * plan.line_size + plan.at_input);
     }
     for (int64_t j = 0; j < count; ++j, row.advance()) {
