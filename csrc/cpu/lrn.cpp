@@ -11,7 +11,7 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr int64_t kBlock = 256;  // neighbours that are normalised together: their window of channels stays in cache
+constexpr int64_t kBlock = 1024;  // neighbours that are normalised together: their window of channels stays in cache
 
 const WindowKernels& lrn_kernels(at::ScalarType dtype) {
   const int known = kernel_dtype(dtype);

@@ -44,6 +44,7 @@ struct Normalisation {
       for (int64_t c = 0; c < plan.channels; ++c) {
         for (int64_t e = 0; e < n; e += kLanes) {
           const int64_t at = first + c * plan.inner + e;
+          prefetch_ahead(x + at, (plan.size / 2 + 1) * plan.inner);  // what the next channel's window has first
           store_up_to(y + at, load_up_to(x + at, n - e) * scale(sum(x + first + e, c, n - e)), n - e);
         }
       }
@@ -65,14 +66,20 @@ struct Normalisation {
         for (; done < seen_to; ++done) {
           for (int64_t e = 0; e < n; e += kLanes) {
             const int64_t at = first + done * plan.inner + e, slot = done % kept * plan.block + e;
+            prefetch_ahead(x + at, (plan.size / 2 + 1) * plan.inner);
+            prefetch_ahead(g + at, plan.inner);
             const Sums s = sum(x + first + e, done, n - e), d = load_up_to(g + at, n - e) * scale(s);
             store(direct + slot, d);
             store(shared + slot, d * load_up_to(x + at, n - e) / s);
           }
         }
+        const int64_t oldest = seen_from % kept;
         for (int64_t e = 0; e < n; e += kLanes) {
           Sums total = {};
-          for (int64_t j = seen_from; j < seen_to; ++j) total += load(shared + j % kept * plan.block + e);
+          for (int64_t j = seen_from, slot = oldest; j < seen_to; ++j) {
+            total += load(shared + slot * plan.block + e);
+            slot = slot + 1 == kept ? 0 : slot + 1;
+          }
           const int64_t at = first + c * plan.inner + e;
           const Sums d = load(direct + c % kept * plan.block + e);
           store_up_to(gx + at, d - factor * load_up_to(x + at, n - e) * total, n - e);

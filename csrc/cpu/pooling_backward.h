@@ -125,12 +125,15 @@ struct BackwardRows {
   template <typename Combine>
   void rows(const Combine& combine, const T* x, T* result, int64_t begin, int64_t end) const {
     const int64_t n = plan.input[2] * plan.inner;
+    const bool asks_ahead = x != nullptr && n * static_cast<int64_t>(sizeof(T)) <= kMostBytesAhead;
     Row row(begin, plan.input);
     for (int64_t first = begin; first < end; first += plan.rows_at_once) {
       const int64_t count = least(plan.rows_at_once, end - first);
       for (int64_t j = 0; j < count; ++j, row.advance()) combine(row, kept + j * plan.line_size);
       for (int64_t j = 0; j < count; ++j) {
-        spread(kept + j * plan.line_size, x + (first + j) * n, result + (first + j) * n);
+        const int64_t at = (first + j) * n;
+        if (asks_ahead) prefetch_run(x + at, kBytesAhead / sizeof(T), n);
+        spread(kept + j * plan.line_size, x + at, result + at);
       }
     }
   }

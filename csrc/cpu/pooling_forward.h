@@ -43,6 +43,34 @@ struct Lines {
   int64_t start, step0, step1;  // in elements of a plane
 };
 
+// Asks for the lines of `count` entries, `ahead` of p; they may be past the last one.
+template <typename T>
+inline void prefetch_run(const T* p, int64_t ahead, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) prefetch_ahead(p, ahead + i);
+}
+
+constexpr int64_t kBytesAhead = 2048, kMostBytesAhead = 4096;  // longer runs wake the processor's own prefetching
+
+// Rows of y see about as much of x each, one row's share behind another's: what a later one sees first is asked for
+// while a row is at work.
+struct Ahead {
+  Ahead(const PoolPlan& plan, int64_t item)
+      : rows(plan.output[1]),
+        plane(plan.input[0] * plan.input[1] * plan.input[2] * plan.inner),
+        share(plane / (plan.output[0] * plan.output[1])),
+        reach((plan.kernel[1] - 1) * plan.lines[1].step * plan.lines[1].pitch + kBytesAhead / item) {
+    if (share * item > kMostBytesAhead) share = 0;
+  }
+
+  template <typename T>
+  void prefetch(const Row& row, const T* x) const {
+    prefetch_run(x, row.plane * plane + (row.i0 * rows + row.i1) * share + reach, share);
+  }
+
+  int64_t rows;                 // of a plane's index of axis 0
+  int64_t plane, share, reach;  // in elements
+};
+
 // Policies ------------------------------------------------------------------------------------------------------------
 
 // The larger (kMinimum: the smaller) of two; a NaN is larger than anything, as in torch.
@@ -200,33 +228,41 @@ struct Norm {
 
 // Stage 1 -----------------------------------------------------------------------------------------------------------
 
-// Vectors e, ..., e + kVectors - 1 of the lines, combined.
-template <int kVectors, typename Policy, typename T, typename Sum>
-inline void combine_lines(const Policy& policy, const Lines& lines, const T* from, int64_t count, Sum* to) {
-  typedef typename Lanes<T>::Sums Sums;
-  constexpr int kLanes = Lanes<T>::kLanes;
-  Sums sums[kVectors];
-  CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = every<Sums>(static_cast<Sum>(Policy::kNeutral));
-  for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
-    const T* p = from + l0 * lines.step0;
-    for (int64_t l1 = 0; l1 < lines.count1; ++l1, p += lines.step1) {
-      CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const Sums x = count < kLanes ? load_first(p, static_cast<int>(count)) : load_sums(p + v * kLanes);
-        sums[v] = policy.add(sums[v], x);
-      }
-    }
+// So many vectors of a line are combined at once: memory is read in the order of its addresses, in runs as long as
+// registers allow. Several lines in turn, a vector of each, come from memory at half that speed.
+constexpr int kRun = 8;
+
+// Calls body(Constant<vectors>, e, count) for runs of a line of n elements, `count` of them from e on; all vectors but
+// a run's last are whole.
+template <typename Sums, int kVectors = kRun, typename Body>
+inline void for_each_run(int64_t e, int64_t n, const Body& body) {
+  constexpr int64_t kLanes = sizeof(Sums) / sizeof(Sums{}[0]), kAll = kRun * kLanes;
+  if constexpr (kVectors == kRun) {
+    for (; e + kAll < n; e += kAll) body(Constant<kRun>{}, e, kAll);
   }
-  if (count < kLanes) return store_first(to, sums[0], static_cast<int>(count));
-  CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, sums[v]);
+  if (n - e > (kVectors - 1) * kLanes) return body(Constant<kVectors>{}, e, n - e);
+  if constexpr (kVectors > 1) for_each_run<Sums, kVectors - 1>(e, n, body);
 }
 
 template <typename Policy, typename T, typename Sum>
 inline void reduce_lines(const Policy& policy, const Lines& lines, const T* from, int64_t n, Sum* to) {
+  typedef typename Lanes<T>::Sums Sums;
   constexpr int kLanes = Lanes<T>::kLanes;
-  int64_t e = 0;
-  for (; e + 4 * kLanes <= n; e += 4 * kLanes) combine_lines<4>(policy, lines, from + e, kLanes, to + e);
-  for (; e + kLanes <= n; e += kLanes) combine_lines<1>(policy, lines, from + e, kLanes, to + e);
-  if (e < n) combine_lines<1>(policy, lines, from + e, n - e, to + e);
+  for_each_run<Sums>(0, n, [&](auto vectors, int64_t e, int64_t count) {
+    constexpr int kVectors = decltype(vectors)::value, kWhole = (kVectors - 1) * kLanes;
+    Sums sums[kVectors];
+    CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = every<Sums>(static_cast<Sum>(Policy::kNeutral));
+    for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+      const T* p = from + l0 * lines.step0 + e;
+      for (int64_t l1 = 0; l1 < lines.count1; ++l1, p += lines.step1) {
+        CONVARITH_UNROLL for (int v = 0; v < kVectors - 1; ++v) sums[v] =
+            policy.add(sums[v], load_sums(p + v * kLanes));
+        sums[kVectors - 1] = policy.add(sums[kVectors - 1], load_up_to(p + kWhole, count - kWhole));
+      }
+    }
+    CONVARITH_UNROLL for (int v = 0; v < kVectors - 1; ++v) store(to + e + v * kLanes, sums[v]);
+    store_up_to(to + e + kWhole, sums[kVectors - 1], count - kWhole);
+  });
 }
 
 // Stage 2 -----------------------------------------------------------------------------------------------------------
@@ -296,12 +332,14 @@ void pool_rows_by(const Policy& policy, const PoolPlan& plan, const T* x, T* y, 
   auto* kept = neutral_lines<T>(plan, Policy::kNeutral, scratch);
   const int64_t plane_size = plan.input[0] * plan.input[1] * plan.input[2] * plan.inner;
   const int64_t inputs = plan.input[2] * plan.inner, outputs = plan.output[2] * plan.inner;
+  const Ahead later(plan, sizeof(T));
   Row ahead(begin, plan.output), row = ahead;
   for (int64_t first = begin; first < end; first += plan.rows_at_once) {
     const int64_t count = least(plan.rows_at_once, end - first);
     for (int64_t j = 0; j < count; ++j, ahead.advance()) {
       const Lines lines(plan.lines, ahead.i0, ahead.i1);
       const T* from = x + ahead.plane * plane_size + lines.start;
+      later.prefetch(ahead, x);
       reduce_lines(policy, lines, from, inputs, kept + j * plan.line_size + plan.at_input);
     }
     for (int64_t j = 0; j < count; ++j, row.advance()) {

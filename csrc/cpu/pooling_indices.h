@@ -209,12 +209,14 @@ struct PlacedMaximum {
     const int64_t step = runs || inner != 1 ? 1 : plan.stride, tap = plan.dilation * inner;
     const int64_t kernel = plan.kernel[2];
     const int64_t plane_size = plan.input[0] * plan.input[1] * inputs;
+    const Ahead later(plan, sizeof(T));
     Row ahead(begin, plan.output), row = ahead;
     for (int64_t first = begin; first < end; first += plan.rows_at_once) {
       const int64_t count = least(plan.rows_at_once, end - first);
       for (int64_t j = 0; j < count; ++j, ahead.advance()) {
         const Lines lines(plan.lines, ahead.i0, ahead.i1);
         const T* plane = x + ahead.plane * plane_size;
+        later.prefetch(ahead, x);
         for (int64_t e = 0; e < inputs; e += kLanes) combine(ahead, lines, plane, e, inputs - e, j * plan.line_size);
       }
       for (int64_t j = 0; j < count; ++j, row.advance()) {

@@ -66,6 +66,8 @@ void pool_backward_planes(Pooling kind, const PoolPlan& plan, int64_t planes, co
         const T* y = static_cast<const T*>(y_data) + first * outputs;
         with_powers<Sums>(kind, plan.exponent, [&](const auto& powers) {
           for (int64_t e = 0, size = count * outputs; e < size; e += kLanes) {
+            prefetch_ahead(g + e, size);  // the next group
+            prefetch_ahead(y + e, size);
             store_up_to(shares + e, load_up_to(g + e, size - e) * powers.inverse_slope(load_up_to(y + e, size - e)),
                         size - e);
           }
@@ -80,6 +82,7 @@ void pool_backward_planes(Pooling kind, const PoolPlan& plan, int64_t planes, co
       const T* x = static_cast<const T*>(x_data) + first * inputs;
       with_powers<Sums>(kind, plan.exponent, [&](const auto& powers) {
         for (int64_t e = 0, size = count * inputs; e < size; e += kLanes) {
+          prefetch_ahead(x + e, size);  // the next group
           store_up_to(result + e, load_up_to(result + e, size - e) * powers.slope(load_up_to(x + e, size - e)),
                       size - e);
         }

@@ -43,14 +43,17 @@ inline V magnitude(V v) {
   return (V)((Bits)v & ~sign);
 }
 
+// Highest power first.
+template <int kCount>
+inline Floats polynomial(Floats x, const float (&coefficients)[kCount]) {
+  Floats value = every<Floats>(coefficients[0]);
+  CONVARITH_UNROLL for (int i = 1; i < kCount; ++i) value = value * x + coefficients[i];
+  return value;
+}
+
 // The first 12 bits of a float's 24: products of two such are exact.
 inline Floats leading_bits(Floats v) {
   return (Floats)((Words)v & ~0xfffu);
-}
-
-// 2^n for n in [-126, 127].
-inline Floats power_of_two(Words n) {
-  return (Floats)((n + 127u) << 23);
 }
 
 // An exponent p other than 0, with what is the same for every power of it.
@@ -59,8 +62,9 @@ struct PowerOf {
 
   explicit PowerOf(double exponent)
       : p(exponent),
-        p_first(leading_bits(every<Floats>(static_cast<float>(p)))[0]),
-        p_rest(static_cast<float>(p - static_cast<double>(p_first))),
+        nearest(static_cast<float>(p)),
+        first(leading_bits(every<Floats>(nearest))[0]),
+        rest(static_cast<float>(p - static_cast<double>(first))),
         c(static_cast<float>(p * kInverseLn2)),
         c_first(leading_bits(every<Floats>(c))[0]),
         c_rest(static_cast<float>(p * kInverseLn2 - static_cast<double>(c_first))),
@@ -68,14 +72,79 @@ struct PowerOf {
         is_even(__builtin_floor(p / 2) == p / 2) {}
 
   double p;
-  float p_first, p_rest;     // p = p_first + p_rest
-  float c, c_first, c_rest;  // p / ln 2 = c_first + c_rest
+  float nearest, first, rest;  // p is first + rest
+  float c, c_first, c_rest;    // p / ln 2 is c_first + c_rest
   bool is_integer, is_even;
 };
 
-// v^p for v >= 0: 2^(p log2 v) with log2 v = e + log2 m, v = 2^e m, m in [sqrt(1/2), sqrt(2)). The large parts of the
-// exponent, p e and (p / ln 2) (m - 1), are exact products; the rest is known to 2^-28 or so times p. The error is
-// below 3 units of the last place for |p| <= 4 and grows with |p|, that of its p-th root does not.
+// v^p for v >= 0 is 2^(p log2 v). The error is below 3 units of the last place for |p| <= 4 and grows with |p|, that of
+// its p-th root does not.
+#if CONVARITH_BYTES == 64
+
+// Of [1, 2), cut into 16 parts: a c near the inverse of each part's middle, -log2 c, and 2^(i / 16). Of the floats that
+// may be c those are taken whose logarithm is a multiple of 2^-16 but for 2^-28 or so, so that a float has it all and
+// its sum with an exponent is exact. Next to a power of 2 c is its inverse: so what is near 1 loses nothing.
+struct PowerTables {
+  constexpr PowerTables() {
+    for (int i = 0; i < 16; ++i) {
+      root[i] = static_cast<float>(__builtin_exp2(i / 16.0));
+      const float middle = static_cast<float>(1 / (1 + (i + 0.5) / 16));
+      double least = 1;
+      for (int j = -1024; j < 1024; ++j) {
+        const float c = middle + static_cast<float>(j) * 0x1p-24f;
+        const double scaled = -__builtin_log2(c) * 65536, whole = __builtin_floor(scaled + 0.5);
+        const double distance = scaled < whole ? whole - scaled : scaled - whole;
+        if (distance >= least) continue;
+        least = distance;
+        inverse[i] = c;
+        logarithm[i] = static_cast<float>(whole / 65536);
+      }
+    }
+    inverse[0] = 1, logarithm[0] = 0;
+    inverse[15] = 0.5f, logarithm[15] = 1;
+  }
+  alignas(64) float inverse[16] = {}, logarithm[16] = {}, root[16] = {};
+};
+constexpr PowerTables kPowerTables;
+
+inline Floats multiply_add(Floats a, Floats b, Floats c) {  // rounded once
+  return _mm512_maskz_fmadd_ps(0xffff, a, b, c);
+}
+
+inline Floats of_part(Words part, const float* table) {  // its last 4 bits count
+  return __builtin_shuffle(load(table), part);
+}
+
+// v = 2^e m, m in [1, 2): log2 v = (e - log2 c) + log2(1 + r) with r = m c - 1 in [-1/32, 1/16], where the first part
+// is exact. 2^k, k a multiple of 1/16, leaves 2^g with |g| <= 1/32.
+inline Floats power(Floats v, const PowerOf& by) {
+  const Floats e = _mm512_maskz_getexp_ps(0xffff, v);  // -Inf of 0, Inf of Inf
+  const Floats m = _mm512_maskz_getmant_ps(0xffff, v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+  const Words part = (Words)m >> 19;
+  const Floats r = multiply_add(m, of_part(part, kPowerTables.inverse), every<Floats>(-1));
+  const Floats first = e + of_part(part, kPowerTables.logarithm);
+  const Floats rest =
+      r * polynomial(r, {0.270103335f, -0.361030787f, 0.480940163f, -0.721347451f, 1.44269502f});  // to 2^-32
+
+  constexpr float kRound = 0x1.8p19f;  // an addition rounds to multiples of 1/16
+  const Floats p = every<Floats>(by.nearest), p_first = every<Floats>(by.first);
+  const Floats rounded = multiply_add(p, first + rest, every<Floats>(kRound)), k = rounded - kRound;
+  Floats g = multiply_add(p_first, first, -k) + (rest * p + first * by.rest);
+  g = _mm512_maskz_range_ps(0xffff, g, every<Floats>(1), 2);  // not beyond 1 where k is, nor NaN where it is infinite
+  const Floats root = of_part((Words)rounded, kPowerTables.root);
+  const Floats grown = g * polynomial(g, {0.0555034168f, 0.240234286f, 0.693147182f});  // 2^g - 1, to 2^-29
+  return _mm512_maskz_scalef_ps(0xffff, root + root * grown, k);
+}
+
+#else
+
+// 2^n for n in [-126, 127].
+inline Floats power_of_two(Words n) {
+  return (Floats)((n + 127u) << 23);
+}
+
+// v = 2^e m, m in [sqrt(1/2), sqrt(2)): log2 v = e + log2 m. The large parts of the exponent, p e and
+// (p / ln 2) (m - 1), are exact products; the rest is known to 2^-28 or so times p.
 inline Floats power(Floats v, const PowerOf& by) {
   typedef int32_t Ints __attribute__((vector_size(CONVARITH_BYTES)));
   const auto is_subnormal = v < __FLT_MIN__;
@@ -85,23 +154,19 @@ inline Floats power(Floats v, const PowerOf& by) {
   const Floats f = (Floats)(bits - (from_root_half >> 23 << 23)) - 1.0f, f_first = leading_bits(f);
 
   // ln(1 + f) = f + f^2 (-1/2 + f/3 - ...): a polynomial of least greatest error, 2^-30 absolute.
-  constexpr float kLogarithm[] = {-0.0760926093f, 0.13060613f,   -0.133332805f, 0.141598892f, -0.165933597f,
-                                  0.200028038f,   -0.250024345f, 0.33333319f,   -0.49999975f};
-  Floats series = every<Floats>(kLogarithm[0]);
-  CONVARITH_UNROLL for (int i = 1; i < 9; ++i) series = series * f + kLogarithm[i];
+  const Floats series = polynomial(f, {-0.0760926093f, 0.13060613f, -0.133332805f, 0.141598892f, -0.165933597f,
+                                       0.200028038f, -0.250024345f, 0.33333319f, -0.49999975f});
   const Floats rest = (f - f_first) + f * f * series;
 
   constexpr float kRound = 0x1.8p23f;  // an addition rounds to integers, in the low bits
-  const Floats small = e * by.p_rest + f_first * by.c_rest + rest * by.c;
-  const Floats exponent = e * by.p_first + f_first * by.c_first + small;
+  const Floats small = e * by.rest + f_first * by.c_rest + rest * by.c;
+  const Floats exponent = e * by.first + f_first * by.c_first + small;
   const Floats rounded = exponent + kRound, n = rounded - kRound;
-  const Floats g = ((e * by.p_first - n) + f_first * by.c_first) + small;
+  const Floats g = ((e * by.first - n) + f_first * by.c_first) + small;
 
   // 2^g = 1 + g ln 2 + ..., 2^-29 absolute.
-  constexpr float kExponential[] = {
-      0.000154780221f, 0.00134004317f, 0.00961799451f, 0.0555032722f, 0.240226515f, 0.693147207f, 1};
-  Floats result = every<Floats>(kExponential[0]);
-  CONVARITH_UNROLL for (int i = 1; i < 7; ++i) result = result * g + kExponential[i];
+  Floats result =
+      polynomial(g, {0.000154780221f, 0.00134004317f, 0.00961799451f, 0.0555032722f, 0.240226515f, 0.693147207f, 1});
   const Ints whole = (Ints)rounded - (Ints)every<Floats>(kRound), half = whole >> 1;  // n; 2^n may not be a float
   result = result * power_of_two((Words)half) * power_of_two((Words)(whole - half));
 
@@ -112,6 +177,8 @@ inline Floats power(Floats v, const PowerOf& by) {
   result = v == kInfinity ? every<Floats>(by.p > 0 ? kInfinity : 0.0f) : result;
   return v != v ? v : result;
 }
+#endif
+
 inline Doubles power(Doubles v, const PowerOf& by) {
   for (int i = 0; i < Simd<double>::kLanes; ++i) v[i] = __builtin_pow(v[i], by.p);
   return v;
