@@ -53,14 +53,14 @@ Explanation Depthwise::explain() const {
 
 void Depthwise::run(const void* in, int64_t, const void* other, int64_t, void* out) {
   if (pass != Pass::kWeight) {
-    const auto sweep = plan.in_place ? k.depthwise3 : k.depthwise;
+    const auto sweep = plan.in_place ? k.depthwise_in_place : k.depthwise;
     parallel(plan.batch * plan.groups * plan.boxes[0] * plan.boxes[1], macs, [&](int64_t begin, int64_t end) {
       const Buffer mine(plan.scratch);
       sweep(plan, in, other, out, mine.get(), begin, end);
     });
     return;
   }
-  const auto sum = plan.in_place ? k.depthwise3_sum : k.depthwise_sum;
+  const auto sum = plan.in_place ? k.depthwise_in_place_sum : k.depthwise_sum;
   const Buffer sums(sums_bytes(plan, k));
   parallel(plan.parts * plan.groups, macs, [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);

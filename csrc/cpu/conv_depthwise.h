@@ -453,21 +453,6 @@ void fill_gradient(const DepthwisePlan& p, const SweepBox& b, int64_t m, const T
   clear(strip, (p.gradient_rows - b.size[0]) * p.gradient_pitch);
 }
 
-// sums[i] = sum of the lanes of vector i.
-template <typename Sum>
-inline void add_lanes(const Sum* lanes, int64_t count, Sum* sums) {
-  constexpr int kLanes = Simd<Sum>::kLanes;
-  for (int64_t i = 0; i < count; ++i) {
-    auto v = load(lanes + i * kLanes);
-    decltype(v < v) index;
-    CONVARITH_UNROLL for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int j = 0; j < kLanes; ++j) index[j] = j ^ half;
-      v += __builtin_shuffle(v, index);
-    }
-    sums[i] = v[0];
-  }
-}
-
 // A task is a group and a part of the boxes of all images: sums are [part][group][row][channel][tap].
 template <typename T>
 void depthwise_sum(const DepthwisePlan& p, const void* x_data, const void* y_data, void* sums_data, char* scratch,

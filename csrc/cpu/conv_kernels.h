@@ -2,9 +2,12 @@
 // simd.h for what the including file defines.
 #include "ceiling.h"
 #include "conv_channelwise.h"
-#include "conv_depthwise3.h"
+#include "conv_depthwise.h"
 #include "conv_products.h"
 #include "conv_winograd.h"
+#if CONVARITH_BYTES == 64
+#include "conv_depthwise_in_place.h"
+#endif
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -30,11 +33,11 @@ ConvKernels kernels() {
   k.depthwise = depthwise<T>;
   k.depthwise_sum = depthwise_sum<T>;
   k.depthwise_store = depthwise_store<T>;
-  if constexpr (CONVARITH_BYTES == 64) {  // with fewer registers and no masks, strips are faster
-    k.most_in_place = 7;
-    k.depthwise3 = depthwise3<T>;
-    k.depthwise3_sum = depthwise3_sum<T>;
-  }
+#if CONVARITH_BYTES == 64
+  k.most_in_place = 7;
+  k.depthwise_in_place = depthwise_in_place<T>;
+  k.depthwise_in_place_sum = depthwise_in_place_sum<T>;
+#endif
   if constexpr (sizeof(Sum) == sizeof(float)) {
     k.winograd = winograd<T>;
     k.winograd_gradient = winograd_gradient<T>;

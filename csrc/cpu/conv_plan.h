@@ -297,10 +297,10 @@ struct ConvKernels {
   void (*depthwise_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
                         int64_t begin, int64_t end);
   // The same of a plan that has rows in place.
-  void (*depthwise3)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
-                     int64_t end);
-  void (*depthwise3_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
-                         int64_t begin, int64_t end);
+  void (*depthwise_in_place)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch,
+                             int64_t begin, int64_t end);
+  void (*depthwise_in_place_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
+                                 int64_t begin, int64_t end);
   void (*depthwise_store)(const DepthwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
   // The same with lanes along the channels; the weight's gradient is null for the half precisions.
   void (*channelwise)(const ChannelwisePlan& plan, const void* in, const void* w, void* out, char* scratch,

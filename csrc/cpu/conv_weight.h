@@ -152,24 +152,6 @@ MultiplyDot<T> dot_for(int64_t rows, int64_t columns) {
   return dot_rows_for<T, kColumns>(rows);
 }
 
-// to[i] = sum of the lanes of vectors[i].
-template <typename Sum>
-void add_lanes(const Sum* vectors, int64_t count, Sum* to) {
-  constexpr int kLanes = Simd<Sum>::kLanes;
-  typename Simd<Sum>::Vec v[kLanes];
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t some = least<int64_t>(kLanes, count - i);
-    CONVARITH_UNROLL for (int j = 0; j < kLanes; ++j) {
-      v[j] = j < some ? load(vectors + (i + j) * kLanes) : typename Simd<Sum>::Vec{};
-    }
-    transpose_vectors<Sum>(v);
-    CONVARITH_UNROLL for (int apart = kLanes / 2; apart > 0; apart /= 2) {
-      CONVARITH_UNROLL for (int j = 0; j < apart; ++j) v[j] += v[j + apart];
-    }
-    some == kLanes ? store(to + i, v[0]) : store_some(to + i, v[0], some);
-  }
-}
-
 // What a task works on: a group, a share of its rows, and a share of the pass's boxes.
 struct WeightTask {
   int64_t group, row_begin, row_end, box_begin, box_end;

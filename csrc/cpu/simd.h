@@ -369,6 +369,24 @@ inline __attribute__((always_inline)) void transpose_vectors(typename Simd<T>::V
   }
 }
 
+// to[i] = sum of the lanes of vectors[i].
+template <typename Sum>
+inline void add_lanes(const Sum* vectors, int64_t count, Sum* to) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  typename Simd<Sum>::Vec v[kLanes];
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t some = least<int64_t>(kLanes, count - i);
+    CONVARITH_UNROLL for (int j = 0; j < kLanes; ++j) {
+      v[j] = j < some ? load(vectors + (i + j) * kLanes) : typename Simd<Sum>::Vec{};
+    }
+    transpose_vectors<Sum>(v);
+    CONVARITH_UNROLL for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+      CONVARITH_UNROLL for (int j = 0; j < apart; ++j) v[j] += v[j + apart];
+    }
+    some == kLanes ? store(to + i, v[0]) : store_some(to + i, v[0], some);
+  }
+}
+
 // Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h.
 #if CONVARITH_BYTES == 64
 template <typename From, typename Sum>

@@ -1,5 +1,6 @@
 // Depthwise convolutions and small groups whose rows are read where they stand. With kernels of 3 x 3, what the taps
-// see beside a vector comes out of its neighbours. See DepthwisePlan::in_place.
+// see beside a vector comes out of its neighbours. See DepthwisePlan::in_place. For AVX-512: with fewer registers and
+// no masks, strips are faster.
 #pragma once
 
 #include "conv_depthwise.h"
@@ -10,10 +11,9 @@ namespace {
 
 constexpr int64_t kTaps3 = 9;
 // Outputs of a block, rows x vectors: broad ones, and tall ones where a row has few vectors.
-constexpr int kBroadRows = CONVARITH_REGISTERS >= 32 ? 4 : 2, kBroadVectors = CONVARITH_REGISTERS >= 32 ? 4 : 2;
-constexpr int kTallRows = CONVARITH_REGISTERS >= 32 ? 7 : 4, kTallVectors = CONVARITH_REGISTERS >= 32 ? 2 : 1;
-constexpr int kBroadPairs = CONVARITH_REGISTERS >= 32 ? 2 : 1, kTallPairs = 2 * kBroadPairs;  // of spread outputs' rows
-constexpr int64_t kMostLines = 4 * (2 * (kTallRows - 1) + 3);                                 // of a group's channels
+constexpr int kBroadRows = 4, kBroadVectors = 4, kTallRows = 7, kTallVectors = 2;
+constexpr int kBroadPairs = 2, kTallPairs = 2 * kBroadPairs;   // of spread outputs' rows
+constexpr int64_t kMostLines = 4 * (2 * (kTallRows - 1) + 3);  // of a group's channels
 
 // Lanes [kShift, kShift + lanes) of `before`, `here` and `after`, counted from `here`.
 template <int kShift, typename T, typename V = typename Simd<T>::Vec>
@@ -22,37 +22,22 @@ inline V neighbours(V before, V here, V after) {
   if constexpr (kShift == 0) return here;
   const V low = kShift < 0 ? before : here, high = kShift < 0 ? here : after;
   constexpr int kFirst = kShift < 0 ? kLanes + kShift : kShift;
-#if CONVARITH_BYTES == 64
   if constexpr (sizeof(T) == 4) {
     return as<V>(_mm512_maskz_alignr_epi32(0xffff, as<__m512i>(high), as<__m512i>(low), kFirst));
   } else {
     return as<V>(_mm512_maskz_alignr_epi64(0xff, as<__m512i>(high), as<__m512i>(low), kFirst));
   }
-#else
-  typedef decltype(low < high) Index;
-  Index index;
-  for (int i = 0; i < kLanes; ++i) index[i] = kFirst + i;
-  return __builtin_shuffle(low, high, index);
-#endif
 }
 
 // The vector `at` entries from the row's, of which `left` are the row's; zeros in its other lanes.
 template <typename T>
 inline typename Lanes<T>::Sums load_left(const T* row, int64_t at, int64_t left) {
-#if CONVARITH_BYTES == 64
   return load_between<T>(reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(at) * sizeof(T), 0, left);
-#else
-  return left <= 0 ? typename Lanes<T>::Sums{} : load_up_to(row + at, left);
-#endif
 }
 
 template <typename T>
 inline void store_left(T* row, typename Lanes<T>::Sums v, int64_t left) {
-#if CONVARITH_BYTES == 64
   store_first(row, v, static_cast<int>(least<int64_t>(left, Lanes<T>::kLanes)));
-#else
-  store_up_to(row, v, left);
-#endif
 }
 
 // The weights of a row and channel: [tap of a row][row of taps].
@@ -220,7 +205,6 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
   }
 }
 
-#if CONVARITH_BYTES == 64
 // The same as block3() of larger kernels, whose every tap loads what it sees.
 template <typename T, int kRows, int kVecs, int kSize>
 void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w,
@@ -250,7 +234,6 @@ void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column,
   }
   store_block(p, sums, column, bias, out, rows);
 }
-#endif
 
 // Blocks -------------------------------------------------------------------------------------------------------------
 
@@ -268,7 +251,6 @@ Block3<T> block3_of(bool tall, int64_t vectors) {
   return block3<T, kBroadRows, kVecs, kStep, kLow>;
 }
 
-#if CONVARITH_BYTES == 64
 template <typename T, int kSize, int kVecs = kBroadVectors>
 Block3<T> square_block_of(bool tall, int64_t vectors) {
   if constexpr (kVecs > 1) {
@@ -279,7 +261,6 @@ Block3<T> square_block_of(bool tall, int64_t vectors) {
   }
   return square_block<T, kBroadRows, kVecs, kSize>;
 }
-#endif
 
 template <typename T, int kLow>
 Block3<T> spread_block3_of(bool tall, int64_t vectors) {
@@ -295,10 +276,8 @@ Block3<T> block3_for(const DepthwisePlan& p, bool tall, int64_t vectors) {
       {block3_of<T, 2, 0>, block3_of<T, 2, 1>, block3_of<T, 2, 2>},
       {spread_block3_of<T, 0>, spread_block3_of<T, 1>, spread_block3_of<T, 2>},
   };
-#if CONVARITH_BYTES == 64
   if (p.taps == 25) return square_block_of<T, 5>(tall, vectors);
   if (p.taps == 49) return square_block_of<T, 7>(tall, vectors);
-#endif
   return all[p.out_step[1] == 2 ? 2 : p.in_step[1] - 1][-p.low[1]](tall, vectors);
 }
 
@@ -330,8 +309,8 @@ Blocks3<T> blocks3(const DepthwisePlan& p) {
 }
 
 template <typename T>
-void depthwise3(const DepthwisePlan& p, const void* in_data, const void* w_data, void* out_data, char* scratch,
-                int64_t begin, int64_t end) {
+void depthwise_in_place(const DepthwisePlan& p, const void* in_data, const void* w_data, void* out_data, char* scratch,
+                        int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const T* zeros = reinterpret_cast<const T*>(scratch);
   __builtin_memset(scratch, 0, static_cast<size_t>(p.scratch));
@@ -409,8 +388,8 @@ void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int6
 
 // As depthwise_sum.
 template <typename T>
-void depthwise3_sum(const DepthwisePlan& p, const void* x_data, const void* y_data, void* sums_data, char* scratch,
-                    int64_t begin, int64_t end) {
+void depthwise_in_place_sum(const DepthwisePlan& p, const void* x_data, const void* y_data, void* sums_data,
+                            char* scratch, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   constexpr int kLanes = Simd<Sum>::kLanes;
   constexpr decltype(&weigh3<T, 1, 0>) all[2][3] = {{weigh3<T, 1, 0>, weigh3<T, 1, 1>, weigh3<T, 1, 2>},
