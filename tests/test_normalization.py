@@ -94,6 +94,22 @@ def test_extremes_are_torchs():
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.6, -0.7, 1.25, 2.5, 3.999, -4.0])
+def test_powers_are_below_three_units_of_the_last_place(beta):
+    # One channel alone with alpha 1 and k 0 is x (x^2)^-beta; the square is exact for 12 bits, the product adds a half.
+    x = torch.cat([torch.logspace(-3, 3, 100_000), torch.linspace(0.9, 1.1, 10_000)])
+    x = (x.view(torch.int32) & ~0xFFF).view(torch.float32)[None, None]
+    y = C.local_response_norm(x, 1, 1.0, beta, 0.0)
+    expected = x.double() * (x.double() ** 2) ** -beta
+    unit = torch.exp2(torch.floor(torch.log2(expected)) - 23)
+    assert ((y.double() - expected).abs() / unit).max() < 3.5
+    zeros_and_infinities = torch.tensor([[[0.0, 1.0, torch.inf, torch.nan]]])
+    extremes = C.local_response_norm(zeros_and_infinities, 1, 1.0, beta, 0.0)
+    expected = zeros_and_infinities * (zeros_and_infinities**2) ** -beta
+    assert torch.equal(extremes[0, 0, :2].isnan(), expected[0, 0, :2].isnan())
+    assert torch.equal(extremes.nan_to_num(), expected.nan_to_num())
+
+
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="3D or higher"):
         C.local_response_norm(torch.zeros(2, 3), 2)
