@@ -121,6 +121,35 @@ for case in t.LAST_CASES:
     assert done.returncode == 0, done.stderr
 
 
+# Channels per group, input, kernel, stride, padding: rows that are read where they stand. One to five vectors of 16 or
+# 8 lanes in a row, whole and in part, blocks that end within the image, first taps at each of the first three inputs.
+IN_PLACE_CASES = [
+    (members, size, kernel, stride, padding)
+    for members in (1, 4)
+    for size in ((9, 16), (13, 31), (5, 50), (34, 66), (3, 81))
+    for kernel, strides, paddings in ((3, (1, 2), (0, 1, 2)), (5, (1,), (1, 2)), (7, (1,), (3, 6)))
+    for stride in strides
+    for padding in paddings
+    if min(size) + 2 * padding >= kernel
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", IN_PLACE_CASES, ids=str)
+def test_rows_in_place_give_the_integers_of_the_plain_kernels(case, dtype):
+    members, size, kernel, stride, padding = case
+    geometry = ((stride,) * 2, (padding,) * 4, (1, 1), 2)
+    x = integers((2, 2 * members, *size), 1, dtype, 1)
+    w = integers((2 * members, members, kernel, kernel), 2, dtype, 1)
+    y = by("reference", "conv", x, w, *geometry)
+    gradient = integers(y.shape, 3, dtype, 1)
+    dx = by("reference", "conv_transpose", gradient, w, size, *geometry)
+    dw = by("reference", "conv_weight", x, gradient, (kernel, kernel), *geometry)
+    assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
+    assert torch.equal(by("depthwise", "conv_transpose", gradient, w, size, *geometry), dx)
+    assert torch.equal(by("depthwise", "conv_weight", x, gradient, (kernel, kernel), *geometry), dw)
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["planes", "channels_last"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
 @pytest.mark.parametrize("width", [9, 40])
