@@ -276,8 +276,10 @@ Block3<T> block3_for(const DepthwisePlan& p, bool tall, int64_t vectors) {
       {block3_of<T, 2, 0>, block3_of<T, 2, 1>, block3_of<T, 2, 2>},
       {spread_block3_of<T, 0>, spread_block3_of<T, 1>, spread_block3_of<T, 2>},
   };
-  if (p.taps == 25) return square_block_of<T, 5>(tall, vectors);
-  if (p.taps == 49) return square_block_of<T, 7>(tall, vectors);
+  if constexpr (sizeof(T) == sizeof(typename SumOf<T>::type)) {
+    if (p.taps == 25) return square_block_of<T, 5>(tall, vectors);
+    if (p.taps == 49) return square_block_of<T, 7>(tall, vectors);
+  }
   return all[p.out_step[1] == 2 ? 2 : p.in_step[1] - 1][-p.low[1]](tall, vectors);
 }
 
