@@ -132,8 +132,9 @@ struct BackwardRows {
       for (int64_t j = 0; j < count; ++j, row.advance()) combine(row, kept + j * plan.line_size);
       for (int64_t j = 0; j < count; ++j) {
         const int64_t at = (first + j) * n;
-        if (asks_ahead) prefetch_run(x + at, kBytesAhead / sizeof(T), n);
-        spread(kept + j * plan.line_size, x + at, result + at);
+        const T* inputs = x == nullptr ? nullptr : x + at;
+        if (asks_ahead) prefetch_run(inputs, kBytesAhead / sizeof(T), n);
+        spread(kept + j * plan.line_size, inputs, result + at);
       }
     }
   }
