@@ -135,11 +135,12 @@ struct WinogradPlan {
   int64_t box_tiles;  // room for a box's tiles
   int64_t w_group, w_out, w_in;
   const void* bias;       // of every channel of `out`, or null
-  const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, or -1
+  const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, in w_tap, or -1
   int64_t kernel;         // the weight's taps, all residues together
-  bool whole_kernel;      // they follow each other in memory
-  int64_t row_shares;     // tasks that share a box
-  bool keeps_weights;     // a thread transforms the weights once; otherwise a panel's chunk before each use
+  bool whole_kernel;      // they are w_tap apart; otherwise w_tap is 1
+  int64_t w_tap;
+  int64_t row_shares;  // tasks that share a box
+  bool keeps_weights;  // a thread transforms the weights once; otherwise a panel's chunk before each use
 
   // The weight's gradient: shares of the boxes, whose number does not depend on the threads, have gradients of their
   // own where there are several; a task has a block of the chunks and of the panels.

@@ -184,8 +184,9 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   plan.w_in = transposed ? p.w.batch : p.w.channel;
   plan.kernel = p.kernel_numel();
   plan.w_count = p.groups * p.out_channels * p.in_channels * plan.kernel;
-  plan.whole_kernel = p.w.axis[2] == 1 && p.w.axis[1] == p.axis[2].kernel &&
-                      (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * p.axis[2].kernel);
+  const int64_t tap = p.w.axis[2], row = p.axis[2].kernel * tap;
+  plan.whole_kernel = tap > 0 && p.w.axis[1] == row && (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * row);
+  plan.w_tap = plan.whole_kernel ? tap : 1;
   // Of both sides' residues, those along z are the summed side's, and the others x's.
   for (int64_t residue = 0; residue < planes.kernel * x.residues[1] * x.residues[2]; ++residue) {
     const int64_t z = residue / x.residues[2] / x.residues[1];
@@ -200,7 +201,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
         real = real && tap[i] < p.axis[i + 1].kernel;
         at += tap[i] * p.w.axis[i + 1];
       }
-      tap_of.push_back(real ? static_cast<int32_t>(at) : -1);
+      tap_of.push_back(real ? static_cast<int32_t>(at / plan.w_tap) : -1);
     }
   }
   return true;

@@ -350,20 +350,63 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
 
 // Weights -------------------------------------------------------------------------------------------------------------
 
+// Kernels as a thread holds them: [channel][tap][row], of neighbouring channels and of kCellLanes rows at most.
+constexpr int64_t kKernelsAtOnce = 16;  // channels
+
+// How many channels' kernels are read together: as memory has them.
+inline int64_t kernels_at_once(const WinogradPlan& p) {
+  return p.w_in == (p.w_tap == 1 ? p.kernel : 1) ? kKernelsAtOnce : 1;
+}
+
+// The next ones are asked for, of `ahead` channels.
+template <typename T>
+inline void load_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t ahead, int64_t rows,
+                         float* kernels) {
+  if (p.w_out == 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < p.kernel; ++t, kernels += kCellLanes) {
+        copy_run(w + c * p.w_in + t * p.w_tap, 1, rows, kernels);
+      }
+    }
+    return;
+  }
+  const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;  // of a channel
+  for (int64_t r = 0; r < rows && ahead > 0; ++r) {
+    for (int64_t t = 0; t < runs; ++t) {
+      prefetch(w + r * p.w_out + t * p.w_tap + kKernelsAtOnce * p.w_in, ahead * length);
+    }
+  }
+  for (int64_t t = 0; t < runs; ++t) {
+    transpose(w + t * p.w_tap, p.w_out, rows, channels * length, kernels + t * kCellLanes, runs * kCellLanes);
+  }
+}
+
+inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t channels, int64_t rows, float* w) {
+  if (p.w_out == 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < p.kernel; ++t, kernels += kCellLanes) {
+        scatter_run(kernels, rows, w + c * p.w_in + t * p.w_tap, 1);
+      }
+    }
+    return;
+  }
+  const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;
+  for (int64_t t = 0; t < runs; ++t) {
+    transpose(kernels + t * kCellLanes, runs * kCellLanes, channels * length, rows, w + t * p.w_tap, p.w_out);
+  }
+}
+
 // The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel].
 template <typename T, int kTaps>
 void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
   constexpr int kSquare = kTaps * kTaps;
-  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
+  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   const float zeros[kCellLanes] = {};
   const int64_t out_residues = residues(p.out);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
-  // Vectors of neighbouring channels' rows are transposed out of whole kernels, of as many channels at once as follow
-  // each other in memory.
   const bool whole = p.whole_kernel && p.out.block > 1;
-  constexpr int64_t kAhead = 16;  // channels, to have arrived when they are read
-  const int64_t at_once = p.w_in == p.kernel ? kAhead : 1;
+  const int64_t at_once = kernels_at_once(p);
   for (int64_t row = panel * kWinogradPanel, alike = 1; row < last_row; row += alike * kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
     // Vectors that differ in the residue only see the same kernels.
@@ -380,7 +423,9 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
           for (int64_t r = 0; r < rows; ++r) {
             const T* kernel = w + channel_of(p.out, row + r) * p.w_out + channel * p.w_in;
             const int32_t* tap = tap_of + residue_of(p.out, row + r) * kSquare;
-            for (int t = 0; t < kSquare; ++t) taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t]]);
+            for (int t = 0; t < kSquare; ++t) {
+              taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t] * p.w_tap]);
+            }
           }
           transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes, out, kTile * kWinogradWeights,
                        kWinogradWeights);
@@ -389,11 +434,8 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
         if (channel < loaded || channel >= end) {
           loaded = channel;
           end = least(channel + at_once, p.in.channels);
-          const T* first = w + channel_of(p.out, row) * p.w_out + channel * p.w_in;
-          const int64_t ahead = least(at_once, p.in.channels - channel - kAhead);
-          for (int64_t r = 0; ahead > 0 && r < rows; ++r)
-            prefetch(first + r * p.w_out + kAhead * p.w_in, ahead * p.kernel);
-          transpose(first, p.w_out, rows, (end - loaded) * p.kernel, kernels, kCellLanes);
+          load_kernels(p, w + channel_of(p.out, row) * p.w_out + channel * p.w_in, end - loaded,
+                       least(at_once, p.in.channels - channel - kKernelsAtOnce), rows, kernels);
         }
         const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
         const int32_t* taps = tap_of + residue * kSquare;
@@ -415,12 +457,11 @@ template <int kTaps, typename T>
 void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
                     float* sums, char* scratch, T* w) {
   constexpr int kSquare = kTaps * kTaps;
-  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);  // [channel][tap][row]
+  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   const int64_t first_channel = channel_of(p.in, lane_begin), channels = (lane_end - lane_begin) / residues(p.in);
-  // Whole kernels, which follow each other in memory, are stored together.
-  const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && p.w_in == p.kernel &&
+  const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && (p.w_out == 1 || kernels_at_once(p) > 1) &&
                      (residues(p.in) == 1 || kWinogradChunk % (residues(p.in) * p.in.block) == 0);
   float taps[kSquare * kCellLanes];
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
@@ -440,14 +481,14 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
         } else if (tap_of[t] >= 0 && whole) {
           store(kernels + ((channel - first_channel) * p.kernel + tap_of[t]) * kCellLanes, load(tap));
         } else if (tap_of[t] >= 0) {
-          T* to = w + row * p.w_out + channel * p.w_in + tap_of[t];
+          T* to = w + row * p.w_out + channel * p.w_in + tap_of[t] * p.w_tap;
           for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
         }
       }
     }
     if constexpr (sizeof(T) == sizeof(float)) {
       if (last && whole) {
-        transpose(kernels, kCellLanes, channels * p.kernel, rows, w + row * p.w_out + first_channel * p.w_in, p.w_out);
+        store_kernels(p, kernels, channels, rows, w + row * p.w_out + first_channel * p.w_in);
       }
     }
   }
