@@ -15,6 +15,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,30 +60,30 @@ def cases(dtype: torch.dtype, channels_last: bool, kinds: list[str]) -> Iterator
                 places = 8 * outputs if kind == "max indices" else 0
                 if not kinds or kind in kinds:
                     moved = item * (x.numel() + outputs) + places
-                    yield kind, f"{size} {window}", lambda: fn(F, v), lambda: fn(C, v), moved  # noqa: B023
+                    yield kind, f"{size} {window}", partial(fn, F, v), partial(fn, C, v), moved
                 if kind != "max indices" and (not kinds or f"{kind} backward" in kinds):
                     reads_both = kind[0] == "l"  # x and y, beside their gradients
                     moved = item * (x.numel() + outputs) * (2 if reads_both else 1) + (
                         8 * outputs if kind == "max" else 0
                     )
-                    pull = [backward(lambda x, m=m: fn(m, x), v) for m in (F, C)]  # noqa: B023
+                    pull = [backward(partial(fn, m), v) for m in (F, C)]
                     yield f"{kind} backward", f"{size} {window}", pull[0], pull[1], moved
         for beta in (0.75, 0.6) if item >= 4 else ():  # torch's has no half precisions
             fn = lambda m, v, beta=beta: m.local_response_norm(v, 5, 5e-4, beta, 2.0)  # noqa: E731
             if not kinds or "lrn" in kinds:
-                yield "lrn", f"{size} beta {beta}", lambda: fn(F, x), lambda: fn(C, x), 2 * item * x.numel()  # noqa: B023
+                yield "lrn", f"{size} beta {beta}", partial(fn, F, x), partial(fn, C, x), 2 * item * x.numel()
             if not kinds or "lrn backward" in kinds:
-                pull = [backward(lambda v, m=m: fn(m, v), x) for m in (F, C)]  # noqa: B023
+                pull = [backward(partial(fn, m), x) for m in (F, C)]
                 yield "lrn backward", f"{size} beta {beta}", pull[0], pull[1], 3 * item * x.numel()
         x = x[:1].contiguous()
         for window, (k, s, p) in WINDOWS.items():
             columns = F.unfold(x, k, padding=p, stride=s)
             moved = item * (x.numel() + columns.numel())
             if not kinds or "unfold" in kinds:
-                run = [lambda m=m: m.unfold(x, k, padding=p, stride=s) for m in (F, C)]  # noqa: B023
+                run = [partial(m.unfold, x, k, padding=p, stride=s) for m in (F, C)]
                 yield "unfold", f"{size} {window}", run[0], run[1], moved
             if not kinds or "fold" in kinds:
-                run = [lambda m=m: m.fold(columns, shape[2:], k, padding=p, stride=s) for m in (F, C)]  # noqa: B023
+                run = [partial(m.fold, columns, shape[2:], k, padding=p, stride=s) for m in (F, C)]
                 yield "fold", f"{size} {window}", run[0], run[1], moved
 
 

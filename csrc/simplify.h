@@ -19,6 +19,14 @@ inline std::array<int64_t, kAxes> input_of(const Problem& p) {
   return {p.axis[0].input, p.axis[1].input, p.axis[2].input};
 }
 
+// A kernel of 1 along an axis that moves over all of its input: outputs are as many, and x and y alike.
+inline bool is_pointwise(const Axis& a) {
+  return a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0;
+}
+inline bool is_pointwise(const Problem& p) {
+  return is_pointwise(p.axis[0]) && is_pointwise(p.axis[1]) && is_pointwise(p.axis[2]);
+}
+
 // A kernel that covers its whole input is a product of matrices: every tap is a channel.
 inline Problem as_product(Problem p) {
   const int64_t taps = p.kernel_numel();

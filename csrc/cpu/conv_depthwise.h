@@ -165,9 +165,7 @@ class Strip {
           continue;
         }
         const T* line = in_ + c * p.in_channel + y * p.in_axis[0];
-        for (int64_t i = 0; i < p.ahead_line; i += 64 / static_cast<int64_t>(sizeof(T))) {
-          prefetch_ahead(line, p.ahead + i);
-        }
+        prefetch_ahead(line, p.ahead, p.ahead_line);
         if (plain) {
           copy_line(line + begin_[0], end_[0] - begin_[0], row + begin_[0]);
         } else {

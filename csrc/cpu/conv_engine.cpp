@@ -17,10 +17,7 @@ std::atomic<bool> winograd{true};
 // are one.
 Problem simplify(const Problem& problem) {
   Problem p = as_product(problem);
-  bool pointwise = true;
-  for (const Axis& a : p.axis) {
-    pointwise = pointwise && a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0;
-  }
+  const bool pointwise = is_pointwise(p);
   const std::array<int64_t, kAxes> input = input_of(p);
   if (pointwise && p.input_numel() == 1) {  // one pixel: the batch is the axis
     p.axis[2].input = p.output[2] = p.batch;

@@ -71,15 +71,6 @@ void WeightGradient::run(const void* x, int64_t, const void* y, int64_t, void* w
   }
 }
 
-bool unpadded_tap(const Axis& a) {
-  return a.kernel == 1 && a.stride == 1 && a.lo == 0 && a.hi == 0;
-}
-
-// A kernel of one tap that moves over all of its input: x and y are alike.
-bool symmetric(const Problem& p) {
-  return std::all_of(p.axis.begin(), p.axis.end(), unpadded_tap);
-}
-
 bool unit_strides(const Problem& p) {
   return std::all_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.stride == 1; });
 }
@@ -134,7 +125,7 @@ std::unique_ptr<WeightGradient> plan_at_once(const Problem& problem, const ConvK
   auto made = std::make_unique<WeightGradient>(k);
   WeightGradient& result = *made;
   Problem p = problem;
-  if (symmetric(p)) {
+  if (is_pointwise(p)) {
     const Problem other = swap_sides(p);
     result.swapped = outer_cost(other, k) < outer_cost(p, k);
     if (result.swapped) p = other;
@@ -229,14 +220,14 @@ struct WeightGradientOfTaps : Plan {
   std::vector<Tap> taps;
 };
 
-// For padded kernels along an axis before the last one, whose tile would copy x for every tap; otherwise null.
+// For kernels along an axis before the last one, whose tile would copy x for every tap; otherwise null.
 PlanPtr plan_taps(const Problem& p, const ConvKernels& k) {
   const int axis = p.axis[0].kernel > 1 ? 0 : 1;
   const Axis& a = p.axis[axis];
   if (a.kernel == 1 || a.stride > 1 || (axis == 1 && p.output[0] * p.axis[0].input > 1)) return nullptr;
   int64_t inner = 1;  // outputs between neighbours along the axis
   for (int i = axis + 1; i < kAxes; ++i) {
-    if (!unpadded_tap(p.axis[i])) return nullptr;
+    if (!is_pointwise(p.axis[i])) return nullptr;
     inner *= p.output[i];
   }
   if (inner < kLongRow || !contiguous_axes(p.x, input_of(p)) || !contiguous_axes(p.y, p.output)) return nullptr;

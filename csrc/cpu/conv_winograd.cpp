@@ -184,9 +184,11 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   plan.w_in = transposed ? p.w.batch : p.w.channel;
   plan.kernel = p.kernel_numel();
   plan.w_count = p.groups * p.out_channels * p.in_channels * plan.kernel;
-  const int64_t tap = p.w.axis[2], row = p.axis[2].kernel * tap;
-  plan.whole_kernel = tap > 0 && p.w.axis[1] == row && (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * row);
-  plan.w_tap = plan.whole_kernel ? tap : 1;
+  plan.w_tap = p.w.axis[2];
+  const int64_t row = p.axis[2].kernel * plan.w_tap;
+  plan.whole_kernel =
+      plan.w_tap > 0 && p.w.axis[1] == row && (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * row);
+  if (!plan.whole_kernel) plan.w_tap = 1;
   // Of both sides' residues, those along z are the summed side's, and the others x's.
   for (int64_t residue = 0; residue < planes.kernel * x.residues[1] * x.residues[2]; ++residue) {
     const int64_t z = residue / x.residues[2] / x.residues[1];

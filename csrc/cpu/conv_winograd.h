@@ -240,8 +240,10 @@ void store_cells(const WinogradSide& s, const float* cells, const Cells& c, floa
         const Line outputs = line_at(s, c, lane, y);
         int64_t count = outputs.end - outputs.begin;
         if (count == 0) continue;
-        if (count == width && width == s.axis[1] && s.step[1] == 1)
-          count *= rows = c.size[0];  // rows follow each other
+        if (count == width && width == s.axis[1] && s.step[1] == 1) {  // rows follow each other
+          rows = c.size[0];
+          count *= rows;
+        }
         transpose(cells + (y * width + outputs.begin) * kCellLanes, kCellLanes, count, c.lanes, image + outputs.at,
                   s.channel);
       }

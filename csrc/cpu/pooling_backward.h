@@ -133,7 +133,7 @@ struct BackwardRows {
       for (int64_t j = 0; j < count; ++j) {
         const int64_t at = (first + j) * n;
         const T* inputs = x == nullptr ? nullptr : x + at;
-        if (asks_ahead) prefetch_run(inputs, kBytesAhead / sizeof(T), n);
+        if (asks_ahead) prefetch_ahead(inputs, kBytesAhead / sizeof(T), n);
         spread(kept + j * plan.line_size, inputs, result + at);
       }
     }

@@ -43,12 +43,6 @@ struct Lines {
   int64_t start, step0, step1;  // in elements of a plane
 };
 
-// Asks for the lines of `count` entries, `ahead` of p; they may be past the last one.
-template <typename T>
-inline void prefetch_run(const T* p, int64_t ahead, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) prefetch_ahead(p, ahead + i);
-}
-
 constexpr int64_t kBytesAhead = 2048, kMostBytesAhead = 4096;  // longer runs wake the processor's own prefetching
 
 // Rows of y see about as much of x each, one row's share behind another's: what a later one sees first is asked for
@@ -64,7 +58,7 @@ struct Ahead {
 
   template <typename T>
   void prefetch(const Row& row, const T* x) const {
-    prefetch_run(x, row.plane * plane + (row.i0 * rows + row.i1) * share + reach, share);
+    prefetch_ahead(x, row.plane * plane + (row.i0 * rows + row.i1) * share + reach, share);
   }
 
   int64_t rows;                 // of a plane's index of axis 0

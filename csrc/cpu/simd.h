@@ -62,11 +62,13 @@ inline void prefetch(const T* p, int64_t count) {
   for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(bytes + i, kWrite);
 }
 
-// Asks for the line of the entry `ahead` of p, which may be past the last one.
+// Asks for the lines of `count` entries from the one `ahead` of p on; they may be past the last one.
 template <typename T>
-inline void prefetch_ahead(const T* p, int64_t ahead) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead) * sizeof(T);
-  __builtin_prefetch(reinterpret_cast<const void*>(at));
+inline void prefetch_ahead(const T* p, int64_t ahead, int64_t count = 1) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead + i) * sizeof(T);
+    __builtin_prefetch(reinterpret_cast<const void*>(at));
+  }
 }
 
 // The first `count` lanes, fewer than a vector has: nothing past them is touched, and a load gives zeros there.

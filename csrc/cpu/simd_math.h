@@ -107,7 +107,7 @@ struct PowerTables {
 };
 constexpr PowerTables kPowerTables;
 
-inline Floats multiply_add(Floats a, Floats b, Floats c) {  // rounded once
+inline Floats fused(Floats a, Floats b, Floats c) {  // a b + c, rounded once
   return _mm512_maskz_fmadd_ps(0xffff, a, b, c);
 }
 
@@ -121,15 +121,15 @@ inline Floats power(Floats v, const PowerOf& by) {
   const Floats e = _mm512_maskz_getexp_ps(0xffff, v);  // -Inf of 0, Inf of Inf
   const Floats m = _mm512_maskz_getmant_ps(0xffff, v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
   const Words part = (Words)m >> 19;
-  const Floats r = multiply_add(m, of_part(part, kPowerTables.inverse), every<Floats>(-1));
+  const Floats r = fused(m, of_part(part, kPowerTables.inverse), every<Floats>(-1));
   const Floats first = e + of_part(part, kPowerTables.logarithm);
   const Floats rest =
       r * polynomial(r, {0.270103335f, -0.361030787f, 0.480940163f, -0.721347451f, 1.44269502f});  // to 2^-32
 
   constexpr float kRound = 0x1.8p19f;  // an addition rounds to multiples of 1/16
   const Floats p = every<Floats>(by.nearest), p_first = every<Floats>(by.first);
-  const Floats rounded = multiply_add(p, first + rest, every<Floats>(kRound)), k = rounded - kRound;
-  Floats g = multiply_add(p_first, first, -k) + (rest * p + first * by.rest);
+  const Floats rounded = fused(p, first + rest, every<Floats>(kRound)), k = rounded - kRound;
+  Floats g = fused(p_first, first, -k) + (rest * p + first * by.rest);
   g = _mm512_maskz_range_ps(0xffff, g, every<Floats>(1), 2);  // not beyond 1 where k is, nor NaN where it is infinite
   const Floats root = of_part((Words)rounded, kPowerTables.root);
   const Floats grown = g * polynomial(g, {0.0555034168f, 0.240234286f, 0.693147182f});  // 2^g - 1, to 2^-29
