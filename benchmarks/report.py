@@ -1,4 +1,4 @@
-"""JSON of run.py -> Markdown tables of ratios, and plots.
+"""JSON of run.py, models.py and pooling.py -> Markdown tables of ratios; and plots of run.py's.
 
     python benchmarks/report.py results/layers.json
     python benchmarks/report.py results/*.json --summary
@@ -16,39 +16,57 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PASSES = ("forward", "grad_input", "grad_weight")
+Table = dict[str, dict[str, float]]
+"""{line: {column: ratio}}"""
 
 
-def ratios(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> dict[str, dict[str, float]]:
-    """{problem: {pass: ratio}}, in the order of the file; empty where it is another benchmark's."""
-    table: dict[str, dict[str, float]] = {}
-    for row in data["results"]:
-        times = row["times"] if "problem" in row and "times" in row else {}
+def ratios(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> Table:
+    """A line for each layer or model, with its passes; or for each case of pooling.py, with its operators."""
+    table: Table = {}
+    for row in data["results"] if "options" in data else []:  # overhead.py and memory.py make tables of their own
+        times = row["times"]
         if baseline in times and ours in times:
-            name = row["problem"].split()[0]
-            table.setdefault(name, {})[row["pass"]] = times[baseline][statistic] / times[ours][statistic]
+            line = row["problem"].split()[0] if "problem" in row else row.get("model") or row["case"]
+            ratio = times[baseline][statistic] / times[ours][statistic]
+            table.setdefault(line, {})[row.get("pass") or row["kind"]] = ratio
     return table
+
+
+def columns_of(table: Table) -> dict[str, list[float]]:
+    """{column: its ratios}, in the order of appearance."""
+    columns: dict[str, list[float]] = {}
+    for row in table.values():
+        for column, ratio in row.items():
+            columns.setdefault(column, []).append(ratio)
+    return columns
+
+
+def heading(data: dict[str, Any]) -> str:
+    """What the times depend on most."""
+    options = data["options"]
+    environment = data["environment"]
+    parts = [environment["cpu"], environment["isa"], f"{options['threads']} threads", options.get("dtype", "float32")]
+    return ", ".join(parts + ["channels_last"] * bool(options.get("channels_last")))
 
 
 def markdown(data: dict[str, Any], baseline: str, ours: str, statistic: str) -> str:
     """The table of ratios."""
     table = ratios(data, baseline, ours, statistic)
-    passes = [p for p in PASSES if any(p in row for row in table.values())]
-    environment, options = data["environment"], data["options"]
+    columns = columns_of(table)
+    environment = data["environment"]
     foreign = max((row.get("foreign_cores") or 0 for row in data["results"]), default=0)
     handoffs = [row["handoff_ns"] for row in data["results"] if row.get("handoff_ns")]
     lines = [
-        f"{environment['cpu']}, {environment['isa']}, {options['threads']} threads, torch {environment['torch']}, "
-        f"{options['dtype']}, {environment['time']}; time of {baseline} / time of {ours}, by {statistic}.",
+        f"{heading(data)}, torch {environment['torch']}, {environment['time']}; "
+        f"time of {baseline} / time of {ours}, by {statistic}.",
         "",
-        f"| layer | {' | '.join(passes)} |",
-        f"|---|{'---|' * len(passes)}",
+        f"| | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
     ]
     for name, row in table.items():
-        lines.append(f"| {name} | {' | '.join(f'{row[p]:.2f}' if p in row else '' for p in passes)} |")
-    columns = [[row[p] for row in table.values() if p in row] for p in passes]
-    lines.append(f"| **geometric mean** | {' | '.join(f'**{mean(column):.2f}**' for column in columns)} |")
-    lines.append(f"| **worst** | {' | '.join(f'**{min(column):.2f}**' for column in columns)} |")
+        lines.append(f"| {name} | {' | '.join(f'{row[c]:.2f}' if c in row else '' for c in columns)} |")
+    lines.append(f"| **geometric mean** | {' | '.join(f'**{mean(column):.2f}**' for column in columns.values())} |")
+    lines.append(f"| **worst** | {' | '.join(f'**{min(column):.2f}**' for column in columns.values())} |")
     if foreign > 0.1:
         lines += ["", f"Others kept up to {foreign:.1f} cores busy meanwhile: do not quote these numbers."]
     if handoffs:
@@ -62,25 +80,25 @@ def mean(values: list[float]) -> float:
 
 
 def summary(files: list[Path], baseline: str, ours: str, statistic: str) -> str:
-    """Geometric mean and worst layer of every suite in the files, a line each."""
+    """Geometric mean and worst layer of every suite in the files, a line each; of pooling.py's of every operator."""
     lines: list[str] = []
     for file in files:
         data = json.loads(file.read_text())
-        suites: dict[str, dict[str, list[float]]] = {}
+        suites: dict[str, Table] = {}
         for name, row in ratios(data, baseline, ours, statistic).items():
-            columns = suites.setdefault(suite_of(name), {})
-            for which, ratio in row.items():
-                columns.setdefault(which, []).append(ratio)
+            if any("kind" in r for r in data["results"]):
+                for kind, ratio in row.items():
+                    suites.setdefault(kind, {})[name] = {"all cases": ratio}
+            else:
+                suites.setdefault("models" if "model" in data["results"][0] else suite_of(name), {})[name] = row
         if not suites:
             continue
-        options = data["options"]
-        heading = f"{data['environment']['isa']}, {options['threads']} threads, {options['dtype']}"
-        if options.get("channels_last"):
-            heading += ", channels_last"
-        lines += ["", f"| {heading} | layers | {' | '.join(PASSES)} |", f"|---|---|{'---|' * len(PASSES)}"]
-        for suite, columns in suites.items():
-            cells = [f"{mean(c):.2f} ({min(c):.2f})" if (c := columns.get(which)) else "" for which in PASSES]
-            lines.append(f"| {suite} | {max(map(len, columns.values()))} | {' | '.join(cells)} |")
+        columns = list(columns_of({k: v for suite in suites.values() for k, v in suite.items()}))
+        lines += ["", f"| {heading(data)} | cases | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
+        for suite, table in suites.items():
+            values = columns_of(table)
+            cells = [f"{mean(v):.2f} ({min(v):.2f})" if (v := values.get(c)) else "" for c in columns]
+            lines.append(f"| {suite} | {max(map(len, values.values()))} | {' | '.join(cells)} |")
     return "\n".join(lines[1:])
 
 
@@ -105,7 +123,7 @@ def plots(data: dict[str, Any], baseline: str, ours: str, statistic: str, folder
         raise SystemExit("plots need matplotlib: pip install matplotlib") from error
     folder.mkdir(parents=True, exist_ok=True)
     table = ratios(data, baseline, ours, statistic)
-    passes = [p for p in PASSES if any(p in row for row in table.values())]
+    passes = list(columns_of(table))
 
     figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(table) * len(passes) ** 0.5 + 1.5))
     for i, which in enumerate(passes):

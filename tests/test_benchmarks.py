@@ -55,6 +55,19 @@ def test_models(tmp_path):
     options = ("--batch", 1, "--seconds", 0, "--rounds", 1, "--threads", 1)
     run("models.py", "dcgan_generator", *options, "--out", file)
     assert [row["pass"] for row in json.loads(file.read_text())["results"]] == ["inference", "training step"]
+    assert "| models | 1 |" in run("report.py", file, "--summary")
+
+
+def test_pooling(tmp_path):
+    file = tmp_path / "pooling.json"
+    run("pooling.py", "lrn", "--seconds", 0, "--rounds", 1, "--threads", 1, "--out", file)
+    rows = json.loads(file.read_text())["results"]
+    assert {row["kind"] for row in rows} == {"lrn"}
+    times = rows[-1]["times"]
+    ratio = times["torch"]["median"] / times["ours"]["median"]
+    line = next(line for line in run("report.py", file).splitlines() if line.startswith(f"| {rows[-1]['case']} "))
+    assert line.split("|")[2].strip() == f"{ratio:.2f}"
+    assert f"| lrn | {len(rows)} |" in run("report.py", file, "--summary")
 
 
 def test_overhead(tmp_path):
