@@ -10,6 +10,7 @@ a round is one replay between two events. `bound` is the time that the card's ow
 
     python benchmarks/run.py --suite layers --passes forward grad_input grad_weight
     python benchmarks/run.py --suite layers transposed --threads 1 --out results/one_thread.json
+    python benchmarks/run.py --suite deepbench --batch 8
     python benchmarks/run.py --suite lenet --backends torch ours ours:matrix unfold csr scipy assemble copy_csr --quick
     python benchmarks/run.py --device cuda --dtype tf32 --channels-last --suite layers --out out/cuda_tf32.json
 """
@@ -22,6 +23,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +276,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", nargs="+", default=["layers"], help="suites of problems.py, or beginnings of names")
+    parser.add_argument("--batch", type=int, help="instead of the problems' own")
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument(
         "--backends",
@@ -296,6 +299,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         options.seconds, options.rounds = 0.1, 3
     if options.threads < 1:
         parser.error("--threads must be positive")
+    if options.batch is not None and options.batch < 1:
+        parser.error("--batch must be positive")
     if options.device == "cpu" and options.dtype == "tf32":
         parser.error("--dtype tf32 needs --device cuda")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -316,6 +321,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if options.batch:
+        chosen = [replace(problem, batch=options.batch) for problem in chosen]
     result: dict[str, Any] = {
         "environment": environment(options.device) | {"heap_kept": keep_heap()},
         "ceilings": ceilings(options.threads) if options.device == "cpu" else cuda_ceilings(torch_dtype(options.dtype)),
