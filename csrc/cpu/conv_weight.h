@@ -152,6 +152,45 @@ MultiplyDot<T> dot_for(int64_t rows, int64_t columns) {
   return dot_rows_for<T, kColumns>(rows);
 }
 
+// What the next box reads of x where it stands: no prefetcher foresees parts of as many rows as there are channels.
+// Lines are asked for a few at a time while others are multiplied, into the second cache, for the first one is full of
+// those.
+class Ahead {
+ public:
+  Ahead() = default;
+  // The box's cells of `channels` channels from x on, as far as they are of one image and plane.
+  template <typename T>
+  Ahead(const GatherPlan& p, const Box& b, const T* x, int64_t channels) {
+    if (b.size[0] > 1 || p.cells[0] > 1) return;
+    const int64_t cells[2] = {(b.size[2] - 1) * p.stride[1] + 1, (b.size[3] - 1) * p.stride[2] + 1};
+    const int64_t size = (cells[0] - 1) * p.in_axis[1] + (cells[1] - 1) * p.in_axis[2] + 1;
+    const bool inner = p.in_channel == 1;
+    first_ =
+        reinterpret_cast<uintptr_t>(x + b.first[0] * p.in_batch + b.first[1] * p.stride[0] * p.in_axis[0] +
+                                    b.first[2] * p.stride[1] * p.in_axis[1] + b.first[3] * p.stride[2] * p.in_axis[2]);
+    pitch_ = p.in_channel * static_cast<int64_t>(sizeof(T));
+    left_ = inner ? 1 : channels;
+    size_ = (inner ? size + channels - 1 : size) * static_cast<int64_t>(sizeof(T));
+  }
+  // Shares the lines out among so many calls of ask().
+  void spread(int64_t calls) { share_ = block_count(left_ * block_count(size_, kLine), calls); }
+  void ask() {
+    for (int64_t i = 0; i < share_ && left_ > 0; ++i) {
+      __builtin_prefetch(reinterpret_cast<const void*>(first_ + static_cast<uintptr_t>(offset_)), 0, 2);
+      offset_ += kLine;
+      if (offset_ < size_) continue;
+      offset_ = 0;
+      first_ += static_cast<uintptr_t>(pitch_);
+      --left_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  uintptr_t first_ = 0;
+  int64_t pitch_ = 0, left_ = 0, size_ = 0, offset_ = 0, share_ = 0;
+};
+
 // What a task works on: a group, a share of its rows, and a share of the pass's boxes.
 struct WeightTask {
   int64_t group, row_begin, row_end, box_begin, box_end;
@@ -166,12 +205,14 @@ Sum* weight_sums(const WeightPlan& plan, void* sums, int64_t group, int64_t shar
 // The rows of the task in a block of channels; tile holds those channels of the box.
 template <typename Factor, typename Sum>
 void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
-               const int32_t* pixels, int64_t outputs, const Factor* panels, bool add, Sum* all_sums) {
+               const int32_t* pixels, int64_t outputs, const Factor* panels, bool add, Sum* all_sums, Ahead ahead) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
   const int64_t row_end = least(task.row_end, (c0 + channels) * p.taps);
-  for (int64_t block = 0; block < row_blocks<Sum>(p); ++block) {
+  const int64_t blocks = row_blocks<Sum>(p);
+  ahead.spread(blocks * block_count(row_end - row_begin, kMostOuterRows));
+  for (int64_t block = 0; block < blocks; ++block) {
     const RowBlock columns = row_block_at<Sum>(p, block);
     const int64_t vectors = columns.width / kLanes;
     const int64_t parts = block_count(row_end - row_begin, outer_rows(vectors));
@@ -181,6 +222,7 @@ void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64
       const int64_t rows = block_begin(part + 1, row_end - row_begin, parts) - row;
       const Factor* from[kMostOuterRows];
       for (int64_t r = 0; r < rows; ++r) from[r] = tile + p.offset[row_begin - c0 * p.taps + row + r];
+      ahead.ask();
       outer_for<Factor>(rows, vectors)(outputs, from, pixels, panels + columns.first * outputs,
                                        sums + row * columns.width, add);
     }
@@ -293,7 +335,9 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
         if (plan.dot) {
           sum_dot(plan, task, c0, channels, tile, runs, count, panels, pitch, !first, lanes);
         } else {
-          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, panels, !first, sums);
+          const bool foresees = p.raw && box + 1 < task.box_end;
+          const Ahead ahead = foresees ? Ahead(p, box_at(p, box + 1), tile, channels) : Ahead();
+          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, panels, !first, sums, ahead);
         }
       }
     }
