@@ -284,6 +284,71 @@ int64_t pack_cells(const GatherPlan& p, Run* runs, int64_t count, const T* y, Fa
   return pitch;
 }
 
+// Few outputs, many channels on both sides: columns are (channel, tap), packed as [output][column of the block], and
+// rows are y's, read where they stand. Sums that registers cannot hold until they are whole are those of a block of
+// columns, and w is written in its order.
+template <typename T>
+void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* scratch, int64_t begin, int64_t end) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const GatherPlan& p = plan.gather;
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
+  T* panel = reinterpret_cast<T*>(scratch + p.at_own);
+  T* sums = reinterpret_cast<T*>(scratch + p.at_sums);
+  const Box b = box_at(p, 0);
+  const int64_t count = list_runs(p, b, runs), length = runs[0].length, outputs = count * length;
+  list_pixels(p, runs, count, pixels);
+  int32_t* outs = pixels + outputs;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t q = 0; q < length; ++q) {
+      outs[i * length + q] = static_cast<int32_t>(runs[i].out + q * p.out_axis[2]);
+    }
+  }
+  const int64_t in_row = p.channels * p.taps, vectors = block_count(in_row, kLanes);
+  const int64_t blocks = block_count(vectors, kOuterVectors), chunks = block_count(outputs, plan.box_pixels);
+  const bool straight = p.taps == 1 && (p.raw ? p.stride[2] * p.in_axis[2] : p.move[2] * p.tile_cell) == 1;
+  HeldTile held;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t share = task % plan.row_tasks, block = task / plan.row_tasks % blocks;
+    const int64_t g = task / plan.row_tasks / blocks;
+    const int64_t first = block_begin(block, vectors, blocks) * kLanes;
+    const int64_t width = block_begin(block + 1, vectors, blocks) * kLanes - first;
+    const int64_t real = least(width, in_row - first), c0 = first / p.taps;
+    const int64_t first_row = block_begin(share, p.rows, plan.row_tasks);
+    const int64_t all_rows = block_begin(share + 1, p.rows, plan.row_tasks) - first_row;
+    const int64_t parts = block_count(all_rows, outer_rows(width / kLanes));
+    const T* tile = tile_at<T>(p, b, x, g, c0, (first + real - 1) / p.taps - c0 + 1, scratch, held) + runs[0].source;
+    const int32_t* offset = p.offset + (first - c0 * p.taps);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t o = block_begin(chunk, outputs, chunks), o_end = block_begin(chunk + 1, outputs, chunks);
+      if (real < width) fill_zero(panel, (o_end - o) * width);
+      for (int64_t q = o; q < o_end;) {
+        const int64_t some = straight ? least(length - q % length, o_end - q) : 1;
+        const T* from = tile + pixels[q];
+        T* to = panel + (q - o) * width;
+        if (straight) {
+          transpose(from + offset[0], p.raw ? p.in_channel : p.tile_channel, real, some, to, width);
+        } else {
+          for (int64_t j = 0; j < real; ++j) to[j] = from[offset[j]];
+        }
+        q += some;
+      }
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t begin_row = block_begin(part, all_rows, parts);
+        const int64_t rows = block_begin(part + 1, all_rows, parts) - begin_row, row = first_row + begin_row;
+        const T* from[kMostOuterRows];
+        for (int64_t r = 0; r < rows; ++r) from[r] = y + g * p.out_group + (row + r) * p.out_channel;
+        T* part_sums = chunks == 1 ? sums : sums + begin_row * width;
+        outer_for<T>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0);
+        if (chunk + 1 < chunks) continue;
+        for (int64_t r = 0; r < rows; ++r) {
+          copy_run(part_sums + r * width, 1, real, w + g * p.w_group + (row + r) * p.w_row + first);
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, const void* panels_data,
                 void* sums_data, char* scratch, int64_t begin, int64_t end) {
@@ -292,6 +357,9 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
   const GatherPlan& p = plan.gather;
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
+  if constexpr (sizeof(T) == sizeof(Sum)) {
+    if (plan.patches) return weight_patches(plan, x, y, static_cast<T*>(sums_data), scratch, begin, end);
+  }
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
   Factor* own = reinterpret_cast<Factor*>(scratch + p.at_own);  // y of a box, unless all tasks share it
