@@ -307,6 +307,9 @@ LARGE = {
     "first": ((2, 3, 101, 99), (20, 3, 7, 7), (2, 2), (3, 3, 3, 3), (1, 1)),
     "pointwise": ((3, 150, 29, 31), (100, 150, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "pointwise-stride": ((3, 150, 29, 31), (100, 150, 1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
+    # Few outputs: the weight's gradient is of patches.
+    "pointwise-few": ((3, 150, 15, 17), (203, 150, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "3x3-few": ((3, 70, 9, 8), (203, 70, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
 }
 
 
@@ -333,7 +336,7 @@ def test_large_layers_give_torchs_integers(name, memory_format, dtype):
 
 def test_more_weights_than_are_packed_at_once():
     # Integers, and so exactly what torch gives.
-    x, w = integers((2, 512, 4, 3), 1), integers((1536, 512, 3, 3), 2)
+    x, w = integers((24, 512, 4, 3), 1), integers((1536, 512, 3, 3), 2)
     y = torch.nn.functional.conv2d(x, w, padding=1)
     dx = torch.nn.functional.conv_transpose2d(y.sign(), w, padding=1)
     dw = torch.nn.grad.conv2d_weight(x, w.shape, y.sign(), padding=1)
@@ -559,7 +562,12 @@ def test_weight_gradient_confines_what_is_not_finite(algorithm):
 
 # Threads and processes -----------------------------------------------------------------------------------------------
 
-LAYERS = [((2, 16, 30, 30), (24, 16, 3, 3), 1), ((3, 8, 17, 40), (8, 1, 5, 5), 8), ((4, 64, 28, 28), (64, 64, 3, 3), 1)]
+LAYERS = [
+    ((2, 16, 30, 30), (24, 16, 3, 3), 1),
+    ((3, 8, 17, 40), (8, 1, 5, 5), 8),
+    ((4, 64, 28, 28), (64, 64, 3, 3), 1),
+    ((2, 40, 12, 12), (130, 40, 1, 1), 1),
+]
 
 
 def all_passes(x, w, groups):

@@ -92,6 +92,7 @@ struct WeightPlan {
   int64_t box_tasks;             // and tasks that share the boxes, which pack y for themselves
   bool dot;                      // few columns: lanes along the outputs instead of the columns
   bool in_place;                 // of dots: y is read where it stands
+  bool patches;                  // columns are (channel, tap) instead, rows are y's, and sums are w itself
 };
 
 // Winograd's F(m x m, r x r), m + r = 7: a tile of 6 x 6 inputs gives m x m outputs of an r x r kernel through 36

@@ -11,6 +11,7 @@ constexpr int64_t kSharedSums = int64_t{4} << 20;      // bytes, of all shares
 constexpr int64_t kPanelBytes = int64_t{32} << 10;     // of a block of columns of a box
 constexpr int64_t kDotPanelBytes = int64_t{28} << 10;  // of the columns of a box that are multiplied together
 constexpr int64_t kLongRow = 96;                       // of y, which is read in place
+constexpr int64_t kListedOutputs = 4096;               // most outputs that every thread lists, for patches
 constexpr int64_t kDotSums = int64_t{1} << 20;         // bytes of vectors of sums, of a thread
 
 struct WeightGradient : Plan {
@@ -69,6 +70,10 @@ void WeightGradient::run(const void* x, int64_t, const void* y, int64_t, void* w
     parallel(k.weight_store_tasks(plan), 4 * g.groups * g.rows * plan.row_count,
              [&](int64_t begin, int64_t end) { k.weight_store(plan, sums.get(), w, begin, end); });
   }
+}
+
+std::array<int64_t, kAxes> kernel_of(const Problem& p) {
+  return {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel};
 }
 
 bool unit_strides(const Problem& p) {
@@ -188,6 +193,77 @@ std::unique_ptr<WeightGradient> plan_at_once(const Problem& problem, const ConvK
   return made;
 }
 
+// See weight_patches() in conv_weight.h.
+struct WeightGradientOfPatches : Plan {
+  explicit WeightGradientOfPatches(const ConvKernels& kernels) : k(kernels) {}
+
+  Explanation explain() const override {
+    return {Algorithm::kOuter, thread_count() * plan.gather.scratch, 1, gather_macs(plan.gather)};
+  }
+
+  void run(const void* x, int64_t, const void* y, int64_t, void* w) override {
+    const GatherPlan& g = plan.gather;
+    parallel(tasks * plan.row_tasks, gather_macs(g), [&](int64_t begin, int64_t end) {
+      const Buffer mine(g.scratch);
+      k.weight_sum(plan, x, y, nullptr, w, mine.get(), begin, end);
+    });
+  }
+
+  const ConvKernels& k;
+  Gather gather;
+  WeightPlan plan = {};
+  int64_t tasks = 0;  // groups and blocks of columns
+};
+
+// Whether packing patches of x costs less than packing y and transposing the sums. Where neighbouring outputs do not
+// read neighbours, or patches are of several taps, they are packed one number after the other.
+bool wants_patches(const Problem& p) {
+  const int64_t outputs = p.batch * p.output_numel(), rows = p.in_channels * p.kernel_numel(), k = p.out_channels;
+  if (p.kernel_numel() > 1) return outputs <= std::min(kListedOutputs / 16, k);
+  const bool straight = unit_strides(p) && p.x.axis[2] == 1;
+  return outputs <= (straight ? kListedOutputs : kListedOutputs / 4) && outputs * (rows - k) <= 8 * rows * k;
+}
+
+// For those; otherwise null.
+PlanPtr plan_patches(const Problem& p, const ConvKernels& k) {
+  const auto wanted = wanted_algorithm();
+  if (k.item != k.sum_item || (wanted && *wanted != Algorithm::kOuter)) return nullptr;
+  if (!wants_patches(p) || !contiguous_axes(p.w, kernel_of(p))) return nullptr;
+  auto made = std::make_unique<WeightGradientOfPatches>(k);
+  const int64_t outputs = p.batch * p.output_numel(), width = k.outer_vectors * k.lanes;
+  made->gather = forward_gather(p, true);
+  Blocking blocking = {};
+  blocking.compact = blocking.outer = blocking.may_be_raw = true;
+  blocking.pixels = outputs;
+  blocking.depth = 1 << 30;
+  blocking.tile = 1 << 20;
+  if (!lay_out(made->gather, blocking, k)) return nullptr;
+  made->gather.point();
+  WeightPlan& plan = made->plan;
+  plan.gather = made->gather.plan;
+  GatherPlan& g = plan.gather;
+  int64_t reach = (g.batch - 1) * g.out_batch;
+  for (int i = 0; i < kAxes; ++i) reach += (g.grid[i] - 1) * g.out_axis[i];
+  const int64_t needed = std::min(g.channels, width / g.taps + 2);  // channels that a block of columns may be of
+  if (box_count(g) > 1 || g.channel_block < needed || reach >= int64_t{1} << 31) return nullptr;
+  plan.patches = true;
+  plan.box_pixels = even_part(outputs, std::clamp<int64_t>(kPanelBytes / (width * k.sum_item), 128, 256));
+  // Shares of the rows pack patches again: no more of them than it takes to have all threads do as much.
+  const int64_t threads = thread_count(), most = parts(g.rows, width);
+  made->tasks = g.groups * parts(parts(g.channels * g.taps, k.lanes), k.outer_vectors);
+  plan.row_tasks = 1;
+  while (plan.row_tasks < most && made->tasks * plan.row_tasks < 4 * threads &&
+         made->tasks * plan.row_tasks % threads != 0) {
+    ++plan.row_tasks;
+  }
+  const int64_t runs = g.box[0] * g.box[1] * g.box[2];
+  g.at_sums = g.at_own + aligned(plan.box_pixels * width * k.sum_item);
+  g.at_runs = g.at_sums + aligned(g.rows * width * k.sum_item);
+  g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
+  g.scratch = g.at_pixels + aligned(2 * outputs * static_cast<int64_t>(sizeof(int32_t)));
+  return made;
+}
+
 // A kernel along one axis, of whose taps each is a product of matrices: what it sees of x and y follows each other in
 // memory and is read where it stands.
 struct WeightGradientOfTaps : Plan {
@@ -251,6 +327,7 @@ PlanPtr plan_taps(const Problem& p, const ConvKernels& k) {
 }  // namespace
 
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
+  if (PlanPtr plan = plan_patches(p, k)) return plan;
   if (PlanPtr plan = plan_taps(p, k)) return plan;
   return plan_at_once(p, k);
 }

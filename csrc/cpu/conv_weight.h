@@ -152,6 +152,45 @@ MultiplyDot<T> dot_for(int64_t rows, int64_t columns) {
   return dot_rows_for<T, kColumns>(rows);
 }
 
+// What the next box reads of x where it stands: no prefetcher foresees parts of as many rows as there are channels.
+// Lines are asked for a few at a time while others are multiplied, into the second cache, for the first one is full of
+// those.
+class Ahead {
+ public:
+  Ahead() = default;
+  // The box's cells of `channels` channels from x on, as far as they are of one image and plane.
+  template <typename T>
+  Ahead(const GatherPlan& p, const Box& b, const T* x, int64_t channels) {
+    if (b.size[0] > 1 || p.cells[0] > 1) return;
+    const int64_t cells[2] = {(b.size[2] - 1) * p.stride[1] + 1, (b.size[3] - 1) * p.stride[2] + 1};
+    const int64_t size = (cells[0] - 1) * p.in_axis[1] + (cells[1] - 1) * p.in_axis[2] + 1;
+    const bool inner = p.in_channel == 1;
+    first_ =
+        reinterpret_cast<uintptr_t>(x + b.first[0] * p.in_batch + b.first[1] * p.stride[0] * p.in_axis[0] +
+                                    b.first[2] * p.stride[1] * p.in_axis[1] + b.first[3] * p.stride[2] * p.in_axis[2]);
+    pitch_ = p.in_channel * static_cast<int64_t>(sizeof(T));
+    left_ = inner ? 1 : channels;
+    size_ = (inner ? size + channels - 1 : size) * static_cast<int64_t>(sizeof(T));
+  }
+  // Shares the lines out among so many calls of ask().
+  void spread(int64_t calls) { share_ = block_count(left_ * block_count(size_, kLine), calls); }
+  void ask() {
+    for (int64_t i = 0; i < share_ && left_ > 0; ++i) {
+      __builtin_prefetch(reinterpret_cast<const void*>(first_ + static_cast<uintptr_t>(offset_)), 0, 2);
+      offset_ += kLine;
+      if (offset_ < size_) continue;
+      offset_ = 0;
+      first_ += static_cast<uintptr_t>(pitch_);
+      --left_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  uintptr_t first_ = 0;
+  int64_t pitch_ = 0, left_ = 0, size_ = 0, offset_ = 0, share_ = 0;
+};
+
 // What a task works on: a group, a share of its rows, and a share of the pass's boxes.
 struct WeightTask {
   int64_t group, row_begin, row_end, box_begin, box_end;
@@ -166,12 +205,14 @@ Sum* weight_sums(const WeightPlan& plan, void* sums, int64_t group, int64_t shar
 // The rows of the task in a block of channels; tile holds those channels of the box.
 template <typename Factor, typename Sum>
 void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
-               const int32_t* pixels, int64_t outputs, const Factor* panels, bool add, Sum* all_sums) {
+               const int32_t* pixels, int64_t outputs, const Factor* panels, bool add, Sum* all_sums, Ahead ahead) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
   const int64_t row_end = least(task.row_end, (c0 + channels) * p.taps);
-  for (int64_t block = 0; block < row_blocks<Sum>(p); ++block) {
+  const int64_t blocks = row_blocks<Sum>(p);
+  ahead.spread(blocks * block_count(row_end - row_begin, kMostOuterRows));
+  for (int64_t block = 0; block < blocks; ++block) {
     const RowBlock columns = row_block_at<Sum>(p, block);
     const int64_t vectors = columns.width / kLanes;
     const int64_t parts = block_count(row_end - row_begin, outer_rows(vectors));
@@ -181,6 +222,7 @@ void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64
       const int64_t rows = block_begin(part + 1, row_end - row_begin, parts) - row;
       const Factor* from[kMostOuterRows];
       for (int64_t r = 0; r < rows; ++r) from[r] = tile + p.offset[row_begin - c0 * p.taps + row + r];
+      ahead.ask();
       outer_for<Factor>(rows, vectors)(outputs, from, pixels, panels + columns.first * outputs,
                                        sums + row * columns.width, add);
     }
@@ -242,6 +284,71 @@ int64_t pack_cells(const GatherPlan& p, Run* runs, int64_t count, const T* y, Fa
   return pitch;
 }
 
+// Few outputs, many channels on both sides: columns are (channel, tap), packed as [output][column of the block], and
+// rows are y's, read where they stand. Sums that registers cannot hold until they are whole are those of a block of
+// columns, and w is written in its order.
+template <typename T>
+void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* scratch, int64_t begin, int64_t end) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  const GatherPlan& p = plan.gather;
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
+  T* panel = reinterpret_cast<T*>(scratch + p.at_own);
+  T* sums = reinterpret_cast<T*>(scratch + p.at_sums);
+  const Box b = box_at(p, 0);
+  const int64_t count = list_runs(p, b, runs), length = runs[0].length, outputs = count * length;
+  list_pixels(p, runs, count, pixels);
+  int32_t* outs = pixels + outputs;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t q = 0; q < length; ++q) {
+      outs[i * length + q] = static_cast<int32_t>(runs[i].out + q * p.out_axis[2]);
+    }
+  }
+  const int64_t in_row = p.channels * p.taps, vectors = block_count(in_row, kLanes);
+  const int64_t blocks = block_count(vectors, kOuterVectors), chunks = block_count(outputs, plan.box_pixels);
+  const bool straight = p.taps == 1 && (p.raw ? p.stride[2] * p.in_axis[2] : p.move[2] * p.tile_cell) == 1;
+  HeldTile held;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t share = task % plan.row_tasks, block = task / plan.row_tasks % blocks;
+    const int64_t g = task / plan.row_tasks / blocks;
+    const int64_t first = block_begin(block, vectors, blocks) * kLanes;
+    const int64_t width = block_begin(block + 1, vectors, blocks) * kLanes - first;
+    const int64_t real = least(width, in_row - first), c0 = first / p.taps;
+    const int64_t first_row = block_begin(share, p.rows, plan.row_tasks);
+    const int64_t all_rows = block_begin(share + 1, p.rows, plan.row_tasks) - first_row;
+    const int64_t parts = block_count(all_rows, outer_rows(width / kLanes));
+    const T* tile = tile_at<T>(p, b, x, g, c0, (first + real - 1) / p.taps - c0 + 1, scratch, held) + runs[0].source;
+    const int32_t* offset = p.offset + (first - c0 * p.taps);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t o = block_begin(chunk, outputs, chunks), o_end = block_begin(chunk + 1, outputs, chunks);
+      if (real < width) fill_zero(panel, (o_end - o) * width);
+      for (int64_t q = o; q < o_end;) {
+        const int64_t some = straight ? least(length - q % length, o_end - q) : 1;
+        const T* from = tile + pixels[q];
+        T* to = panel + (q - o) * width;
+        if (straight) {
+          transpose(from + offset[0], p.raw ? p.in_channel : p.tile_channel, real, some, to, width);
+        } else {
+          for (int64_t j = 0; j < real; ++j) to[j] = from[offset[j]];
+        }
+        q += some;
+      }
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t begin_row = block_begin(part, all_rows, parts);
+        const int64_t rows = block_begin(part + 1, all_rows, parts) - begin_row, row = first_row + begin_row;
+        const T* from[kMostOuterRows];
+        for (int64_t r = 0; r < rows; ++r) from[r] = y + g * p.out_group + (row + r) * p.out_channel;
+        T* part_sums = chunks == 1 ? sums : sums + begin_row * width;
+        outer_for<T>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0);
+        if (chunk + 1 < chunks) continue;
+        for (int64_t r = 0; r < rows; ++r) {
+          copy_run(part_sums + r * width, 1, real, w + g * p.w_group + (row + r) * p.w_row + first);
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, const void* panels_data,
                 void* sums_data, char* scratch, int64_t begin, int64_t end) {
@@ -250,6 +357,9 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
   const GatherPlan& p = plan.gather;
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
+  if constexpr (sizeof(T) == sizeof(Sum)) {
+    if (plan.patches) return weight_patches(plan, x, y, static_cast<T*>(sums_data), scratch, begin, end);
+  }
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
   Factor* own = reinterpret_cast<Factor*>(scratch + p.at_own);  // y of a box, unless all tasks share it
@@ -293,7 +403,9 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
         if (plan.dot) {
           sum_dot(plan, task, c0, channels, tile, runs, count, panels, pitch, !first, lanes);
         } else {
-          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, panels, !first, sums);
+          const bool foresees = p.raw && box + 1 < task.box_end;
+          const Ahead ahead = foresees ? Ahead(p, box_at(p, box + 1), tile, channels) : Ahead();
+          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, panels, !first, sums, ahead);
         }
       }
     }
