@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kPixels = CONVARITH_REGISTERS >= 32 ? 7 : 4;  // of a block: most networks' sizes are multiples
 constexpr int kFewPixels = CONVARITH_REGISTERS >= 32 ? 3 : 2;
-constexpr int kWeighTaps = 7;
 
 // A row of the input and the weights by which two rows of outputs see it.
 template <typename In>
@@ -437,42 +436,81 @@ struct TapLine {
   T* w;
 };
 
-// sums[tap] += sum over pixels x of y[x] * in[x * step + tap].
-template <typename T, int kTaps, int kVecs>
-void weigh_pixels(const TapLine<T>& row, const ColumnTap* taps, int64_t at, int64_t step, int64_t last, const T* y,
-                  int64_t y_step, int64_t count) {
+// Where a row of outputs reads a row of the input: input q, of which [begin, end) are there, stands at first + q *
+// step.
+struct Slide {
+  int64_t first, step, begin, end;
+};
+
+inline Slide slide_from(int64_t column, int64_t apart, int64_t pixel, int64_t size) {
+  const int64_t begin = column < 0 ? steps_up(-column, apart) : 0;
+  return {column * pixel, apart * pixel, begin, column < size ? most(begin, steps_up(size - column, apart)) : begin};
+}
+
+// w[line][tap] += sum over outputs j of y[j] * input j * kStep + tap of the line. What the taps see stays in registers
+// from one output to the next.
+template <typename T, int kTaps, int kStep, int kLines>
+void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_step, int64_t count, int64_t tap) {
   typedef typename Simd<T>::Vec V;
   constexpr int kLanes = Simd<T>::kLanes;
-  V sums[kTaps][kVecs];
-  const T* from[kTaps];
-  CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
-    from[t] = row.in + at + taps[t].input;
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      sums[t][j] = load(row.w + (taps[t].weight * kVecs + j) * kLanes);
+  const T zeros[kLanes] = {};
+  V sums[kLines][kTaps], seen[kLines][kTaps];  // input q in place q modulo kTaps
+  const T* in[kLines];
+  CONVARITH_UNROLL for (int l = 0; l < kLines; ++l) {
+    in[l] = lines[l].in;
+    CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) sums[l][t] = load(lines[l].w + (tap + t) * kLanes);
+  }
+  const auto see = [&](int64_t q, int place) __attribute__((always_inline)) {
+    const bool there = q >= x.begin && q < x.end;
+    CONVARITH_UNROLL for (int l = 0; l < kLines; ++l) {
+      seen[l][place] = load(there ? in[l] + (x.first + q * x.step) : zeros);
+    }
+  };
+  CONVARITH_UNROLL for (int t = 0; t < kTaps - kStep; ++t) see(t, t);
+  for (int64_t j = 0; j < count; j += kTaps) {
+    CONVARITH_UNROLL for (int i = 0; i < kTaps; ++i) {
+      if (j + i >= count) break;
+      CONVARITH_UNROLL for (int t = kTaps - kStep; t < kTaps; ++t) {
+        see((j + i) * kStep + t, (i * kStep + t) % kTaps);
+      }
+      const V v = load(y + (j + i) * y_step);
+      CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
+        CONVARITH_UNROLL for (int l = 0; l < kLines; ++l) sums[l][t] += v * seen[l][(i * kStep + t) % kTaps];
+      }
     }
   }
-  for (int64_t x = 0; x < count; ++x, y += y_step) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      const V v = load(y + j * last);
-      CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) sums[t][j] += v * load(from[t] + x * step + j * last);
-    }
-  }
-  CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      store(row.w + (taps[t].weight * kVecs + j) * kLanes, sums[t][j]);
-    }
+  CONVARITH_UNROLL for (int l = 0; l < kLines; ++l) {
+    CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) store(lines[l].w + (tap + t) * kLanes, sums[l][t]);
   }
 }
 
-template <typename T, int kVecs, int kTaps = kWeighTaps>
-void weigh_run(int64_t tap_count, const TapLine<T>& row, const ColumnTap* taps, int64_t at, int64_t step, int64_t last,
-               const T* y, int64_t y_step, int64_t count) {
-  if constexpr (kTaps > 1) {
-    if (tap_count < kTaps) {
-      return weigh_run<T, kVecs, kTaps - 1>(tap_count, row, taps, at, step, last, y, y_step, count);
+// All taps of some lines, by one row of outputs.
+template <typename T, int kLines>
+void weigh_lines(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t x_pixel, const T* y, int64_t y_pixel) {
+  const int64_t taps = p.kernel[1], step = p.in_step[1], count = p.grid[1], size = p.source[1];
+  const int64_t apart = taps > 1 ? p.column_tap[1].column - p.column_tap[0].column : 1;
+  for (int64_t t = 0; t < taps;) {
+    const int64_t column = p.column_tap[t].column;
+    const int run = taps - t >= 7 ? 7 : taps - t >= 5 ? 5 : taps - t >= 3 ? 3 : 1;
+    if (run > 1 && step == 1) {  // outputs that are `apart` see the same inputs
+      for (int64_t r = 0; r < least(apart, count); ++r) {
+        const auto weigh = run == 7   ? weigh_slide<T, 7, 1, kLines>
+                           : run == 5 ? weigh_slide<T, 5, 1, kLines>
+                                      : weigh_slide<T, 3, 1, kLines>;
+        weigh(lines, slide_from(column + r, apart, x_pixel, size), y + r * y_pixel, apart * y_pixel,
+              steps_up(count - r, apart), t);
+      }
+    } else if (run > 1 && step == 2 && apart == 1) {
+      const auto weigh = run == 7   ? weigh_slide<T, 7, 2, kLines>
+                         : run == 5 ? weigh_slide<T, 5, 2, kLines>
+                                    : weigh_slide<T, 3, 2, kLines>;
+      weigh(lines, slide_from(column, 1, x_pixel, size), y, y_pixel, count, t);
+    } else {
+      weigh_slide<T, 1, 1, kLines>(lines, slide_from(column, step, x_pixel, size), y, y_pixel, count, t++);
+      continue;
     }
+    t += run;
   }
-  weigh_pixels<T, kTaps, kVecs>(row, taps, at, step, last, y, y_step, count);
 }
 
 // Planes of a block of channels to pixels of one vector.
@@ -493,22 +531,20 @@ inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, 
   return count;
 }
 
-template <typename T, int kVecs>
+// Rows [begin, end) of the outputs of a block of channels; sums are [vector][tap].
+template <typename T>
 void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int64_t x_row, int64_t x_pixel, const T* y,
                 int64_t y_row, int64_t y_pixel, T* sums, TapLine<T>* lines, int64_t begin, int64_t end) {
-  const int64_t taps = p.kernel[1], step = p.in_step[1] * x_pixel;
+  constexpr int kLanes = Simd<T>::kLanes, kLines = CONVARITH_REGISTERS >= 32 ? 2 : 1;
+  const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t row = begin; row < end; ++row) {
-    const T* grad = y + row * y_row;
-    const int64_t rows = tap_lines(p, row, x, x_row, sums, taps * kVecs * Simd<T>::kLanes, lines);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < p.grid[1];) {
-        const Meeting m = meeting(p, p.column_tap, taps, j, p.grid[1]);
-        for (int64_t t = m.begin; t < m.end; t += kWeighTaps) {
-          weigh_run<T, kVecs>(least<int64_t>(kWeighTaps, m.end - t), lines[i], p.column_tap + t, j * step, step, c.last,
-                              grad + j * y_pixel, y_pixel, m.outputs);
-        }
-        j += m.outputs;
-      }
+    for (int64_t j = 0; j < c.vectors; ++j) {
+      const T* grad = y + row * y_row + j * c.last;
+      const int64_t count =
+          tap_lines(p, row, x + j * c.last, x_row, sums + j * taps * kLanes, p.kernel[1] * kLanes, lines);
+      int64_t i = 0;
+      for (; i + kLines <= count; i += kLines) weigh_lines<T, kLines>(p, lines + i, x_pixel, grad, y_pixel);
+      for (; i < count; ++i) weigh_lines<T, 1>(p, lines + i, x_pixel, grad, y_pixel);
     }
   }
 }
@@ -535,17 +571,15 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
       if (p.transposing) {
         planes_to_pixels(x, p.in_channel, c.size, p.source[0] * p.source[1], pixels);
         planes_to_pixels(y, p.out_channel, c.size, p.grid[0] * p.grid[1], gradient);
-        weigh_rows<T, 1>(p, c, pixels, p.source[1] * kLanes, kLanes, gradient, p.grid[1] * kLanes, kLanes, lanes, lines,
-                         y0, y1);
-      } else if (c.vectors == 1) {
-        weigh_rows<T, 1>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
+        weigh_rows<T>(p, c, pixels, p.source[1] * kLanes, kLanes, gradient, p.grid[1] * kLanes, kLanes, lanes, lines,
+                      y0, y1);
       } else {
-        weigh_rows<T, 2>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
+        weigh_rows<T>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
       }
     }
     T* sums = static_cast<T*>(sums_data) + (part * p.channels + c.first) * taps;
     for (int64_t j = 0; j < c.vectors; ++j) {
-      transpose(lanes + j * kLanes, c.vectors * kLanes, taps, least<int64_t>(kLanes, c.size), sums + j * c.last * taps,
+      transpose(lanes + j * taps * kLanes, kLanes, taps, least<int64_t>(kLanes, c.size), sums + j * c.last * taps,
                 taps);
     }
   }

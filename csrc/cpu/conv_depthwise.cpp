@@ -239,9 +239,10 @@ bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
   return true;
 }
 
-// Rows of two vectors of channels that stay in the second cache with what they see.
+// Rows whose channels all stay in the second cache with what they see: every block of channels has a part of each line
+// that the memory hands out.
 int64_t direct_rows(const ChannelwisePlan& d, const ConvKernels& k) {
-  const int64_t row_bytes = 2 * k.lanes * k.sum_item * std::max(d.grid[1], d.source[1]);
+  const int64_t row_bytes = d.channels * k.item * (d.grid[1] + d.source[1]);
   return std::max<int64_t>(2 * d.kernel[0], (1 << 18) / row_bytes);
 }
 
@@ -258,8 +259,10 @@ void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
 void lay_out_sums(ChannelwisePlan& d, const ConvKernels& k) {
   d.box[0] = d.transposing ? d.grid[0] : even_part(d.grid[0], direct_rows(d, k));
   d.boxes[0] = parts(d.grid[0], d.box[0]);
-  d.parts = std::clamp<int64_t>(kTasks / d.blocks, 1, d.batch * d.boxes[0]);
-  d.at_input = aligned(2 * k.lanes * d.kernel[0] * d.kernel[1] * k.sum_item);
+  // Parts are small enough for that, and have sums far smaller than themselves.
+  const int64_t pixels = d.batch * d.grid[0] * d.grid[1], taps = d.kernel[0] * d.kernel[1];
+  d.parts = std::clamp<int64_t>(pixels / (8 * taps), 1, d.batch * d.boxes[0]);
+  d.at_input = aligned(2 * k.lanes * taps * k.sum_item);
   d.at_output = d.at_input + aligned(d.transposing ? d.source[0] * d.source[1] * k.lanes * k.sum_item : 0);
   d.at_lines = d.at_output + aligned(d.transposing ? d.grid[0] * d.grid[1] * k.lanes * k.sum_item : 0);
   d.scratch = d.at_lines + aligned(d.kernel[0] * 2 * static_cast<int64_t>(sizeof(void*)));
