@@ -55,12 +55,78 @@ inline int64_t packed_at(const GatherPlan& p, int64_t group, const RowBlock& b, 
   return p.packed + ((group * padded_rows<Sum>(p) + b.first) * p.channels + channel * b.width) * p.taps;
 }
 
+inline bool merges_phases(const GatherPlan& p) {
+  return p.phases[2] > 1;
+}
+
+// Rows of a block of merged phases that follow each other in memory: of the result, or also of the weights.
+struct RowRun {
+  int64_t first, count;  // of the block's rows
+  int64_t at;            // from row 0 of the group
+};
+
+inline int64_t row_runs(const GatherPlan& p, const RowBlock& b, bool weights, RowRun* runs) {
+  const int64_t* apart = weights ? p.w_phase : p.out_phase;
+  int64_t count = 0;
+  for (int64_t row = 0; row < b.real;) {
+    const int64_t x = (b.first + row) % p.phases[2], line = (b.first + row) / p.phases[2];
+    const int64_t y = line % p.phases[1], plane = line / p.phases[1], z = plane % p.phases[0];
+    const int64_t at =
+        plane / p.phases[0] * (weights ? p.w_row : p.out_channel) + z * apart[0] + y * apart[1] + x * apart[2];
+    const int64_t some = least(p.phases[2] - x, b.real - row);
+    if (weights && apart[2] == 1 && count > 0 && runs[count - 1].at + runs[count - 1].count == at) {
+      runs[count - 1].count += some;
+    } else {
+      runs[count++] = {row, some, at};
+    }
+    row += some;
+  }
+  return count;
+}
+
+constexpr int64_t kMostReach = 1024;  // of weights that are asked for at once
 constexpr int64_t kWeightsAhead = 8;  // channels: their weights stand in other pages, and are asked for before
+
+template <int kSize, typename From, typename Factor>
+inline void widen_few(From from, Factor* to) {
+  Factor v[kSize];
+  CONVARITH_UNROLL for (int i = 0; i < kSize; ++i) v[i] = widen(from[i]);
+  __builtin_memcpy(to, v, sizeof(v));
+}
+
+// As pack_block, of merged phases; w is that of row 0.
+template <typename From, typename Factor>
+void pack_phases(const GatherPlan& p, From w, const RowBlock& b, int64_t channels, Factor* to) {
+  RowRun runs[kOuterVectors * Simd<Factor>::kLanes];
+  const int64_t count = row_runs(p, b, true, runs), step = p.w_phase[2];
+  const int64_t reach = least(runs[count - 1].at - runs[0].at + runs[count - 1].count, kMostReach);
+  for (int64_t c = 0; c < channels; ++c, w = w + p.w_channel) {
+    if (c + kWeightsAhead < channels) {
+      prefetch(w + (kWeightsAhead * p.w_channel + runs[0].at + p.tap_weight[0]), reach);
+    }
+    for (int64_t t = 0; t < p.taps; ++t, to += b.width) {
+      const From from = w + p.tap_weight[t];
+      for (int64_t i = 0; i < count; ++i) {
+        const RowRun& run = runs[i];
+        if (step == 1 && run.count == 2) {
+          widen_few<2>(from + run.at, to + run.first);
+        } else if (step == 1 && run.count == 4) {
+          widen_few<4>(from + run.at, to + run.first);
+        } else if (step == 1 && run.count == 8) {
+          widen_few<8>(from + run.at, to + run.first);
+        } else {
+          copy_run(from + run.at, step, run.count, to + run.first);
+        }
+      }
+    }
+  }
+}
 
 // The weights of some rows and channels: to[channel, tap][row].
 template <typename From, typename Factor>
 void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels, Factor* to) {
   if (p.taps == 0) return;
+  if (merges_phases(p)) return pack_phases(p, w, b, channels, to);
   bool consecutive = true;
   for (int64_t t = 0; t < p.taps; ++t) consecutive = consecutive && p.tap_weight[t] == p.tap_weight[0] + t;
   if (p.w_channel == 1) {
@@ -85,7 +151,7 @@ constexpr int64_t kMostKernel = 64;
 // otherwise 0. The last one is read, so that what stands before it may be, too: weights may be a part of a tensor.
 inline int64_t kernel_between_rows(const GatherPlan* plans, int64_t count) {
   const int64_t kernel = plans[0].w_row;
-  if (kernel < 2 || kernel > kMostKernel) return 0;
+  if (merges_phases(plans[0]) || kernel < 2 || kernel > kMostKernel) return 0;
   // Channels among the taps: those of the last channel end past the tensor.
   if (plans[0].channels > 1 && plans[0].w_channel < kernel) return 0;
   int64_t last = 0;
@@ -149,7 +215,7 @@ void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, in
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks;
     const RowBlock b = row_block_at<Sum>(any, task % blocks);
-    const T* w = static_cast<const T*>(from) + g * any.w_group + b.first * any.w_row;
+    const T* w = static_cast<const T*>(from) + g * any.w_group + (merges_phases(any) ? 0 : b.first * any.w_row);
     for (int64_t i = 0; i < count && b.real < b.width; ++i) {
       fill_zero(packed + packed_at<Sum>(plans[i], g, b, 0), plans[i].channels * plans[i].taps * b.width);
     }
@@ -283,18 +349,43 @@ void transpose_narrow(const Sum* sums, int64_t pitch, int64_t rows, int64_t coun
   }
 }
 
-// Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out's
-// rows.
+// to[i * step + j] = sums[i * pitch + j] for i < count and j < size.
+template <int kSize, typename Sum, typename T>
+inline void store_few(const Sum* sums, int64_t pitch, int64_t count, T* to, int64_t step) {
+  for (int64_t i = 0; i < count; ++i, sums += pitch, to += step) {
+    T v[kSize];
+    CONVARITH_UNROLL for (int j = 0; j < kSize; ++j) narrow(sums[j], v[j]);
+    __builtin_memcpy(to, v, sizeof(v));
+  }
+}
+
+template <typename Sum, typename T>
+inline void store_phases(const Sum* sums, int64_t pitch, int64_t size, int64_t count, T* to, int64_t step) {
+  if (size == 2) return store_few<2>(sums, pitch, count, to, step);
+  if (size == 4) return store_few<4>(sums, pitch, count, to, step);
+  if (size == 8) return store_few<8>(sums, pitch, count, to, step);
+  for (int64_t i = 0; i < count; ++i) scatter_run(sums + i * pitch, size, to + i * step, 1);
+}
+
+// Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out, where
+// the group's rows begin.
 template <typename T, typename Sum>
 void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, const Sum* bias,
                  const Sum* sums, T* out) {
   constexpr int kStrip = 16;
   const int64_t step = p.out_axis[2];
+  RowRun row_run[kOuterVectors * Simd<Sum>::kLanes];
+  const int64_t row_count = merges_phases(p) ? row_runs(p, b, false, row_run) : 0;
   while (begin < end) {
     const Run run = merged_run(runs, begin, end, step);
-    T* to = out + run.out;
+    T* to = out + b.first * p.out_channel + run.out;
     begin += run.length;
-    if (p.out_channel == 1) {
+    if (merges_phases(p)) {
+      for (int64_t i = 0; i < row_count; ++i) {
+        const RowRun& rows = row_run[i];
+        store_phases(sums + rows.first, b.width, rows.count, run.length, out + rows.at + run.out, step);
+      }
+    } else if (p.out_channel == 1) {
       for (int64_t x = 0; x < run.length; ++x) scatter_run(sums + x * b.width, b.real, to + x * step, 1);
     } else if (step == 1) {
       transpose_narrow(sums, b.width, run.length, b.real, to, p.out_channel);
@@ -341,10 +432,10 @@ const Factor* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g,
 template <typename T>
 void prefetch_rows(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, int64_t part,
                    int64_t parts, T* out) {
-  if (p.out_channel == 1) return;
+  if (p.out_channel == 1 || merges_phases(p)) return;
   const Run run = merged_run(runs, begin, end, p.out_axis[2]);
   for (int64_t r = block_begin(part, b.real, parts); r < block_begin(part + 1, b.real, parts); ++r) {
-    prefetch<1>(out + r * p.out_channel + run.out, run.length * p.out_axis[2]);
+    prefetch<1>(out + (b.first + r) * p.out_channel + run.out, run.length * p.out_axis[2]);
   }
 }
 
@@ -353,7 +444,10 @@ constexpr int kStripBlocks = 16;  // blocks of outputs that are stored together
 // The bias of some rows.
 template <typename T, typename Sum>
 inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_t count, Sum* to) {
-  copy_run(static_cast<const T*>(p.bias) + group * p.bias_group + first, 1, count, to);
+  const T* bias = static_cast<const T*>(p.bias) + group * p.bias_group;
+  const int64_t phases = p.phases[0] * p.phases[1] * p.phases[2];
+  if (phases == 1) return copy_run(bias + first, 1, count, to);
+  for (int64_t i = 0; i < count; ++i) to[i] = widen(bias[(first + i) / phases]);
 }
 
 // Lanes along the rows: a block of outputs by a block of rows.
@@ -384,7 +478,7 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
       for (int64_t first = 0; first < outputs; first += strip) {
         const int64_t size = least(strip, outputs - first), parts = block_count(size, at_once);
         Sum* sums = block_sums + (p.channel_block < p.channels ? first * r.width : 0);
-        T* rows_out = out + g * p.out_group + r.first * p.out_channel;
+        T* rows_out = out + g * p.out_group;
         if (c0 == 0 && p.bias) {
           for (int64_t i = 0; i < size * r.width; i += kLanes) store(sums + i, load(bias + i % r.width));
         }

@@ -32,6 +32,10 @@ struct GatherPlan {
   int64_t w_group, w_row, w_channel;
   const int64_t* tap_weight;  // [taps]: where a tap's weight stands
 
+  // Phases of a transposed convolution whose taps see the same inputs are one plan, and more rows of it: row
+  // ((m * phases[0] + z) * phases[1] + y) * phases[2] + x stands phase[0] * z + ... from m, and so do its weights.
+  int64_t phases[3], out_phase[3], w_phase[3];
+
   // Where products are made of pairs (conv_factor.h), channels or, for the weight's gradient, outputs are halved along
   // an axis, and i counts the pair of i and i + pair_apart. The last of an odd number is alone.
   int64_t pair_axis;  // as `box`; 4: the channels
