@@ -94,39 +94,10 @@ inline void widen_few(From from, Factor* to) {
   __builtin_memcpy(to, v, sizeof(v));
 }
 
-// As pack_block, of merged phases; w is that of row 0.
-template <typename From, typename Factor>
-void pack_phases(const GatherPlan& p, From w, const RowBlock& b, int64_t channels, Factor* to) {
-  RowRun runs[kOuterVectors * Simd<Factor>::kLanes];
-  const int64_t count = row_runs(p, b, true, runs), step = p.w_phase[2];
-  const int64_t reach = least(runs[count - 1].at - runs[0].at + runs[count - 1].count, kMostReach);
-  for (int64_t c = 0; c < channels; ++c, w = w + p.w_channel) {
-    if (c + kWeightsAhead < channels) {
-      prefetch(w + (kWeightsAhead * p.w_channel + runs[0].at + p.tap_weight[0]), reach);
-    }
-    for (int64_t t = 0; t < p.taps; ++t, to += b.width) {
-      const From from = w + p.tap_weight[t];
-      for (int64_t i = 0; i < count; ++i) {
-        const RowRun& run = runs[i];
-        if (step == 1 && run.count == 2) {
-          widen_few<2>(from + run.at, to + run.first);
-        } else if (step == 1 && run.count == 4) {
-          widen_few<4>(from + run.at, to + run.first);
-        } else if (step == 1 && run.count == 8) {
-          widen_few<8>(from + run.at, to + run.first);
-        } else {
-          copy_run(from + run.at, step, run.count, to + run.first);
-        }
-      }
-    }
-  }
-}
-
 // The weights of some rows and channels: to[channel, tap][row].
 template <typename From, typename Factor>
 void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels, Factor* to) {
   if (p.taps == 0) return;
-  if (merges_phases(p)) return pack_phases(p, w, b, channels, to);
   bool consecutive = true;
   for (int64_t t = 0; t < p.taps; ++t) consecutive = consecutive && p.tap_weight[t] == p.tap_weight[0] + t;
   if (p.w_channel == 1) {
@@ -151,7 +122,7 @@ constexpr int64_t kMostKernel = 64;
 // otherwise 0. The last one is read, so that what stands before it may be, too: weights may be a part of a tensor.
 inline int64_t kernel_between_rows(const GatherPlan* plans, int64_t count) {
   const int64_t kernel = plans[0].w_row;
-  if (merges_phases(plans[0]) || kernel < 2 || kernel > kMostKernel) return 0;
+  if (kernel < 2 || kernel > kMostKernel) return 0;
   // Channels among the taps: those of the last channel end past the tensor.
   if (plans[0].channels > 1 && plans[0].w_channel < kernel) return 0;
   int64_t last = 0;
@@ -205,6 +176,37 @@ void pack_by_channel(const GatherPlan* plans, int64_t count, int64_t kernel, con
   }
 }
 
+// The same of merged phases, w being that of row 0: all plans together, which have the same rows.
+template <typename T, typename Factor>
+void pack_phases(const GatherPlan* plans, int64_t count, const T* w, int64_t group, const RowBlock& b, Factor* packed) {
+  const GatherPlan& any = plans[0];
+  RowRun runs[kOuterVectors * Simd<Factor>::kLanes];
+  const int64_t run_count = row_runs(any, b, true, runs), step = any.w_phase[2];
+  const int64_t reach = least(runs[run_count - 1].at - runs[0].at + any.w_row, kMostReach);
+  for (int64_t c = 0; c < any.channels; ++c) {
+    if (c + kWeightsAhead < any.channels) prefetch(w + (c + kWeightsAhead) * any.w_channel + runs[0].at, reach);
+    const auto channel = weights_of_channel(any, w, c);
+    for (int64_t i = 0; i < count; ++i) {
+      Factor* to = packed + packed_at<typename SumOf<T>::type>(plans[i], group, b, c);
+      for (int64_t t = 0; t < plans[i].taps; ++t, to += b.width) {
+        const auto from = channel + plans[i].tap_weight[t];
+        for (int64_t j = 0; j < run_count; ++j) {
+          const RowRun& run = runs[j];
+          if (step == 1 && run.count == 2) {
+            widen_few<2>(from + run.at, to + run.first);
+          } else if (step == 1 && run.count == 4) {
+            widen_few<4>(from + run.at, to + run.first);
+          } else if (step == 1 && run.count == 8) {
+            widen_few<8>(from + run.at, to + run.first);
+          } else {
+            copy_run(from + run.at, step, run.count, to + run.first);
+          }
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
@@ -219,7 +221,9 @@ void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, in
     for (int64_t i = 0; i < count && b.real < b.width; ++i) {
       fill_zero(packed + packed_at<Sum>(plans[i], g, b, 0), plans[i].channels * plans[i].taps * b.width);
     }
-    if (kernel == 0) {
+    if (merges_phases(any)) {
+      pack_phases(plans, count, w, g, b, packed);
+    } else if (kernel == 0) {
       pack_by_plan(plans, count, w, g, b, packed);
     } else {
       pack_by_channel(plans, count, kernel, w, g, b, packed);
@@ -525,30 +529,52 @@ inline int64_t widest_sweep(const GatherPlan& p) {
   return row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width > kWideRows ? kVectors : kWideVectors;
 }
 
+// One of `parts` shares of the inputs that runs read where they stand.
+template <typename T>
+void prefetch_inputs(const GatherPlan& p, const int32_t* offset, const Run* runs, int64_t count, int64_t part,
+                     int64_t parts, const T* in) {
+  const int64_t depth = p.channels * p.taps;
+  for (int64_t k = block_begin(part, depth, parts); k < block_begin(part + 1, depth, parts); ++k) {
+    for (int64_t i = 0; i < count; ++i) prefetch_ahead<2>(in, runs[i].source + offset[k], runs[i].length);
+  }
+}
+
 // Lanes along the outputs of a run, whose sums are stored where they go. The last vector of a run begins before its
 // end, among outputs that are stored already, and gives the same: nothing beside the run is read or written. Rows are
-// few at a time and written to their ends, as memory likes it.
+// few at a time and written to their ends, as memory likes it. Inputs that `next` will read where they stand are asked
+// for meanwhile.
 template <typename T>
-void gather_direct(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
-                   T* out, char* scratch, HeldTile& held) {
+void gather_direct(const GatherPlan& p, const GatherTask& task, const GatherTask& next, const T* in,
+                   const typename FactorOf<T>::type* packed, T* out, char* scratch, HeldTile& held) {
   typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<T>::kLanes;
-  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  const auto reads_in_place = [&](const GatherTask& t) { return p.raw || (p.in_place && inside_input(p, t.box)); };
+  const int32_t* in_place = p.raw ? p.offset : p.in_place;
   const Box& b = task.box;
-  const int64_t g = task.group, count = list_runs(p, b, runs), length = b.size[3], depth = p.channels * p.taps;
+  const bool here = reads_in_place(task);
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  Run* next_runs = runs + p.box[0] * p.box[1] * p.box[2];
+  const bool asks = next.box.index != b.index && reads_in_place(next);
+  const int64_t next_count = asks ? list_runs(p, next.box, next_runs, true) : 0;
+  const int64_t g = task.group, count = list_runs(p, b, runs, here), length = b.size[3], depth = p.channels * p.taps;
   const int64_t widest = widest_sweep<T>(p), whole = sweep_vectors(length / kLanes, widest);
-  const Factor* tile = tile_at<T>(p, b, in, g, 0, p.channels, scratch, held);
+  const Factor* tile = here ? in + g * p.in_group : tile_at<T>(p, b, in, g, 0, p.channels, scratch, held);
+  const int32_t* offset = here ? in_place : p.offset;
+  const int64_t sweeps = count * block_count(length, whole * kLanes), blocks = task.block_end - task.block_begin;
   for (int64_t block = task.block_begin; block < task.block_end; ++block) {
     const RowBlock r = row_block_at<T>(p, block);
     const Factor* weights = packed + packed_at<T>(p, g, r, 0);
     T* rows = out + g * p.out_group + r.first * p.out_channel;
     const BlockBias<T> bias(p, g, r);
+    int64_t sweep = (block - task.block_begin) * sweeps;
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t x = 0; x < length;) {
+        if (asks)
+          prefetch_inputs(p, in_place, next_runs, next_count, sweep++, blocks * sweeps, in + next.group * p.in_group);
         const int64_t vectors = least(sweep_vectors(block_count(length - x, kLanes), widest), whole);
         x = least(x, length - vectors * kLanes);
-        multiply_for<Factor>(r.real, vectors)(depth, weights, tile + runs[i].source + x, p.offset,
-                                              rows + runs[i].out + x, p.out_channel, false, bias.get());
+        multiply_for<Factor>(r.real, vectors)(depth, weights, tile + runs[i].source + x, offset, rows + runs[i].out + x,
+                                              p.out_channel, false, bias.get());
         x += vectors * kLanes;
       }
     }
@@ -650,7 +676,10 @@ void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* i
         } else if (p.outer) {
           gather_outer<T>(p, task, from, packed, out, scratch, held);
         } else if (p.direct) {
-          if constexpr (sizeof(T) == sizeof(Sum)) gather_direct<T>(p, task, from, packed, out, scratch, held);
+          if constexpr (sizeof(T) == sizeof(Sum)) {
+            const bool follows = t + 1 < block_begin(end, tasks, turns);
+            gather_direct<T>(p, task, gather_task<Sum>(p, follows ? t + 1 : t), from, packed, out, scratch, held);
+          }
         } else {
           gather_offset<T>(p, task, from, packed, out, scratch, held);
         }

@@ -13,7 +13,7 @@ constexpr int64_t kCopyCost = 256;               // of a tile's element, in prod
 constexpr int64_t kMostTile = int64_t{1} << 20;  // of inputs that every thread copies then
 constexpr int64_t kMostRaw = int64_t{1} << 23;   // or reads where they stand
 constexpr int64_t kDirectDepth = 1024;           // most channels * taps of sums that are stored directly
-constexpr int64_t kDirectTile = 1 << 17;         // outputs * channels of a box of these, about
+constexpr int64_t kDirectTile = 3 << 14;         // outputs * channels of a box of these, about
 
 // Images, channels and where they stand: of y = C x, or of x = C^T y.
 void set_sides(GatherPlan& g, const Problem& p, bool transposed) {
@@ -309,6 +309,8 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     }
     for (const auto& shift : gather.shifts) {
       inside = inside && shift[i] >= 0 && (g.grid[i] - 1) * g.stride[i] + shift[i] < g.source[i];
+      g.reach[i][0] = std::min(g.reach[i][0], shift[i]);
+      g.reach[i][1] = std::max(g.reach[i][1], shift[i]);
     }
     g.move[i] = g.stride[i] / step[i];
     g.low[i] = low;
@@ -331,8 +333,9 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
                         (g.source[1] - 1) * g.in_axis[1] + (g.source[2] - 1) * g.in_axis[2];
   const bool readable = g.outer || (g.direct && g.stride[2] == 1 && g.in_axis[2] == 1);
-  g.raw = blocking.may_be_raw && readable && inside && g.taps > 0 && k.item == k.sum_item &&
-          g.channels * g.in_channel + reach < (int64_t{1} << 31);
+  const bool in_place = blocking.may_be_raw && readable && g.taps > 0 && k.item == k.sum_item &&
+                        g.channels * g.in_channel + reach < (int64_t{1} << 31);
+  g.raw = in_place && inside;
 
   const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
   const int64_t taps = std::max<int64_t>(1, g.taps);
@@ -373,6 +376,17 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     }
   }
 
+  // Boxes beside the edges see padding, but others may not.
+  if (in_place && g.direct && !g.raw) {
+    for (int64_t c = 0; c < g.channels; ++c) {
+      for (const auto& shift : gather.shifts) {
+        int64_t offset = c * g.in_channel;
+        for (int i = 0; i < 3; ++i) offset += shift[i] * g.in_axis[i];
+        gather.in_place.push_back(static_cast<int32_t>(offset));
+      }
+    }
+  }
+
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   const int64_t columns = g.compact ? runs * g.box[3] : g.tile_image * g.box[0];
   const int64_t widest = 8 * k.lanes;  // a sweep may go past the last column by less than this
@@ -391,7 +405,7 @@ void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
   const int64_t rows = std::min(padded_rows(g, k), parts(blocks, g.row_split) * block);
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   g.at_runs = g.at_sums + aligned(rows * g.columns * k.sum_item);
-  g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
+  g.at_pixels = g.at_runs + aligned((g.direct ? 2 : 1) * runs * static_cast<int64_t>(sizeof(Run)));  // the next box's
   g.scratch = g.at_pixels + aligned(g.outer ? runs * g.box[3] * static_cast<int64_t>(sizeof(int32_t)) : 0);
 }
 
@@ -442,7 +456,11 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const int64_t sweep = std::min(g.grid[2] / k.lanes, k.vectors);
   const bool fills_registers = sweep == k.vectors || row_block * sweep >= k.row_block * k.vectors / 2;
   const double run_waste = static_cast<double>(run_vectors) * lanes / static_cast<double>(g.grid[2]);
-  const double direct = channels * (taps * rows / lanes / 2 * run_waste + copied + 0.3) + 0.2 * rows;
+  const bool whole_lines =
+      g.in_channel * k.item % 64 == 0 && std::all_of(gather.shifts.begin(), gather.shifts.end(),
+                                                     [&](const auto& shift) { return shift[2] % k.lanes == 0; });
+  const double read = whole_lines ? 0.07 : 0.15;
+  const double direct = channels * (taps * (rows / lanes / 2 * run_waste + read) + copied) + 0.2 * rows;
   b.direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth && direct < cells;
   const double offset = b.direct ? direct : cells;
   b.outer = outer < offset;
@@ -528,7 +546,8 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   }
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
-    blocking.may_be_raw = blocking.direct || (blocking.outer && (gather.shifts.size() == 1 || g.in_channel == 1));
+    blocking.may_be_raw =
+        blocking.direct || (blocking.outer && ((gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1));
     if (!lay_out(gather, blocking, k)) return {};
     g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);
