@@ -100,6 +100,9 @@ CASES = {
     "time": (2, 20, 18, 1, (5, 10, 12), (3, 1, 1), (1, 1, 1), (1, 1, 0, 0, 0, 0), (1, 1, 1)),
     "column": (2, 9, 5, 2, (8, 100), (3, 1), (1, 1), (2, 1, 0, 0), (2, 1)),
     "column-crop": (1, 7, 20, 1, (9, 100), (2, 1), (1, 1), (-2, 3, 0, 0), (1, 1)),
+    # Several boxes, of which those at the ends see padding and the others are read in place.
+    "long-row": (1, 5, 20, 1, (2500,), (3,), (1,), (1, 1), (2,)),
+    "large-planes": (1, 3, 18, 1, (4, 30, 40), (3, 1, 1), (1, 1, 1), (1, 1, 0, 0, 0, 0), (1, 1, 1)),
     # Transposed, phases that see the same inputs: all of them, runs of 4, 3 and 9, and planes too.
     "2x2-phases": (2, 6, 10, 1, (8, 12), (2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
     "runs-of-phases": (2, 5, 7, 1, (12, 16), (8, 8), (4, 4), (2, 2, 2, 2), (1, 1)),

@@ -184,7 +184,7 @@ void pack_phases(const GatherPlan* plans, int64_t count, const T* w, int64_t gro
   const int64_t run_count = row_runs(any, b, true, runs), step = any.w_phase[2];
   const int64_t reach = least(runs[run_count - 1].at - runs[0].at + any.w_row, kMostReach);
   for (int64_t c = 0; c < any.channels; ++c) {
-    if (c + kWeightsAhead < any.channels) prefetch(w + (c + kWeightsAhead) * any.w_channel + runs[0].at, reach);
+    if (c + kWeightsAhead < any.channels) prefetch_ahead(w, (c + kWeightsAhead) * any.w_channel + runs[0].at, reach);
     const auto channel = weights_of_channel(any, w, c);
     for (int64_t i = 0; i < count; ++i) {
       Factor* to = packed + packed_at<typename SumOf<T>::type>(plans[i], group, b, c);
@@ -382,12 +382,12 @@ void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t en
   const int64_t row_count = merges_phases(p) ? row_runs(p, b, false, row_run) : 0;
   while (begin < end) {
     const Run run = merged_run(runs, begin, end, step);
-    T* to = out + b.first * p.out_channel + run.out;
+    T* to = out + (merges_phases(p) ? 0 : b.first * p.out_channel) + run.out;
     begin += run.length;
     if (merges_phases(p)) {
       for (int64_t i = 0; i < row_count; ++i) {
         const RowRun& rows = row_run[i];
-        store_phases(sums + rows.first, b.width, rows.count, run.length, out + rows.at + run.out, step);
+        store_phases(sums + rows.first, b.width, rows.count, run.length, to + rows.at, step);
       }
     } else if (p.out_channel == 1) {
       for (int64_t x = 0; x < run.length; ++x) scatter_run(sums + x * b.width, b.real, to + x * step, 1);
@@ -560,7 +560,8 @@ void gather_direct(const GatherPlan& p, const GatherTask& task, const GatherTask
   const int64_t widest = widest_sweep<T>(p), whole = sweep_vectors(length / kLanes, widest);
   const Factor* tile = here ? in + g * p.in_group : tile_at<T>(p, b, in, g, 0, p.channels, scratch, held);
   const int32_t* offset = here ? in_place : p.offset;
-  const int64_t sweeps = count * block_count(length, whole * kLanes), blocks = task.block_end - task.block_begin;
+  const int64_t sweeps = count * block_count(length, whole * kLanes);  // of a block, about
+  const int64_t parts = (task.block_end - task.block_begin) * sweeps;
   for (int64_t block = task.block_begin; block < task.block_end; ++block) {
     const RowBlock r = row_block_at<T>(p, block);
     const Factor* weights = packed + packed_at<T>(p, g, r, 0);
@@ -569,8 +570,9 @@ void gather_direct(const GatherPlan& p, const GatherTask& task, const GatherTask
     int64_t sweep = (block - task.block_begin) * sweeps;
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t x = 0; x < length;) {
-        if (asks)
-          prefetch_inputs(p, in_place, next_runs, next_count, sweep++, blocks * sweeps, in + next.group * p.in_group);
+        if (asks && sweep < parts) {
+          prefetch_inputs(p, in_place, next_runs, next_count, sweep++, parts, in + next.group * p.in_group);
+        }
         const int64_t vectors = least(sweep_vectors(block_count(length - x, kLanes), widest), whole);
         x = least(x, length - vectors * kLanes);
         multiply_for<Factor>(r.real, vectors)(depth, weights, tile + runs[i].source + x, offset, rows + runs[i].out + x,

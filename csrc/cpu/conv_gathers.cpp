@@ -462,7 +462,10 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const double read = whole_lines ? 0.07 : 0.15;
   const double direct = channels * (taps * (rows / lanes / 2 * run_waste + read) + copied) + 0.2 * rows;
   b.direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth && direct < cells;
-  const double offset = b.direct ? direct : cells;
+  // Blocks of rows that do not fill vectors are packed slowly, for however few outputs.
+  const double packing =
+      0.3 * channels * taps * rows / static_cast<double>(g.batch * g.grid[0] * g.grid[1] * g.grid[2]);
+  const double offset = (b.direct ? direct : cells) + packing;
   b.outer = outer < offset;
   if (wanted == Algorithm::kOuter) b.outer = true;
   if (wanted == Algorithm::kOffset) b.outer = false;

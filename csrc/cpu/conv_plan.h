@@ -33,7 +33,8 @@ struct GatherPlan {
   const int64_t* tap_weight;  // [taps]: where a tap's weight stands
 
   // Phases of a transposed convolution whose taps see the same inputs are one plan, and more rows of it: row
-  // ((m * phases[0] + z) * phases[1] + y) * phases[2] + x stands phase[0] * z + ... from m, and so do its weights.
+  // ((m * phases[0] + z) * phases[1] + y) * phases[2] + x stands out_phase[0] * z + ... from row m, and so do its
+  // weights.
   int64_t phases[3], out_phase[3], w_phase[3];
 
   // Where products are made of pairs (conv_factor.h), channels or, for the weight's gradient, outputs are halved along
