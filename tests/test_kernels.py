@@ -100,6 +100,15 @@ CASES = {
     "time": (2, 20, 18, 1, (5, 10, 12), (3, 1, 1), (1, 1, 1), (1, 1, 0, 0, 0, 0), (1, 1, 1)),
     "column": (2, 9, 5, 2, (8, 100), (3, 1), (1, 1), (2, 1, 0, 0), (2, 1)),
     "column-crop": (1, 7, 20, 1, (9, 100), (2, 1), (1, 1), (-2, 3, 0, 0), (1, 1)),
+    # Several boxes, of which those at the ends see padding and the others are read in place.
+    "long-row": (1, 5, 20, 1, (2500,), (3,), (1,), (1, 1), (2,)),
+    "large-planes": (1, 3, 18, 1, (4, 30, 40), (3, 1, 1), (1, 1, 1), (1, 1, 0, 0, 0, 0), (1, 1, 1)),
+    # Transposed, phases that see the same inputs: all of them, runs of 4, 3 and 9, and planes too.
+    "2x2-phases": (2, 6, 10, 1, (8, 12), (2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
+    "runs-of-phases": (2, 5, 7, 1, (12, 16), (8, 8), (4, 4), (2, 2, 2, 2), (1, 1)),
+    "3-phases": (1, 30, 40, 2, (36,), (3,), (3,), (0, 0), (1,)),
+    "9-phases": (1, 20, 3, 1, (2, 36), (2, 9), (1, 9), (0, 0, 0, 0), (1, 1)),
+    "2x2x2-phases": (1, 5, 9, 1, (4, 6, 8), (2, 2, 2), (2, 2, 2), (0, 0, 0, 0, 0, 0), (1, 1, 1)),
     # What pairs of outputs can be made of, for the weight's gradient in bfloat16: images, rows, planes, half rows; an
     # odd one out; or nothing. "one-channel" and others have odd numbers of channels.
     "4-images": (4, 3, 20, 1, (7, 9), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
@@ -141,6 +150,7 @@ def test_every_algorithm_gives_the_plain_loops_integers(name):
 SLICED = {
     "outer": (24, 32, 1, (14, 14), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "phases": (16, 24, 1, (13, 15), (4, 4), (2, 2), (1, 1, 1, 1), (1, 1)),
+    "merged-phases": (6, 20, 1, (12, 16), (8, 8), (4, 4), (2, 2, 2, 2), (1, 1)),
     "stride-above-kernel": (8, 20, 1, (14, 17), (2, 3), (4, 4), (0, 0, 0, 0), (1, 1)),
     "dilated-rows": (8, 16, 1, (12, 31), (1, 5), (2, 2), (0, 0, 2, 2), (1, 2)),
     "stored-directly": (3, 20, 1, (7, 67), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),

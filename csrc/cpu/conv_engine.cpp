@@ -17,18 +17,20 @@ std::atomic<bool> winograd{true};
 // are one.
 Problem simplify(const Problem& problem) {
   Problem p = as_product(problem);
-  const bool pointwise = is_pointwise(p);
-  const std::array<int64_t, kAxes> input = input_of(p);
-  if (pointwise && p.input_numel() == 1) {  // one pixel: the batch is the axis
+  if (is_pointwise(p) && p.input_numel() == 1) {  // one pixel: the batch is the axis
     p.axis[2].input = p.output[2] = p.batch;
     p.x.axis[2] = p.x.batch;
     p.y.axis[2] = p.y.batch;
     p.batch = 1;
-  } else if (pointwise && contiguous_axes(p.x, input) && contiguous_axes(p.y, input)) {
-    p.axis[2].input = p.output[2] = p.input_numel();
-    p.axis[0] = p.axis[1] = kTrivialAxis;
-    p.output[0] = p.output[1] = 1;
-    p.x.axis[2] = p.y.axis[2] = 1;
+    return p;
+  }
+  for (int i = 1; i >= 0 && is_pointwise(p.axis[2]); --i) {
+    const auto follows = [&](const Strides& s) { return s.axis[i] == p.axis[2].input * s.axis[2]; };
+    if (!is_pointwise(p.axis[i])) break;
+    if (p.axis[i].input > 1 && !(follows(p.x) && follows(p.y))) break;
+    p.axis[2].input = p.output[2] = p.axis[2].input * p.axis[i].input;
+    p.axis[i] = kTrivialAxis;
+    p.output[i] = 1;
   }
   return p;
 }

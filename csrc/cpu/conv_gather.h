@@ -55,7 +55,44 @@ inline int64_t packed_at(const GatherPlan& p, int64_t group, const RowBlock& b, 
   return p.packed + ((group * padded_rows<Sum>(p) + b.first) * p.channels + channel * b.width) * p.taps;
 }
 
+inline bool merges_phases(const GatherPlan& p) {
+  return p.phases[2] > 1;
+}
+
+// Rows of a block of merged phases that follow each other in memory: of the result, or also of the weights.
+struct RowRun {
+  int64_t first, count;  // of the block's rows
+  int64_t at;            // from row 0 of the group
+};
+
+inline int64_t row_runs(const GatherPlan& p, const RowBlock& b, bool weights, RowRun* runs) {
+  const int64_t* apart = weights ? p.w_phase : p.out_phase;
+  int64_t count = 0;
+  for (int64_t row = 0; row < b.real;) {
+    const int64_t x = (b.first + row) % p.phases[2], line = (b.first + row) / p.phases[2];
+    const int64_t y = line % p.phases[1], plane = line / p.phases[1], z = plane % p.phases[0];
+    const int64_t at =
+        plane / p.phases[0] * (weights ? p.w_row : p.out_channel) + z * apart[0] + y * apart[1] + x * apart[2];
+    const int64_t some = least(p.phases[2] - x, b.real - row);
+    if (weights && apart[2] == 1 && count > 0 && runs[count - 1].at + runs[count - 1].count == at) {
+      runs[count - 1].count += some;
+    } else {
+      runs[count++] = {row, some, at};
+    }
+    row += some;
+  }
+  return count;
+}
+
+constexpr int64_t kMostReach = 1024;  // of weights that are asked for at once
 constexpr int64_t kWeightsAhead = 8;  // channels: their weights stand in other pages, and are asked for before
+
+template <int kSize, typename From, typename Factor>
+inline void widen_few(From from, Factor* to) {
+  Factor v[kSize];
+  CONVARITH_UNROLL for (int i = 0; i < kSize; ++i) v[i] = widen(from[i]);
+  __builtin_memcpy(to, v, sizeof(v));
+}
 
 // The weights of some rows and channels: to[channel, tap][row].
 template <typename From, typename Factor>
@@ -139,6 +176,37 @@ void pack_by_channel(const GatherPlan* plans, int64_t count, int64_t kernel, con
   }
 }
 
+// The same of merged phases, w being that of row 0: all plans together, which have the same rows.
+template <typename T, typename Factor>
+void pack_phases(const GatherPlan* plans, int64_t count, const T* w, int64_t group, const RowBlock& b, Factor* packed) {
+  const GatherPlan& any = plans[0];
+  RowRun runs[kOuterVectors * Simd<Factor>::kLanes];
+  const int64_t run_count = row_runs(any, b, true, runs), step = any.w_phase[2];
+  const int64_t reach = least(runs[run_count - 1].at - runs[0].at + any.w_row, kMostReach);
+  for (int64_t c = 0; c < any.channels; ++c) {
+    if (c + kWeightsAhead < any.channels) prefetch_ahead(w, (c + kWeightsAhead) * any.w_channel + runs[0].at, reach);
+    const auto channel = weights_of_channel(any, w, c);
+    for (int64_t i = 0; i < count; ++i) {
+      Factor* to = packed + packed_at<typename SumOf<T>::type>(plans[i], group, b, c);
+      for (int64_t t = 0; t < plans[i].taps; ++t, to += b.width) {
+        const auto from = channel + plans[i].tap_weight[t];
+        for (int64_t j = 0; j < run_count; ++j) {
+          const RowRun& run = runs[j];
+          if (step == 1 && run.count == 2) {
+            widen_few<2>(from + run.at, to + run.first);
+          } else if (step == 1 && run.count == 4) {
+            widen_few<4>(from + run.at, to + run.first);
+          } else if (step == 1 && run.count == 8) {
+            widen_few<8>(from + run.at, to + run.first);
+          } else {
+            copy_run(from + run.at, step, run.count, to + run.first);
+          }
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
@@ -149,11 +217,13 @@ void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, in
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks;
     const RowBlock b = row_block_at<Sum>(any, task % blocks);
-    const T* w = static_cast<const T*>(from) + g * any.w_group + b.first * any.w_row;
+    const T* w = static_cast<const T*>(from) + g * any.w_group + (merges_phases(any) ? 0 : b.first * any.w_row);
     for (int64_t i = 0; i < count && b.real < b.width; ++i) {
       fill_zero(packed + packed_at<Sum>(plans[i], g, b, 0), plans[i].channels * plans[i].taps * b.width);
     }
-    if (kernel == 0) {
+    if (merges_phases(any)) {
+      pack_phases(plans, count, w, g, b, packed);
+    } else if (kernel == 0) {
       pack_by_plan(plans, count, w, g, b, packed);
     } else {
       pack_by_channel(plans, count, kernel, w, g, b, packed);
@@ -283,18 +353,43 @@ void transpose_narrow(const Sum* sums, int64_t pitch, int64_t rows, int64_t coun
   }
 }
 
-// Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out's
-// rows.
+// to[i * step + j] = sums[i * pitch + j] for i < count and j < size.
+template <int kSize, typename Sum, typename T>
+inline void store_few(const Sum* sums, int64_t pitch, int64_t count, T* to, int64_t step) {
+  for (int64_t i = 0; i < count; ++i, sums += pitch, to += step) {
+    T v[kSize];
+    CONVARITH_UNROLL for (int j = 0; j < kSize; ++j) narrow(sums[j], v[j]);
+    __builtin_memcpy(to, v, sizeof(v));
+  }
+}
+
+template <typename Sum, typename T>
+inline void store_phases(const Sum* sums, int64_t pitch, int64_t size, int64_t count, T* to, int64_t step) {
+  if (size == 2) return store_few<2>(sums, pitch, count, to, step);
+  if (size == 4) return store_few<4>(sums, pitch, count, to, step);
+  if (size == 8) return store_few<8>(sums, pitch, count, to, step);
+  for (int64_t i = 0; i < count; ++i) scatter_run(sums + i * pitch, size, to + i * step, 1);
+}
+
+// Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out, where
+// the group's rows begin.
 template <typename T, typename Sum>
 void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, const Sum* bias,
                  const Sum* sums, T* out) {
   constexpr int kStrip = 16;
   const int64_t step = p.out_axis[2];
+  RowRun row_run[kOuterVectors * Simd<Sum>::kLanes];
+  const int64_t row_count = merges_phases(p) ? row_runs(p, b, false, row_run) : 0;
   while (begin < end) {
     const Run run = merged_run(runs, begin, end, step);
-    T* to = out + run.out;
+    T* to = out + (merges_phases(p) ? 0 : b.first * p.out_channel) + run.out;
     begin += run.length;
-    if (p.out_channel == 1) {
+    if (merges_phases(p)) {
+      for (int64_t i = 0; i < row_count; ++i) {
+        const RowRun& rows = row_run[i];
+        store_phases(sums + rows.first, b.width, rows.count, run.length, to + rows.at, step);
+      }
+    } else if (p.out_channel == 1) {
       for (int64_t x = 0; x < run.length; ++x) scatter_run(sums + x * b.width, b.real, to + x * step, 1);
     } else if (step == 1) {
       transpose_narrow(sums, b.width, run.length, b.real, to, p.out_channel);
@@ -341,10 +436,10 @@ const Factor* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g,
 template <typename T>
 void prefetch_rows(const GatherPlan& p, const Run* runs, int64_t begin, int64_t end, const RowBlock& b, int64_t part,
                    int64_t parts, T* out) {
-  if (p.out_channel == 1) return;
+  if (p.out_channel == 1 || merges_phases(p)) return;
   const Run run = merged_run(runs, begin, end, p.out_axis[2]);
   for (int64_t r = block_begin(part, b.real, parts); r < block_begin(part + 1, b.real, parts); ++r) {
-    prefetch<1>(out + r * p.out_channel + run.out, run.length * p.out_axis[2]);
+    prefetch<1>(out + (b.first + r) * p.out_channel + run.out, run.length * p.out_axis[2]);
   }
 }
 
@@ -353,7 +448,10 @@ constexpr int kStripBlocks = 16;  // blocks of outputs that are stored together
 // The bias of some rows.
 template <typename T, typename Sum>
 inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_t count, Sum* to) {
-  copy_run(static_cast<const T*>(p.bias) + group * p.bias_group + first, 1, count, to);
+  const T* bias = static_cast<const T*>(p.bias) + group * p.bias_group;
+  const int64_t phases = p.phases[0] * p.phases[1] * p.phases[2];
+  if (phases == 1) return copy_run(bias + first, 1, count, to);
+  for (int64_t i = 0; i < count; ++i) to[i] = widen(bias[(first + i) / phases]);
 }
 
 // Lanes along the rows: a block of outputs by a block of rows.
@@ -384,7 +482,7 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
       for (int64_t first = 0; first < outputs; first += strip) {
         const int64_t size = least(strip, outputs - first), parts = block_count(size, at_once);
         Sum* sums = block_sums + (p.channel_block < p.channels ? first * r.width : 0);
-        T* rows_out = out + g * p.out_group + r.first * p.out_channel;
+        T* rows_out = out + g * p.out_group;
         if (c0 == 0 && p.bias) {
           for (int64_t i = 0; i < size * r.width; i += kLanes) store(sums + i, load(bias + i % r.width));
         }
@@ -431,30 +529,54 @@ inline int64_t widest_sweep(const GatherPlan& p) {
   return row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width > kWideRows ? kVectors : kWideVectors;
 }
 
+// One of `parts` shares of the inputs that runs read where they stand.
+template <typename T>
+void prefetch_inputs(const GatherPlan& p, const int32_t* offset, const Run* runs, int64_t count, int64_t part,
+                     int64_t parts, const T* in) {
+  const int64_t depth = p.channels * p.taps;
+  for (int64_t k = block_begin(part, depth, parts); k < block_begin(part + 1, depth, parts); ++k) {
+    for (int64_t i = 0; i < count; ++i) prefetch_ahead<2>(in, runs[i].source + offset[k], runs[i].length);
+  }
+}
+
 // Lanes along the outputs of a run, whose sums are stored where they go. The last vector of a run begins before its
 // end, among outputs that are stored already, and gives the same: nothing beside the run is read or written. Rows are
-// few at a time and written to their ends, as memory likes it.
+// few at a time and written to their ends, as memory likes it. Inputs that `next` will read where they stand are asked
+// for meanwhile.
 template <typename T>
-void gather_direct(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
-                   T* out, char* scratch, HeldTile& held) {
+void gather_direct(const GatherPlan& p, const GatherTask& task, const GatherTask& next, const T* in,
+                   const typename FactorOf<T>::type* packed, T* out, char* scratch, HeldTile& held) {
   typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<T>::kLanes;
-  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  const auto reads_in_place = [&](const GatherTask& t) { return p.raw || (p.in_place && inside_input(p, t.box)); };
+  const int32_t* in_place = p.raw ? p.offset : p.in_place;
   const Box& b = task.box;
-  const int64_t g = task.group, count = list_runs(p, b, runs), length = b.size[3], depth = p.channels * p.taps;
+  const bool here = reads_in_place(task);
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  Run* next_runs = runs + p.box[0] * p.box[1] * p.box[2];
+  const bool asks = next.box.index != b.index && reads_in_place(next);
+  const int64_t next_count = asks ? list_runs(p, next.box, next_runs, true) : 0;
+  const int64_t g = task.group, count = list_runs(p, b, runs, here), length = b.size[3], depth = p.channels * p.taps;
   const int64_t widest = widest_sweep<T>(p), whole = sweep_vectors(length / kLanes, widest);
-  const Factor* tile = tile_at<T>(p, b, in, g, 0, p.channels, scratch, held);
+  const Factor* tile = here ? in + g * p.in_group : tile_at<T>(p, b, in, g, 0, p.channels, scratch, held);
+  const int32_t* offset = here ? in_place : p.offset;
+  const int64_t sweeps = count * block_count(length, whole * kLanes);  // of a block, about
+  const int64_t parts = (task.block_end - task.block_begin) * sweeps;
   for (int64_t block = task.block_begin; block < task.block_end; ++block) {
     const RowBlock r = row_block_at<T>(p, block);
     const Factor* weights = packed + packed_at<T>(p, g, r, 0);
     T* rows = out + g * p.out_group + r.first * p.out_channel;
     const BlockBias<T> bias(p, g, r);
+    int64_t sweep = (block - task.block_begin) * sweeps;
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t x = 0; x < length;) {
+        if (asks && sweep < parts) {
+          prefetch_inputs(p, in_place, next_runs, next_count, sweep++, parts, in + next.group * p.in_group);
+        }
         const int64_t vectors = least(sweep_vectors(block_count(length - x, kLanes), widest), whole);
         x = least(x, length - vectors * kLanes);
-        multiply_for<Factor>(r.real, vectors)(depth, weights, tile + runs[i].source + x, p.offset,
-                                              rows + runs[i].out + x, p.out_channel, false, bias.get());
+        multiply_for<Factor>(r.real, vectors)(depth, weights, tile + runs[i].source + x, offset, rows + runs[i].out + x,
+                                              p.out_channel, false, bias.get());
         x += vectors * kLanes;
       }
     }
@@ -556,7 +678,10 @@ void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* i
         } else if (p.outer) {
           gather_outer<T>(p, task, from, packed, out, scratch, held);
         } else if (p.direct) {
-          if constexpr (sizeof(T) == sizeof(Sum)) gather_direct<T>(p, task, from, packed, out, scratch, held);
+          if constexpr (sizeof(T) == sizeof(Sum)) {
+            const bool follows = t + 1 < block_begin(end, tasks, turns);
+            gather_direct<T>(p, task, gather_task<Sum>(p, follows ? t + 1 : t), from, packed, out, scratch, held);
+          }
         } else {
           gather_offset<T>(p, task, from, packed, out, scratch, held);
         }

@@ -1,4 +1,6 @@
 // Gathers: plans, the cost model of their blocking, and their run.
+#include <numeric>
+
 #include "conv_planning.h"
 
 namespace convarith::cpu {
@@ -11,7 +13,7 @@ constexpr int64_t kCopyCost = 256;               // of a tile's element, in prod
 constexpr int64_t kMostTile = int64_t{1} << 20;  // of inputs that every thread copies then
 constexpr int64_t kMostRaw = int64_t{1} << 23;   // or reads where they stand
 constexpr int64_t kDirectDepth = 1024;           // most channels * taps of sums that are stored directly
-constexpr int64_t kDirectTile = 1 << 17;         // outputs * channels of a box of these, about
+constexpr int64_t kDirectTile = 3 << 14;         // outputs * channels of a box of these, about
 
 // Images, channels and where they stand: of y = C x, or of x = C^T y.
 void set_sides(GatherPlan& g, const Problem& p, bool transposed) {
@@ -32,6 +34,7 @@ void set_sides(GatherPlan& g, const Problem& p, bool transposed) {
   for (int i = 0; i < kAxes; ++i) {
     g.in_axis[i] = in.axis[i];
     g.out_axis[i] = out.axis[i];
+    g.phases[i] = 1;
   }
 }
 
@@ -103,8 +106,26 @@ AxisPhase axis_phase(const Axis& a, int64_t source, int64_t phase) {
   return result;
 }
 
-// The phase `r` of a transposed convolution; its last axis may be a whole row, without taps.
-Gather phase_gather(const Problem& p, const std::array<int64_t, 3>& r, const std::array<const AxisPhase*, 3>& of) {
+// How many phases that follow each other see the same inputs, by taps that follow each other: as many from every
+// multiple of them on.
+int64_t alike_phases(const std::vector<AxisPhase>& phases) {
+  const auto alike = [&](size_t first, size_t apart) {
+    const AxisPhase &a = phases[first], &b = phases[first + apart];
+    return !a.taps.empty() && a.outputs == b.outputs && a.shifts == b.shifts &&
+           a.taps.front() + static_cast<int64_t>(apart) == b.taps.front();
+  };
+  size_t count = 1;
+  while (count < phases.size() && alike(0, count)) ++count;
+  if (phases.size() % count != 0) return 1;
+  for (size_t i = 0; i < phases.size(); ++i) {
+    if (!alike(i / count * count, i % count)) return 1;
+  }
+  return static_cast<int64_t>(count);
+}
+
+// The phase `r` of a transposed convolution, and those merged with it; its last axis may be a whole row, without taps.
+Gather phase_gather(const Problem& p, const std::array<int64_t, 3>& r, const std::array<const AxisPhase*, 3>& of,
+                    const std::array<int64_t, 3>& merged) {
   Gather gather;
   GatherPlan& g = gather.plan;
   set_sides(g, p, /*transposed=*/true);
@@ -114,6 +135,10 @@ Gather phase_gather(const Problem& p, const std::array<int64_t, 3>& r, const std
     g.source[i] = p.output[i];
     g.out_offset += r[i] * p.x.axis[i];
     g.out_axis[i] = (of[i]->outputs == p.axis[i].input ? 1 : p.axis[i].stride) * p.x.axis[i];
+    g.phases[i] = merged[i];
+    g.out_phase[i] = p.x.axis[i];
+    g.w_phase[i] = p.w.axis[i];
+    g.rows *= merged[i];
   }
   for (size_t z = 0; z < of[0]->taps.size(); ++z) {
     for (size_t y = 0; y < of[1]->taps.size(); ++y) {
@@ -128,28 +153,32 @@ Gather phase_gather(const Problem& p, const std::array<int64_t, 3>& r, const std
 }
 
 // x = C^T y: one gather for each phase of the stride, over the taps of that phase; no inserted zero exists. Zeros of
-// the result are written in rows, or with the outputs that they follow.
-std::vector<Gather> transposed_gathers(const Problem& p) {
+// the result are written in rows, or with the outputs that they follow. Where they can be, phases are merged if wanted.
+std::vector<Gather> transposed_gathers(const Problem& p, bool merging) {
   std::vector<Gather> result;
   std::array<std::vector<AxisPhase>, kAxes> phases;
+  std::array<int64_t, kAxes> merged = {1, 1, 1};
   for (int i = 0; i < kAxes; ++i) {
     for (int64_t r = 0; r < std::min(p.axis[i].stride, p.axis[i].input); ++r) {
       phases[i].push_back(axis_phase(p.axis[i], p.output[i], r));
     }
+    merging = merging && std::all_of(phases[i].begin(), phases[i].end(), [](const auto& a) { return !a.taps.empty(); });
+    merged[i] = alike_phases(phases[i]);
   }
+  if (!merging || merged[2] == 1 || p.x.axis[2] != 1) merged = {1, 1, 1};
   const AxisPhase whole = {p.axis[2].input, {}, {}};
   const int64_t planes = phases[0].size(), rows = phases[1].size(), columns = phases[2].size();
   const bool fills = p.axis[2].stride == 2 && p.axis[2].input % 2 == 0 && p.x.axis[2] == 1 && p.x.channel != 1 &&
                      phases[2][1].taps.empty() && !phases[2][0].taps.empty();
-  for (int64_t z = 0; z < planes; ++z) {
-    for (int64_t y = 0; y < rows; ++y) {
+  for (int64_t z = 0; z < planes; z += merged[0]) {
+    for (int64_t y = 0; y < rows; y += merged[1]) {
       const AxisPhase &of_z = phases[0][z], &of_y = phases[1][y];
       if (of_z.taps.empty() || of_y.taps.empty()) {
-        result.push_back(phase_gather(p, {z, y, 0}, {&of_z, &of_y, &whole}));
+        result.push_back(phase_gather(p, {z, y, 0}, {&of_z, &of_y, &whole}, merged));
         continue;
       }
-      for (int64_t x = 0; x < (fills ? 1 : columns); ++x) {
-        result.push_back(phase_gather(p, {z, y, x}, {&of_z, &of_y, &phases[2][x]}));
+      for (int64_t x = 0; x < (fills ? 1 : columns); x += merged[2]) {
+        result.push_back(phase_gather(p, {z, y, x}, {&of_z, &of_y, &phases[2][x]}, merged));
         result.back().plan.fills = fills;
       }
     }
@@ -177,6 +206,7 @@ Gather product_gather(const Problem& p) {
     g.grid[i] = g.source[i] = i == 2 ? p.in_channels : 1;
     g.stride[i] = 1;
     g.in_axis[i] = g.out_axis[i] = i == 2 ? 1 : 0;
+    g.phases[i] = 1;
   }
   g.in_channel = p.w.batch;
   g.in_group = g.channels * g.in_channel;
@@ -238,6 +268,10 @@ std::vector<std::array<int64_t, 3>> residues_of(const Gather& gather, const int6
   return residues;
 }
 
+int64_t merged_phases(const GatherPlan& g) {
+  return g.phases[0] * g.phases[1] * g.phases[2];
+}
+
 // Whether sums may go from registers to where they belong, as they are.
 bool stores_directly(const GatherPlan& g, const ConvKernels& k) {
   return g.out_axis[2] == 1 && !g.fills && k.item == k.sum_item;
@@ -275,6 +309,8 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     }
     for (const auto& shift : gather.shifts) {
       inside = inside && shift[i] >= 0 && (g.grid[i] - 1) * g.stride[i] + shift[i] < g.source[i];
+      g.reach[i][0] = std::min(g.reach[i][0], shift[i]);
+      g.reach[i][1] = std::max(g.reach[i][1], shift[i]);
     }
     g.move[i] = g.stride[i] / step[i];
     g.low[i] = low;
@@ -297,8 +333,9 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
                         (g.source[1] - 1) * g.in_axis[1] + (g.source[2] - 1) * g.in_axis[2];
   const bool readable = g.outer || (g.direct && g.stride[2] == 1 && g.in_axis[2] == 1);
-  g.raw = blocking.may_be_raw && readable && inside && g.taps > 0 && k.item == k.sum_item &&
-          g.channels * g.in_channel + reach < (int64_t{1} << 31);
+  const bool in_place = blocking.may_be_raw && readable && g.taps > 0 && k.item == k.sum_item &&
+                        g.channels * g.in_channel + reach < (int64_t{1} << 31);
+  g.raw = in_place && inside;
 
   const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
   const int64_t taps = std::max<int64_t>(1, g.taps);
@@ -339,6 +376,17 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     }
   }
 
+  // Boxes beside the edges see padding, but others may not.
+  if (in_place && g.direct && !g.raw) {
+    for (int64_t c = 0; c < g.channels; ++c) {
+      for (const auto& shift : gather.shifts) {
+        int64_t offset = c * g.in_channel;
+        for (int i = 0; i < 3; ++i) offset += shift[i] * g.in_axis[i];
+        gather.in_place.push_back(static_cast<int32_t>(offset));
+      }
+    }
+  }
+
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   const int64_t columns = g.compact ? runs * g.box[3] : g.tile_image * g.box[0];
   const int64_t widest = 8 * k.lanes;  // a sweep may go past the last column by less than this
@@ -357,7 +405,7 @@ void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
   const int64_t rows = std::min(padded_rows(g, k), parts(blocks, g.row_split) * block);
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   g.at_runs = g.at_sums + aligned(rows * g.columns * k.sum_item);
-  g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
+  g.at_pixels = g.at_runs + aligned((g.direct ? 2 : 1) * runs * static_cast<int64_t>(sizeof(Run)));  // the next box's
   g.scratch = g.at_pixels + aligned(g.outer ? runs * g.box[3] * static_cast<int64_t>(sizeof(int32_t)) : 0);
 }
 
@@ -399,7 +447,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const auto vectors = static_cast<double>(parts(g.rows, k.lanes));
   const double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
   // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
-  const double store = g.out_channel * k.item % 4096 == 0 ? 1.6 : 0.6;
+  const double store = merged_phases(g) > 1 ? 0.3 : g.out_channel * k.item % 4096 == 0 ? 1.6 : 0.6;
   const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.3 : 1) + store * rows;
   const double cells = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
   // Stored directly, runs are whole vectors, of which a sweep should fill the registers; a sweep reads some of every
@@ -408,9 +456,16 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const int64_t sweep = std::min(g.grid[2] / k.lanes, k.vectors);
   const bool fills_registers = sweep == k.vectors || row_block * sweep >= k.row_block * k.vectors / 2;
   const double run_waste = static_cast<double>(run_vectors) * lanes / static_cast<double>(g.grid[2]);
-  const double direct = channels * (taps * rows / lanes / 2 * run_waste + copied + 0.3) + 0.2 * rows;
+  const bool whole_lines =
+      g.in_channel * k.item % 64 == 0 && std::all_of(gather.shifts.begin(), gather.shifts.end(),
+                                                     [&](const auto& shift) { return shift[2] % k.lanes == 0; });
+  const double read = whole_lines ? 0.07 : 0.15;
+  const double direct = channels * (taps * (rows / lanes / 2 * run_waste + read) + copied) + 0.2 * rows;
   b.direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth && direct < cells;
-  const double offset = b.direct ? direct : cells;
+  // Blocks of rows that do not fill vectors are packed slowly, for however few outputs.
+  const double packing =
+      0.3 * channels * taps * rows / static_cast<double>(g.batch * g.grid[0] * g.grid[1] * g.grid[2]);
+  const double offset = (b.direct ? direct : cells) + packing;
   b.outer = outer < offset;
   if (wanted == Algorithm::kOuter) b.outer = true;
   if (wanted == Algorithm::kOffset) b.outer = false;
@@ -456,9 +511,7 @@ int64_t even_split(int64_t tasks, int64_t blocks, int64_t threads) {
   return best;
 }
 
-}  // namespace
-
-std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k) {
+std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k, bool merging) {
   std::vector<Gather> gathers;
   if (pass == Pass::kInput) {
     int64_t phases = 1;
@@ -470,7 +523,7 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
     if (one_pixel(p) && p.w.channel == 1 && p.x.channel == 1) {
       gathers.push_back(product_gather(p));
     } else {
-      gathers = transposed_gathers(p);
+      gathers = transposed_gathers(p, merging);
     }
   } else {
     gathers.push_back(forward_gather(p, false));
@@ -483,6 +536,7 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   const auto fewer_taps = [](const Gather& a, const Gather& b) { return a.shifts.size() < b.shifts.size(); };
   const Gather& deepest = *std::max_element(gathers.begin(), gathers.end(), fewer_taps);
   Blocking blocking = gather_blocking(deepest, k, threads, wanted_algorithm());
+  if (!blocking.outer && merged_phases(deepest.plan) > 1) return gathers_of(p, pass, k, /*merging=*/false);
   // Where phases are equally large and see all channels at once, they see one tile.
   std::vector<std::array<int64_t, 3>> seen;
   const auto alike = [&](const Gather& a) {
@@ -495,7 +549,8 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   }
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
-    blocking.may_be_raw = blocking.direct || (blocking.outer && (gather.shifts.size() == 1 || g.in_channel == 1));
+    blocking.may_be_raw =
+        blocking.direct || (blocking.outer && ((gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1));
     if (!lay_out(gather, blocking, k)) return {};
     g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);
@@ -510,12 +565,23 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   return gathers;
 }
 
+}  // namespace
+
+std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k) {
+  return gathers_of(p, pass, k, wanted_algorithm() != Algorithm::kOffset);
+}
+
 namespace {
 
 int64_t packed_bytes(const std::vector<Gather>& gathers, const ConvKernels& k) {
   int64_t total = 0;
   for (const Gather& g : gathers) total += packed_size(g.plan, k);
   return total * k.sum_item;
+}
+
+// Rows that passes are multiples of: whole vectors, and all phases of a channel.
+int64_t row_unit(const GatherPlan& g, const ConvKernels& k) {
+  return std::lcm(g.outer ? k.lanes : k.row_block, merged_phases(g));
 }
 
 // How the rows are cut into passes that pack their weights one after the other.
@@ -538,14 +604,16 @@ RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k) {
   // are in the second cache. Passes should not copy more than they multiply.
   const int64_t input = g.batch * g.groups * g.channels * g.source[0] * g.source[1] * g.source[2] * k.sum_item;
   if (input <= std::min(bytes, copies > 0 ? kMostTile : kMostRaw)) {
-    const int64_t unit = g.outer ? k.lanes : k.row_block, units = parts(g.rows, unit);
+    const int64_t unit = row_unit(g, k), units = parts(g.rows, unit);
     const int64_t least = copies > 0 && !stays ? parts(kCopyCost * copies, taps) : 1;
     const int64_t most = std::min(units, g.rows / least);
     const int64_t passes = std::min(parts(bytes, kOwnBytes * threads), most / threads) * threads;
     if (passes > 0) return {parts(units, passes) * unit, true};
   }
   if (bytes <= kPackedBytes) return {g.rows, false};
-  return {even_part(g.rows, std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / g.rows))), false};
+  const int64_t most = std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / g.rows));
+  const int64_t phases = merged_phases(g);
+  return {even_part(g.rows / phases, std::max<int64_t>(1, most / phases)) * phases, false};
 }
 
 // What a pass over the rows [first, first + count) runs.
@@ -559,13 +627,14 @@ struct RowPass {
 RowPass pass_of(const std::vector<Gather>& gathers, int64_t first, int64_t count, const void* w, const ConvKernels& k) {
   RowPass pass = {};
   int64_t packed = 0;
-  pass.w = static_cast<const char*>(w) + first * gathers[0].plan.w_row * k.item;
+  const int64_t channel = first / merged_phases(gathers[0].plan);
+  pass.w = static_cast<const char*>(w) + channel * gathers[0].plan.w_row * k.item;
   for (const Gather& gather : gathers) {
     GatherPlan g = gather.plan;
     g.rows = count;
     g.row_split = std::min(g.row_split, row_blocks(g, k));
-    g.out_offset += first * g.out_channel;
-    if (g.bias) g.bias = static_cast<const char*>(g.bias) + first * k.item;
+    g.out_offset += channel * g.out_channel;
+    if (g.bias) g.bias = static_cast<const char*>(g.bias) + channel * k.item;
     g.packed = packed;
     packed = spread(packed + packed_size(g, k), k);
     lay_out_sums(g, k);
@@ -615,7 +684,7 @@ struct Gathers : Plan {
     const RowPass pass = pass_of(gathers, 0, passes.rows, nullptr, k);
     Explanation e = {};
     e.algorithm = gathers[0].plan.outer ? Algorithm::kOuter : Algorithm::kOffset;
-    e.phases = static_cast<int64_t>(gathers.size());
+    e.phases = static_cast<int64_t>(gathers.size()) * merged_phases(gathers[0].plan);
     e.multiplications = macs();
     e.scratch = (passes.own ? thread_count() : 1) * pass.packed + thread_count() * pass.scratch;
     return e;
@@ -625,7 +694,7 @@ struct Gathers : Plan {
     if (gathers[0].swapped) return false;  // a row is a pixel there
     for (Gather& gather : gathers) {
       gather.plan.bias = bias;
-      gather.plan.bias_group = gather.plan.rows;
+      gather.plan.bias_group = gather.plan.rows / merged_phases(gather.plan);
     }
     return true;
   }

@@ -32,6 +32,11 @@ struct GatherPlan {
   int64_t w_group, w_row, w_channel;
   const int64_t* tap_weight;  // [taps]: where a tap's weight stands
 
+  // Phases of a transposed convolution whose taps see the same inputs are one plan, and more rows of it: row
+  // ((m * phases[0] + z) * phases[1] + y) * phases[2] + x stands out_phase[0] * z + ... from row m, and so do its
+  // weights.
+  int64_t phases[3], out_phase[3], w_phase[3];
+
   // Where products are made of pairs (conv_factor.h), channels or, for the weight's gradient, outputs are halved along
   // an axis, and i counts the pair of i and i + pair_apart. The last of an odd number is alone.
   int64_t pair_axis;  // as `box`; 4: the channels
@@ -57,6 +62,11 @@ struct GatherPlan {
   const int64_t* residue;  // [residues][3]
   int64_t tile_cell, tile_row, tile_plane, tile_image, tile_residue, tile_channel, tile_size;
   const int32_t* offset;  // [channel_block * taps], c-major
+
+  // Of direct plans that are not raw: offsets into the input, for boxes that see nothing beside it, or null; and how
+  // far from an output the taps see.
+  const int32_t* in_place;
+  int64_t reach[3][2];
 
   int64_t packed;  // where the plan's weights begin in the packed ones
 

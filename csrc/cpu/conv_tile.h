@@ -113,8 +113,17 @@ void pad_tile(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t
   }
 }
 
+// Whether a box sees nothing but inputs.
+inline bool inside_input(const GatherPlan& p, const Box& b) {
+  for (int i = 0; i < 3; ++i) {
+    const int64_t first = b.first[i + 1] * p.stride[i], last = (b.first[i + 1] + b.size[i + 1] - 1) * p.stride[i];
+    if (first + p.reach[i][0] < 0 || last + p.reach[i][1] >= p.source[i]) return false;
+  }
+  return true;
+}
+
 // The runs of a box. Columns count outputs; or, where the tile is read directly, they are the tile's cells.
-inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
+inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs, bool in_place) {
   Run* run = runs;
   int64_t column = 0;
   const int64_t pair_extent = p.pair_axis == 0 ? p.batch : p.pair_axis < 3 ? p.grid[p.pair_axis - 1] : 0;
@@ -122,9 +131,9 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
     for (int64_t z = 0; z < b.size[1]; ++z) {
       for (int64_t y = 0; y < b.size[2]; ++y, ++run) {
         const int64_t nb = b.first[0] + n, zb = b.first[1] + z, yb = b.first[2] + y;
-        run->source = p.raw ? nb * p.in_batch + zb * p.stride[0] * p.in_axis[0] + yb * p.stride[1] * p.in_axis[1] +
-                                  b.first[3] * p.stride[2] * p.in_axis[2]
-                            : n * p.tile_image + z * p.move[0] * p.tile_plane + y * p.move[1] * p.tile_row;
+        run->source = in_place ? nb * p.in_batch + zb * p.stride[0] * p.in_axis[0] + yb * p.stride[1] * p.in_axis[1] +
+                                     b.first[3] * p.stride[2] * p.in_axis[2]
+                               : n * p.tile_image + z * p.move[0] * p.tile_plane + y * p.move[1] * p.tile_row;
         run->length = b.size[3];
         const int64_t at[3] = {nb, zb, yb};
         run->alone = p.pair_alone && p.pair_axis < 3 && at[p.pair_axis] + 1 == pair_extent;
@@ -136,6 +145,9 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
     }
   }
   return run - runs;
+}
+inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
+  return list_runs(p, b, runs, p.raw);
 }
 
 // Outputs [begin, end) of a box, as far as they follow each other in memory too and are alike. Runs of a box are

@@ -62,12 +62,13 @@ inline void prefetch(const T* p, int64_t count) {
   for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(bytes + i, kWrite);
 }
 
-// Asks for the lines of `count` entries from the one `ahead` of p on; they may be past the last one.
-template <typename T>
+// Asks for the lines of `count` entries from the one `ahead` of p on; they may be past the last one. A
+// locality of 3 is the first cache's, 2 the second's.
+template <int kLocality = 3, typename T>
 inline void prefetch_ahead(const T* p, int64_t ahead, int64_t count = 1) {
   for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) {
     const uintptr_t at = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead + i) * sizeof(T);
-    __builtin_prefetch(reinterpret_cast<const void*>(at));
+    __builtin_prefetch(reinterpret_cast<const void*>(at), 0, kLocality);
   }
 }
 
