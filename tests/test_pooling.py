@@ -193,7 +193,7 @@ def test_where_the_backward_pass_goes_by_taps():
     for kernel in (2, 3):
         for stride in (1, 2):
             x = distinct(3, 2, 14, 14).float()
-            assert _ops.taps_pay(x, (kernel, kernel), (stride, stride)) == (kernel == 2 or stride == 1)
+            assert _ops.taps_pay(x, (kernel, kernel), (stride, stride)) == (stride == 1)
             same(lambda v: C.max_pool2d(v, kernel, stride), lambda v: F.max_pool2d(v, kernel, stride), x)  # noqa: B023
     x = distinct(1, 40, 4, 4).to(memory_format=torch.channels_last)
     assert _ops.taps_pay(x.float(), (2, 2), (2, 2))

@@ -230,8 +230,8 @@ def taps_pay(x: Tensor, kernel: Ints, stride: Ints) -> bool:
     outputs = x.shape[-1] // stride[-1]  # of a row, or about as many
     if x.dim() == len(kernel) + 2 and _is_channels_last(x):
         outputs *= x.shape[1]
-    elif x.shape[-1] * max(4, x.itemsize) < 128 and 2 * outputs >= 6 + taps:  # a row in two vectors, of AVX-512
-        return True
+    elif x.shape[-1] * max(4, x.itemsize) < 128:  # a row is in two registers, of AVX-512
+        return x.device.type != "cpu" or 2 * outputs >= 12 + taps
     return x.device.type != "cpu" or 2 * outputs >= x.itemsize * (12 + taps)
 
 
