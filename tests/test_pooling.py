@@ -183,12 +183,18 @@ def test_any_taps(window, dtype, shape):
 
 
 def test_where_the_backward_pass_goes_by_taps():
-    """Where rows of outputs are long and a byte counts the window's elements; gradients are torch's either way."""
-    for dtype, width in ((torch.float32, 64), (torch.float64, 128), (torch.bfloat16, 32)):
+    """Where rows of outputs are long, or short enough for registers, and a byte counts the window's elements; gradients
+    are torch's either way."""
+    for dtype, width in ((torch.float32, 64), (torch.float64, 128)):
         for shorter in (0, 2):
             x = distinct(1, 2, 4, width - shorter).to(dtype)
             assert _ops.taps_pay(x, (2, 2), (2, 2)) == (shorter == 0)
             same(lambda v: C.max_pool2d(v, 2), lambda v: F.max_pool2d(v, 2), x)
+    for kernel in (2, 3):
+        for stride in (1, 2):
+            x = distinct(3, 2, 14, 14).float()
+            assert _ops.taps_pay(x, (kernel, kernel), (stride, stride)) == (stride == 1)
+            same(lambda v: C.max_pool2d(v, kernel, stride), lambda v: F.max_pool2d(v, kernel, stride), x)  # noqa: B023
     x = distinct(1, 40, 4, 4).to(memory_format=torch.channels_last)
     assert _ops.taps_pay(x.float(), (2, 2), (2, 2))
     assert not _ops.taps_pay(x.float().contiguous(), (2, 2), (2, 2))

@@ -30,6 +30,18 @@ struct NormBackward {
   Powers<kPower, kSigned, Sums> powers;
 };
 
+// A window's weight is that of its line (l0, l1), of those that a row sees, times that of its column.
+template <typename Sum>
+inline Sum weight_of(const PoolPlan& plan, const Lines& lines, int64_t l0, int64_t l1) {
+  return static_cast<Sum>(plan.weight[0][lines.first0 + l0 * plan.lines[0].step] *
+                          plan.weight[1][lines.first1 + l1 * plan.lines[1].step]);
+}
+template <typename Sum>
+inline typename Simd<Sum>::Vec scale_of(const PoolPlan& plan, int64_t e) {
+  if (plan.uniform) return every<typename Simd<Sum>::Vec>(static_cast<Sum>(plan.scale));
+  return load(static_cast<const Sum*>(plan.column) + e);
+}
+
 template <int kStride, typename Policy, typename T>
 struct BackwardRows {
   typedef typename Lanes<T>::Sum Sum;
@@ -50,18 +62,13 @@ struct BackwardRows {
         int64_t at = lines.start + l0 * lines.step0 + e;
         for (int64_t l1 = 0; l1 < lines.count1; ++l1, at += lines.step1) {
           const Sums share = policy.share(g + at, y + at, n - e);
-          sum += plan.uniform ? share : share * weight_of(lines, l0, l1);
+          sum += plan.uniform ? share : share * weight_of<Sum>(plan, lines, l0, l1);
         }
       }
-      sum *= plan.uniform ? every<Sums>(static_cast<Sum>(plan.scale)) : load(static_cast<const Sum*>(plan.column) + e);
+      sum *= scale_of<Sum>(plan, e);
       Sum* to = line + plan.at_output + e;
       n - e >= kLanes ? store(to, sum) : store_first(to, sum, static_cast<int>(n - e));
     }
-  }
-
-  Sum weight_of(const Lines& lines, int64_t l0, int64_t l1) const {
-    return static_cast<Sum>(plan.weight[0][lines.first0 + l0 * plan.lines[0].step] *
-                            plan.weight[1][lines.first1 + l1 * plan.lines[1].step]);
   }
 
   // The offsets of one residue, apart from the plan: what is stored may reach that, for all that a compiler knows.
@@ -149,6 +156,42 @@ void with_backward_stride(const PoolPlan& plan, const Body& body) {
   body(Constant<0>{});
 }
 
+// find(row, whole) has a row's lines as they stand in g and y, and says whether whole vectors may be read there.
+template <typename Policy, typename T, typename Find>
+void short_backward_rows(const Policy& policy, const PoolPlan& plan, const Find& find, const T* g, const T* x,
+                         const T* y, T* to, int64_t begin, int64_t end) {
+  typedef typename Lanes<T>::Sum Sum;
+  typedef typename Lanes<T>::Sums Sums;
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t width = plan.output[2];
+  with_short_line<Sum>(width, [&](auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    const auto combine = [&](const Row& row, Sums(&line)[kVectors]) {
+      bool whole;
+      const Lines lines = find(row, whole);
+      for (Sums& sums : line) sums = Sums{};
+      for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+        int64_t at = lines.start + l0 * lines.step0;
+        for (int64_t l1 = 0; l1 < lines.count1; ++l1, at += lines.step1) {
+          const Sum weight = plan.uniform ? 1 : weight_of<Sum>(plan, lines, l0, l1);
+          CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) {
+            const int64_t e = v * kLanes;
+            const Sums share = policy.share(g + at + e, y + at + e, whole ? kLanes : width - e);
+            line[v] += plan.uniform ? share : share * weight;
+          }
+        }
+      }
+      CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) line[v] *= scale_of<Sum>(plan, v * kLanes);
+    };
+    const auto join = [&](Sums a, Sums b) { return a + b; };  // not a function: those take no vectors
+    const int64_t size = (end - begin) * plan.input[2];
+    const auto finish = [&](const Row&, Sums sum, int64_t e, int64_t left) {
+      return policy.finish(sum, x + (size - left), left);
+    };
+    short_rows<kVectors>(plan, plan.input, width, Sum(0), combine, join, finish, to, begin, end);
+  });
+}
+
 template <typename Policy, typename T>
 void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data, void* result_data,
                    char* scratch, int64_t begin, int64_t end) {
@@ -157,6 +200,16 @@ void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data,
   const T* y = static_cast<const T*>(y_data);
   T* result = static_cast<T*>(result_data);
   const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
+  if (plan.picks != nullptr) {
+    const int64_t whole_planes = planes_of_whole_vectors(plan, plan.output), at = begin * plan.input[2];
+    const auto find = [&](const Row& row, bool& whole) {
+      Lines lines(plan.lines, row.i0, row.i1);
+      lines.start += row.plane * plane_size;
+      whole = row.plane < whole_planes;
+      return lines;
+    };
+    return short_backward_rows(Policy(plan), plan, find, g, x + at, y, result + at, begin, end);
+  }
   auto* kept = neutral_lines<T>(plan, 0, scratch);
   auto* phases = kept + plan.rows_at_once * plan.line_size;
   with_backward_stride(plan, [&](auto stride) {

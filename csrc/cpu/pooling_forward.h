@@ -3,67 +3,11 @@
 // and every output has one owner and one order of summation, so results do not depend on the number of threads.
 #pragma once
 
+#include "pooling_short.h"
 #include "simd_math.h"
-#include "window_plan.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
-
-// Where a row of a plane stands: a line of the last axis for one index of each other axis.
-struct Row {
-  Row(int64_t row, const int64_t* size)
-      : plane(row / (size[0] * size[1])), i0(row / size[1] % size[0]), i1(row % size[1]), size_(size) {}
-
-  void advance() {
-    if (++i1 < size_[1]) return;
-    i1 = 0;
-    if (++i0 < size_[0]) return;
-    i0 = 0;
-    ++plane;
-  }
-
-  int64_t plane, i0, i1;
-
- private:
-  const int64_t* size_;
-};
-
-// The lines that row (i0, i1) sees: count0 times count1 of them, from `start` on.
-struct Lines {
-  Lines(const LineTable* tables, int64_t i0, int64_t i1)
-      : first0(tables[0].first[i0]),
-        first1(tables[1].first[i1]),
-        count0(tables[0].count[i0]),
-        count1(tables[1].count[i1]),
-        start(first0 * tables[0].pitch + first1 * tables[1].pitch),
-        step0(tables[0].step * tables[0].pitch),
-        step1(tables[1].step * tables[1].pitch) {}
-
-  int64_t first0, first1, count0, count1;
-  int64_t start, step0, step1;  // in elements of a plane
-};
-
-constexpr int64_t kBytesAhead = 2048, kMostBytesAhead = 4096;  // longer runs wake the processor's own prefetching
-
-// Rows of y see about as much of x each, one row's share behind another's: what a later one sees first is asked for
-// while a row is at work.
-struct Ahead {
-  Ahead(const PoolPlan& plan, int64_t item)
-      : rows(plan.output[1]),
-        plane(plan.input[0] * plan.input[1] * plan.input[2] * plan.inner),
-        share(plane / (plan.output[0] * plan.output[1])),
-        reach((plan.kernel[1] - 1) * plan.lines[1].step * plan.lines[1].pitch + kBytesAhead / item) {
-    if (share * item > kMostBytesAhead) share = 0;
-  }
-
-  template <typename T>
-  void prefetch(const Row& row, const T* x) const {
-    prefetch_ahead(x, row.plane * plane + (row.i0 * rows + row.i1) * share + reach, share);
-  }
-
-  int64_t rows;                 // of a plane's index of axis 0
-  int64_t plane, share, reach;  // in elements
-};
 
 // Policies ------------------------------------------------------------------------------------------------------------
 
@@ -348,11 +292,52 @@ void pool_rows_by(const Policy& policy, const PoolPlan& plan, const T* x, T* y, 
   }
 }
 
+// A row's lines of a plane, combined from their neutral elements.
+template <typename Policy, typename T, typename Sums, int kVectors>
+inline void reduce_short_lines(const Policy& policy, const Lines& lines, const T* from, bool whole, int64_t width,
+                               Sums (&line)[kVectors]) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  typedef typename Lanes<T>::Sum Sum;
+  for (Sums& sums : line) sums = every<Sums>(static_cast<Sum>(Policy::kNeutral));
+  for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+    const T* p = from + lines.start + l0 * lines.step0;
+    for (int64_t l1 = 0; l1 < lines.count1; ++l1, p += lines.step1) {
+      CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) {
+        line[v] = policy.add(line[v], load_up_to(p + v * kLanes, whole ? kLanes : width - v * kLanes));
+      }
+    }
+  }
+}
+
+template <typename Policy, typename T>
+void pool_short_rows(const Policy& policy, const PoolPlan& plan, const T* x, T* y, int64_t begin, int64_t end) {
+  typedef typename Lanes<T>::Sum Sum;
+  typedef typename Lanes<T>::Sums Sums;
+  const int64_t width = plan.input[2], plane_size = plan.input[0] * plan.input[1] * width;
+  const int64_t whole_planes = planes_of_whole_vectors(plan, plan.input);
+  const Ahead later(plan, sizeof(T));
+  with_short_line<Sum>(width, [&](auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    const auto combine = [&](const Row& row, Sums(&line)[kVectors]) {
+      later.prefetch(row, x);
+      reduce_short_lines(policy, Lines(plan.lines, row.i0, row.i1), x + row.plane * plane_size,
+                         row.plane < whole_planes, width, line);
+    };
+    const auto join = [&](Sums a, Sums b) { return policy.join(a, b); };
+    const auto finish = [&](const Row& row, Sums sum, int64_t e, int64_t) {
+      return policy.finish(row, x, sum, e, plan.output[2] - e);
+    };
+    short_rows<kVectors>(plan, plan.output, width, static_cast<Sum>(Policy::kNeutral), combine, join, finish,
+                         y + begin * plan.output[2], begin, end);
+  });
+}
+
 template <typename Policy, typename T>
 void pool_rows(const PoolPlan& plan, const void* x_data, void* y_data, char* scratch, int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(x_data);
   T* y = static_cast<T*>(y_data);
   const Policy policy(plan);
+  if (plan.picks != nullptr) return pool_short_rows(policy, plan, x, y, begin, end);
   const int64_t k = plan.dilation == 1 ? plan.kernel[2] : 0, s = plan.stride;
   if (plan.inner != 1) return pool_rows_by<0, -1>(policy, plan, x, y, scratch, begin, end);
   if (k == 2 && s == 2) return pool_rows_by<2, 2>(policy, plan, x, y, scratch, begin, end);

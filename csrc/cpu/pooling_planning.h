@@ -62,6 +62,7 @@ class Planned {
     p.plan_.lines[1].pitch = w.axis[2].input * w.inner;
     p.plan_.lines[0].pitch = w.axis[1].input * p.plan_.lines[1].pitch;
     p.lay_out_forward(w.axis[2], kernels);
+    if (p.has_short_rows(kernels)) p.lay_out_forward_picks(w.axis[2], kernels);
     p.lay_out_chunk(w.output[1], w.output[2], kernels);
     return p;
   }
@@ -92,20 +93,13 @@ class Planned {
     p.plan_.lines[1].pitch = w.output[2] * w.inner;
     p.plan_.lines[0].pitch = w.output[1] * p.plan_.lines[1].pitch;
     p.lay_out_backward(w.axis[2], lines_of_row, kernels);
+    if (p.has_short_rows(kernels)) p.lay_out_backward_picks(w.axis[2], lines_of_row > 1, kernels);
     p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
     return p;
   }
 
   static Planned backward_by_taps(const Windows& w, const WindowKernels& kernels) {
     return backward(w, kernels, {}, 0, w.axis[2].kernel);
-  }
-
-  // Room for planes with `inner` lanes each, `inputs` of x and `outputs` of y.
-  void add_planes(int64_t inputs, int64_t outputs, const WindowKernels& kernels) {
-    plan_.at_planes = ceil_div(plan_.scratch, 64) * 64;
-    const int64_t numel = inputs * plan_.input[0] * plan_.input[1] * plan_.input[2] +
-                          outputs * plan_.output[0] * plan_.output[1] * plan_.output[2];
-    plan_.scratch = plan_.at_planes + numel * plan_.inner * kernels.sum_item;
   }
 
   // Valid as long as this is.
@@ -117,6 +111,7 @@ class Planned {
       plan_.weight[i] = weights_[i].data();
     }
     plan_.column = column_.data();
+    plan_.picks = picks_.empty() ? nullptr : picks_.data();
     plan_.offsets = offsets_.data();
     plan_.offsets_begin = offsets_begin_.data();
     return plan_;
@@ -124,6 +119,7 @@ class Planned {
 
  private:
   Planned(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent) : weights_(weights) {
+    plan_.planes = w.planes;
     plan_.inner = w.inner;
     for (int i = 0; i < kAxes; ++i) {
       plan_.input[i] = w.axis[i].input;
@@ -145,12 +141,62 @@ class Planned {
 
   void fill_column(const WindowKernels& kernels) {
     const int64_t n = plan_.output[2] * plan_.inner;
-    column_.resize((n + kernels.lanes) * kernels.sum_item);
     for (int64_t e = 0; e < n + kernels.lanes; ++e) {
-      const double weight = e < n ? weights_[2][e / plan_.inner] : 1;
-      const float rounded = static_cast<float>(weight);
-      const void* from = kernels.sum_item == sizeof(float) ? static_cast<const void*>(&rounded) : &weight;
-      std::memcpy(column_.data() + e * kernels.sum_item, from, kernels.sum_item);
+      append<float, double>(column_, e < n ? weights_[2][e / plan_.inner] : 1, kernels);
+    }
+  }
+
+  // A number of the sums' size.
+  template <typename Narrow, typename Wide>
+  static void append(std::vector<char>& to, Wide value, const WindowKernels& kernels) {
+    const Narrow narrow = static_cast<Narrow>(value);
+    const void* from = kernels.sum_item == sizeof(Narrow) ? static_cast<const void*>(&narrow) : &value;
+    to.insert(to.end(), static_cast<const char*>(from), static_cast<const char*>(from) + kernels.sum_item);
+  }
+
+  bool has_short_rows(const WindowKernels& kernels) const {
+    return plan_.inner == 1 && plan_.input[2] < 2 * kernels.lanes && plan_.output[2] < 2 * kernels.lanes;
+  }
+
+  using Picks = std::vector<std::vector<int64_t>>;  // [step][entry of a row]: of the other side; -1 where nothing
+
+  void lay_out_forward_picks(const Axis& a, const WindowKernels& kernels) {
+    Picks picks(a.kernel);
+    for (int64_t t = 0; t < a.kernel; ++t) {
+      for (int64_t o = 0; o < plan_.output[2]; ++o) {
+        const int64_t i = input_index(a, o, t);
+        picks[t].push_back(i < a.input ? i : -1);
+      }
+    }
+    lay_out_picks(picks, a.input, kernels);
+  }
+
+  // Each tap has a step of its own, or there are as many steps as an input gets outputs.
+  void lay_out_backward_picks(const Axis& a, bool by_taps, const WindowKernels& kernels) {
+    Picks picks(by_taps ? a.kernel : 1, std::vector<int64_t>(a.input, -1));
+    for (int64_t i = 0; i < a.input; ++i) {
+      size_t step = 0;
+      for (int64_t t = 0; t < a.kernel; ++t, step += by_taps) {
+        const int64_t o = output_index(a, plan_.output[2], i, by_taps ? t : a.kernel - 1 - t);
+        if (o < 0) continue;
+        if (step == picks.size()) picks.emplace_back(a.input, -1);
+        picks[step][i] = o;
+        step += !by_taps;
+      }
+    }
+    lay_out_picks(picks, plan_.output[2], kernels);
+  }
+
+  void lay_out_picks(const Picks& steps, int64_t size, const WindowKernels& kernels) {  // `size` entries to pick from
+    const int64_t n = static_cast<int64_t>(steps.front().size()), spare = size < kernels.lanes ? 1 : 2;
+    plan_.pick_steps = static_cast<int64_t>(steps.size());
+    for (int64_t begin = 0; begin < n; begin += kernels.lanes) {
+      for (const auto& step : steps) {
+        for (int64_t e = begin; e < begin + kernels.lanes; ++e) {
+          const int64_t lane = e < n ? step[e] : -1;
+          append<int32_t, int64_t>(picks_, lane < 0 ? spare * kernels.lanes - 1 : lane, kernels);
+        }
+      }
     }
   }
 
@@ -225,13 +271,14 @@ class Planned {
     plan_.chunk_rows = std::clamp<int64_t>(1 + (most_lines - lines) / ahead, 1, rows);
     plan_.chunk_size = ceil_div((lines + (plan_.chunk_rows - 1) * ahead) * line, kernels.lanes) * kernels.lanes;
     plan_.at_chunk = ceil_div(plan_.scratch, 64) * 64;
-    plan_.scratch = plan_.at_chunk + (plan_.chunk_size + plan_.chunk_rows * columns * plan_.inner) * kernels.sum_item;
+    const int64_t numel = plan_.chunk_size + plan_.chunk_rows * columns * plan_.inner;
+    plan_.scratch = plan_.at_chunk + (numel + 2 * kernels.lanes) * kernels.sum_item;  // short rows read behind lines
   }
 
   PoolPlan plan_ = {};
   std::vector<int64_t> first_[2], count_[2], first_tap_[2], offsets_, offsets_begin_;
   Weights weights_;
-  std::vector<char> column_;
+  std::vector<char> column_, picks_;
 };
 
 }  // namespace convarith::cpu

@@ -61,9 +61,12 @@ struct PowerSum {
   const PoolPlan& plan;
 };
 
+constexpr int kShortRows = -2;  // as a stride: see pooling_short.h
+
 template <int kStride, bool kSigned, typename T>
 void general_norm_rows(const PoolPlan& plan, const T* x, T* y, char* scratch, int64_t begin, int64_t end) {
   typedef typename Lanes<T>::Sum Sum;
+  typedef typename Lanes<T>::Sums Sums;
   constexpr int kLanes = Lanes<T>::kLanes;
   const Norm<0, kSigned, T> norm(plan);
   const PowerSum<kSigned, Sum> sum = {plan};
@@ -81,14 +84,28 @@ void general_norm_rows(const PoolPlan& plan, const T* x, T* y, char* scratch, in
         store_up_to(powers + to + e, norm.powers.of(load_up_to(plane + from + e, count)), count);
       }
     });
-    Row row = chunk.row;
-    for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
-      const Lines lines = chunk.lines(plan, row);
-      reduce_lines(sum, lines, powers + lines.start, inputs, line + plan.at_input);
-      if constexpr (kStride < 0) {
-        pool_row_of_pixels(sum, plan, row, powers, line + plan.at_window, sums + j * outputs);
-      } else {
-        pool_row<0, kStride>(sum, plan, row, powers, line + plan.at_window, sums + j * outputs);
+    if constexpr (kStride == kShortRows) {
+      with_short_line<Sum>(inputs, [&](auto vectors) {
+        constexpr int kVectors = decltype(vectors)::value;
+        const auto combine = [&](const Row& row, Sums(&in)[kVectors]) {
+          reduce_short_lines(sum, chunk.lines(plan, row), powers, true, inputs, in);
+        };
+        const auto join = [&](Sums a, Sums b) { return sum.join(a, b); };
+        const auto finish = [&](const Row& row, Sums v, int64_t e, int64_t) {
+          return sum.finish(row, powers, v, e, 0);
+        };
+        short_rows<kVectors>(plan, plan.output, inputs, Sum(0), combine, join, finish, sums, r, r + chunk.count);
+      });
+    } else {
+      Row row = chunk.row;
+      for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
+        const Lines lines = chunk.lines(plan, row);
+        reduce_lines(sum, lines, powers + lines.start, inputs, line + plan.at_input);
+        if constexpr (kStride < 0) {
+          pool_row_of_pixels(sum, plan, row, powers, line + plan.at_window, sums + j * outputs);
+        } else {
+          pool_row<0, kStride>(sum, plan, row, powers, line + plan.at_window, sums + j * outputs);
+        }
       }
     }
     for (int64_t e = 0; e < chunk.count * outputs; e += kLanes) {
@@ -111,6 +128,7 @@ template <bool kSigned, typename T>
 void general_norm(const PoolPlan& plan, const void* x_data, void* y_data, char* scratch, int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(x_data);
   T* y = static_cast<T*>(y_data);
+  if (plan.picks != nullptr) return general_norm_rows<kShortRows, kSigned>(plan, x, y, scratch, begin, end);
   if (plan.inner != 1) return general_norm_rows<-1, kSigned>(plan, x, y, scratch, begin, end);
   if (plan.stride == 1) return general_norm_rows<1, kSigned>(plan, x, y, scratch, begin, end);
   if (plan.stride == 2) return general_norm_rows<2, kSigned>(plan, x, y, scratch, begin, end);
@@ -146,10 +164,18 @@ void general_norm_backward(const PoolPlan& plan, const void* g_data, const void*
                       count);
         }
       });
-      Row row = chunk.row;
-      for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
-        kernel.sum_lines(chunk.lines(plan, row), shares, shares, line);
-        kernel.spread(line, sums, sums + j * inputs);
+      if (plan.picks != nullptr) {
+        const auto find = [&](const Row& row, bool& whole) {
+          whole = true;
+          return chunk.lines(plan, row);
+        };
+        short_backward_rows(kernel.policy, plan, find, shares, sums, shares, sums, r, r + chunk.count);
+      } else {
+        Row row = chunk.row;
+        for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
+          kernel.sum_lines(chunk.lines(plan, row), shares, shares, line);
+          kernel.spread(line, sums, sums + j * inputs);
+        }
       }
       for (int64_t e = 0; e < chunk.count * inputs; e += kLanes) {
         const int64_t at = r * inputs + e, count = chunk.count * inputs - e;

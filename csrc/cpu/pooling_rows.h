@@ -32,33 +32,9 @@ void parallel_pool_rows(const PoolPlan& plan, int64_t rows, int64_t work, const 
   });
 }
 
-// Rows too short for vectors, in planes that a vector has lanes for: see pooling_planes.h.
-inline bool goes_by_planes(const Windows& w, const WindowKernels& kernels) {
-  constexpr int64_t kMostBytes = 1 << 17;
-  return w.inner == 1 && kernels.item == kernels.sum_item && w.planes >= kernels.lanes &&
-         w.axis[2].input < 2 * kernels.lanes && w.input_numel() * kernels.lanes * kernels.sum_item <= kMostBytes;
-}
-
-inline Windows groups_of_planes(Windows w, const WindowKernels& kernels) {
-  w.inner = kernels.lanes;
-  w.planes = ceil_div(w.planes, kernels.lanes);
-  return w;
-}
-
 // x -> y; L^p has an exponent, and what sums are multiplied with or divided by are weights.
 inline void run_pool(const WindowKernels& kernels, Pooling kind, const Windows& w, const Weights& weights,
                      double exponent, const void* x, void* y) {
-  if (goes_by_planes(w, kernels)) {
-    const Windows groups = groups_of_planes(w, kernels);
-    Planned planned = Planned::forward(groups, kernels, weights, exponent);
-    planned.add_planes(1, 1, kernels);
-    const PoolPlan& plan = planned.plan();
-    const int64_t work = groups.output_numel() * groups.kernel_numel() * groups.inner;
-    parallel_pool_rows(plan, groups.planes, work, [&](char* scratch, int64_t begin, int64_t end) {
-      kernels.pool_planes(kind, plan, w.planes, x, y, scratch, begin, end);
-    });
-    return;
-  }
   Planned planned = Planned::forward(w, kernels, weights, exponent);
   const PoolPlan& plan = planned.plan();
   parallel_pool_rows(plan, pooled_rows(w), pooled_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
@@ -69,17 +45,6 @@ inline void run_pool(const WindowKernels& kernels, Pooling kind, const Windows& 
 // The gradient g of y -> that of x; x and y themselves are needed by L^p.
 inline void run_pool_backward(const WindowKernels& kernels, Pooling kind, const Windows& w, const Weights& weights,
                               double exponent, const void* g, const void* x, const void* y, void* result) {
-  if (goes_by_planes(w, kernels)) {
-    const Windows groups = groups_of_planes(w, kernels);
-    Planned planned = Planned::backward(groups, kernels, weights, exponent);
-    planned.add_planes(1, 2, kernels);
-    const PoolPlan& plan = planned.plan();
-    const int64_t work = groups.output_numel() * groups.kernel_numel() * groups.inner;
-    parallel_pool_rows(plan, groups.planes, work, [&](char* scratch, int64_t begin, int64_t end) {
-      kernels.pool_backward_planes(kind, plan, w.planes, g, x, y, result, scratch, begin, end);
-    });
-    return;
-  }
   Planned planned = Planned::backward(w, kernels, weights, exponent);
   const PoolPlan& plan = planned.plan();
   parallel_pool_rows(plan, input_rows(w), input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {

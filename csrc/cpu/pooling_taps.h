@@ -1,6 +1,7 @@
 // Each output goes to the one input of its window that its tap names: the adjoint of picking them, as in
 // pooling_backward.h. Stage 1 sums, for each tap of the last axis on a line of its own, what the lines of y have for
-// that tap; stage 2 goes along the last axis. So nothing is scattered, and every input is written once.
+// that tap; stage 2 goes along the last axis. So nothing is scattered, and every input is written once. Of short rows
+// the lines of taps stay in registers, as in pooling_short.h.
 #pragma once
 
 #include "pooling_backward.h"
@@ -72,6 +73,38 @@ class TapSums {
         size_(p.output[2] * p.inner),
         plane_size_(p.output[0] * p.output[1] * size_),
         tap_line_(p.tap_line) {}
+
+  // Short rows [begin, end) of inputs in kTo vectors, from lines of y in kFrom.
+  template <int kFrom, int kTo>
+  void short_rows(T* to, int64_t begin, int64_t end) {
+    typedef decltype(Sums{} < Sums{}) Index;
+    typedef decltype(+Index{}[0]) Lane;
+    const int64_t n = plan.input[2], steps = plan.pick_steps, size = size_;
+    const int64_t whole_planes = planes_of_whole_vectors(plan, plan.output);
+    Row row(begin, plan.input);
+    for (int64_t left = (end - begin) * n; left > 0; left -= n, to += n, row.advance()) {
+      const Line* lines_end = lines_ + find_lines(row);
+      const bool whole = row.plane < whole_planes;
+      prefetch_ahead(to, kBytesAhead / sizeof(T), n);
+      Sums sums[kTo] = {};
+      for (int64_t t = 0; t < steps; ++t) {
+        Sums from[kFrom] = {};
+        for (const Line* line = lines_; line < lines_end; ++line) {
+          CONVARITH_UNROLL for (int v = 0; v < kFrom; ++v) {
+            const int64_t e = v * kLanes, count = whole ? kLanes : size - e;
+            const Taps here = load_taps(line->taps + e, count, end_);
+            const Taps tap = line->tap + static_cast<uint8_t>(t);
+            from[v] = add_where(here - tap, Taps{}, load_up_to(line->y + e, count), from[v]);
+          }
+        }
+        spare_lane(from, size, Sum(0));
+        CONVARITH_UNROLL for (int v = 0; v < kTo; ++v) {
+          sums[v] += picked(from, load(static_cast<const Lane*>(plan.picks) + (v * steps + t) * kLanes));
+        }
+      }
+      CONVARITH_UNROLL for (int v = 0; v < kTo; ++v) store_up_to(to + v * kLanes, sums[v], left - v * kLanes);
+    }
+  }
 
   // Stage 1 of a row.
   void operator()(const Row& row, Sum* to) {
@@ -171,10 +204,19 @@ template <typename T>
 void tap_scatter(const PoolPlan& plan, const void* g, const uint8_t* taps, const uint8_t* taps_end, void* result,
                  char* scratch, int64_t begin, int64_t end) {
   typedef AverageBackward<T> Policy;
-  auto* kept = neutral_lines<T>(plan, 0, scratch);
-  auto* phases = kept + plan.rows_at_once * plan.line_size;
+  typedef typename Lanes<T>::Sum Sum;
   TapSums<T> sums(plan, g, taps, taps_end);
-  const auto combine = [&](const Row& row, typename Lanes<T>::Sum* lines) { sums(row, lines); };
+  if (plan.picks != nullptr) {
+    T* to = static_cast<T*>(result) + begin * plan.input[2];
+    return with_short_line<Sum>(plan.output[2], [&](auto from) {
+      constexpr int kFrom = decltype(from)::value;
+      plan.input[2] <= Lanes<T>::kLanes ? sums.template short_rows<kFrom, 1>(to, begin, end)
+                                        : sums.template short_rows<kFrom, 2>(to, begin, end);
+    });
+  }
+  Sum* kept = neutral_lines<T>(plan, 0, scratch);
+  Sum* phases = kept + plan.rows_at_once * plan.line_size;
+  const auto combine = [&](const Row& row, Sum* lines) { sums(row, lines); };
   with_backward_stride(plan, [&](auto stride) {
     const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
     kernel.rows(combine, static_cast<const T*>(nullptr), static_cast<T*>(result), begin, end);

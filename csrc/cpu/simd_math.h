@@ -68,14 +68,41 @@ struct PowerOf {
         c(static_cast<float>(p * kInverseLn2)),
         c_first(leading_bits(every<Floats>(c))[0]),
         c_rest(static_cast<float>(p * kInverseLn2 - static_cast<double>(c_first))),
+        halves(__builtin_floor(2 * p) == 2 * p && p < 5 && p > -5 ? static_cast<int>(2 * p) : 0),
         is_integer(__builtin_floor(p) == p),
         is_even(__builtin_floor(p / 2) == p / 2) {}
 
   double p;
   float nearest, first, rest;  // p is first + rest
   float c, c_first, c_rest;    // p / ln 2 is c_first + c_rest
+  int halves;                  // p is so many halves, where that is a short way; else 0
   bool is_integer, is_even;
 };
+
+// Square roots to a unit of the last place, where exact ones take several times as long.
+#if CONVARITH_BYTES == 64
+inline Floats quick_root(Floats v) {
+  const Floats inverse = _mm512_maskz_rsqrt14_ps(0xffff, v), root = v * inverse;
+  const Floats better = root + root * 0.5f * (1.0f - root * inverse);
+  return _mm512_mask_mov_ps(better, _mm512_fpclass_ps_mask(v, 0x0e), v);  // zeros and infinity are their own
+}
+#else
+inline Floats quick_root(Floats v) {
+  return square_root(v);
+}
+#endif
+inline Doubles quick_root(Doubles v) {
+  return square_root(v);
+}
+
+// v^(halves / 2) for v >= 0: products, and a square root.
+template <typename V>
+inline V power_of_halves(V v, int halves) {
+  const int count = halves < 0 ? -halves : halves;
+  V result = count % 2 == 1 ? quick_root(v) : v;
+  for (int i = 2 + (count % 2 == 0); i <= count; i += 2) result *= v;
+  return halves < 0 ? 1 / result : result;
+}
 
 // v^p for v >= 0 is 2^(p log2 v). The error is below 3 units of the last place for |p| <= 4 and grows with |p|, that of
 // its p-th root does not.
@@ -117,7 +144,7 @@ inline Floats of_part(Words part, const float* table) {  // its last 4 bits coun
 
 // v = 2^e m, m in [1, 2): log2 v = (e - log2 c) + log2(1 + r) with r = m c - 1 in [-1/32, 1/16], where the first part
 // is exact. 2^k, k a multiple of 1/16, leaves 2^g with |g| <= 1/32.
-inline Floats power(Floats v, const PowerOf& by) {
+inline Floats general_power(Floats v, const PowerOf& by) {
   const Floats e = _mm512_maskz_getexp_ps(0xffff, v);  // -Inf of 0, Inf of Inf
   const Floats m = _mm512_maskz_getmant_ps(0xffff, v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
   const Words part = (Words)m >> 19;
@@ -145,7 +172,7 @@ inline Floats power_of_two(Words n) {
 
 // v = 2^e m, m in [sqrt(1/2), sqrt(2)): log2 v = e + log2 m. The large parts of the exponent, p e and
 // (p / ln 2) (m - 1), are exact products; the rest is known to 2^-28 or so times p.
-inline Floats power(Floats v, const PowerOf& by) {
+inline Floats general_power(Floats v, const PowerOf& by) {
   typedef int32_t Ints __attribute__((vector_size(CONVARITH_BYTES)));
   const auto is_subnormal = v < __FLT_MIN__;
   const Ints bits = (Ints)(is_subnormal ? v * 0x1p24f : v);
@@ -179,9 +206,14 @@ inline Floats power(Floats v, const PowerOf& by) {
 }
 #endif
 
-inline Doubles power(Doubles v, const PowerOf& by) {
+inline Doubles general_power(Doubles v, const PowerOf& by) {
   for (int i = 0; i < Simd<double>::kLanes; ++i) v[i] = __builtin_pow(v[i], by.p);
   return v;
+}
+
+template <typename V>
+inline V power(V v, const PowerOf& by) {
+  return by.halves != 0 ? power_of_halves(v, by.halves) : general_power(v, by);
 }
 
 // v^p for every v, as pow() has it: of a negative v not a number, unless p is an integer.

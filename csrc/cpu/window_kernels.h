@@ -1,7 +1,7 @@
 // The kernels of pooling, unfold, fold and normalisation, written once with the compiler's vectors and compiled for
 // every instruction set: see simd.h for what the including file defines.
 #include "lrn_kernels.h"
-#include "pooling_planes.h"
+#include "pooling_powers.h"
 #include "pooling_taps.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -15,8 +15,6 @@ WindowKernels window_kernels_of() {
   k.sum_item = sizeof(typename Lanes<T>::Sum);
   k.pool = pool<T>;
   k.pool_backward = pool_backward<T>;
-  k.pool_planes = pool_planes<T>;
-  k.pool_backward_planes = pool_backward_planes<T>;
   k.max_pool_with_indices = max_pool_with<ByIndex, T>;
   k.max_pool_with_taps = max_pool_with<ByTap, T>;
   k.are_taps = are_taps;

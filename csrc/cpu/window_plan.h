@@ -21,7 +21,7 @@ struct LineTable {
 // Windows over x (planes, *input, inner), y (planes, *output, inner); see problem.h. A row of one is reduced in two
 // stages: whole lines of the other are combined to one, and its entries along the last axis then.
 struct PoolPlan {
-  int64_t inner;
+  int64_t planes, inner;
   int64_t input[3], output[3], kernel[3];
   int64_t stride, dilation;  // of the last axis
   LineTable lines[2];
@@ -53,7 +53,10 @@ struct PoolPlan {
   // chunk_size at most, and their own stand from at_chunk (bytes) on.
   int64_t chunk_rows, chunk_size, at_chunk;
 
-  int64_t at_planes;  // bytes: transposed planes, of pooling_planes.h
+  // Short rows, see pooling_short.h: which lane of a line each entry of a row picks in each step, [vector of the
+  // row][pick_steps][lane], as integers of the sums' size; null for others.
+  const void* picks;
+  int64_t pick_steps;
 
   int64_t scratch;  // bytes of a thread
 };
@@ -76,11 +79,6 @@ struct WindowKernels {
   void (*pool)(Pooling kind, const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end);
   void (*pool_backward)(Pooling kind, const PoolPlan& plan, const void* g, const void* x, const void* y, void* result,
                         char* scratch, int64_t begin, int64_t end);
-  // Groups of as many planes as a vector has lanes; not for half precisions.
-  void (*pool_planes)(Pooling kind, const PoolPlan& plan, int64_t planes, const void* x, void* y, char* scratch,
-                      int64_t begin, int64_t end);
-  void (*pool_backward_planes)(Pooling kind, const PoolPlan& plan, int64_t planes, const void* g, const void* x,
-                               const void* y, void* result, char* scratch, int64_t begin, int64_t end);
   void (*max_pool_with_indices)(bool minimum, const PoolPlan& plan, const void* x, void* y, int64_t* indices,
                                 char* scratch, int64_t begin, int64_t end);
   void (*max_pool_with_taps)(bool minimum, const PoolPlan& plan, const void* x, void* y, uint8_t* taps, char* scratch,

@@ -221,8 +221,8 @@ def taps_pay(x: Tensor, kernel: Ints, stride: Ints) -> bool:
     """Whether ``max_pool``'s backward pass is quicker by taps than by indices.
 
     The CPU follows indices one by one. By taps, rows of inputs gather rows of outputs in vectors: some time for each
-    row, and a comparison for each output and tap; the constants are measured. A GPU gathers by taps without more ado,
-    where by indices it has to list the outputs of each input first.
+    row, less where it is in registers, and a comparison for each output and tap; the constants are measured. A GPU
+    gathers by taps without more ado, where by indices it has to list the outputs of each input first.
     """
     taps = math.prod(kernel)
     if taps > 256 or is_exporting():  # an exported graph is for all sizes
@@ -230,6 +230,8 @@ def taps_pay(x: Tensor, kernel: Ints, stride: Ints) -> bool:
     outputs = x.shape[-1] // stride[-1]  # of a row, or about as many
     if x.dim() == len(kernel) + 2 and _is_channels_last(x):
         outputs *= x.shape[1]
+    elif x.shape[-1] * max(4, x.itemsize) < 128:  # a row is in two registers, of AVX-512
+        return x.device.type != "cpu" or 2 * outputs >= 12 + taps
     return x.device.type != "cpu" or 2 * outputs >= x.itemsize * (12 + taps)
 
 
