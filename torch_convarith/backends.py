@@ -2,13 +2,14 @@
 
 ``winograd`` (default True): convolutions over two axes without dilation whose kernels have 2 to 5 taps per step of the
 stride, their transposes and their weight gradients may run in float32 and the half precisions by Winograd's
-F(m x m, r x r), m + r = 7 [Lavin & Gray 2015, arXiv:1509.09308]: 36 products for m x m outputs of an r x r kernel, a
-quarter of the multiplications for 3 x 3. It is deterministic and rounds differently. Against float64 its largest error
-stays within ``WINOGRAD_BOUND`` of the largest magnitude that the sum could have had, ``conv(|x|, |w|)``. Magnitudes
-near the largest float overflow earlier. An infinity or a NaN in the input spreads over the m x m cells of every tile
-that sees it (a cell is one output, or one for each phase of a transposed stride); in the weight's gradient, over all
-taps between the channels that it meets. Weights that are not finite go to the plain kernels where there is padding.
-Switch it off for bitwise comparisons with the direct sum:
+F(m x m, r x r) [Lavin & Gray 2015, arXiv:1509.09308]: tiles of 6 x 6, 7 x 7 or 8 x 8 products, whichever costs least,
+for m x m outputs of an r x r kernel, m + r = 7, 8 or 9; for 3 x 3 a quarter to a fifth of the multiplications. It is
+deterministic and rounds differently. Against float64 its largest error stays within ``WINOGRAD_BOUND`` of the largest
+magnitude that the sum could have had, ``conv(|x|, |w|)``. Magnitudes near the largest float overflow earlier. An
+infinity or a NaN in the input spreads over the m x m cells of every tile that sees it (a cell is one output, or one for
+each phase of a transposed stride); in the weight's gradient, over all taps between the channels that it meets. Weights
+that are not finite go to the plain kernels where there is padding. Switch it off for bitwise comparisons with the
+direct sum:
 
 >>> import torch_convarith as tc
 >>> tc.backends.winograd

@@ -105,17 +105,15 @@ struct WeightPlan {
   bool patches;                  // columns are (channel, tap) instead, rows are y's, and sums are w itself
 };
 
-// Winograd's F(m x m, r x r), m + r = 7: a tile of 6 x 6 inputs gives m x m outputs of an r x r kernel through 36
-// products instead of m * m * r * r. A stride s makes s * s kernels of r = ceil(kernel / s) taps, one for each residue
-// of the taps modulo s: a convolution sums over them, so residues are more channels; a transposed one makes a phase of
-// its result by each, so residues are more rows. So are, on the side that is summed over, the taps along z. A dilation
-// d makes d * d convolutions without one, of the cells modulo d: they are more images. The weight's gradient is
-// F(r x r, m x m): tiles of y are its kernels.
-constexpr int64_t kWinogradTile = 6;
-constexpr int64_t kWinogradProducts = kWinogradTile * kWinogradTile;
+// Winograd's F(m x m, r x r), m + r - 1 = 6, 7 or 8: a tile of so many inputs squared gives m x m outputs of an r x r
+// kernel through as many products, instead of m * m * r * r. A stride s makes s * s kernels of r = ceil(kernel / s)
+// taps, one for each residue of the taps modulo s: a convolution sums over them, so residues are more channels; a
+// transposed one makes a phase of its result by each, so residues are more rows. So are, on the side that is summed
+// over, the taps along z. A dilation d makes d * d convolutions without one, of the cells modulo d: they are more
+// images. The weight's gradient is F(r x r, m x m): tiles of y are its kernels.
 constexpr int64_t kWinogradChunk = 64;  // channels: transformed inputs are [chunk][product][tile][channel of the chunk]
 constexpr int64_t kWinogradPanel = 32;  // rows: products are [product][tile][row of the panel]
-// Between the 36 of a block: a multiple of 4 KB would put all of them into the same lines of the first cache.
+// Between the products of a block: a multiple of 4 KB would put all of them into the same lines of the first cache.
 constexpr int64_t kWinogradApart = 16;
 constexpr int64_t kWinogradWeights = kWinogradChunk * kWinogradPanel + kWinogradApart;  // from product to product
 
@@ -138,8 +136,9 @@ struct WinogradPlan {
   WinogradSide in, out;  // what is transformed and what the products make; of the weight's gradient, x and y
   int64_t groups;
   int64_t images, planes, phases[2];  // image = ((batch * planes + z) * phases[0] + f0) * phases[1] + f1
+  int64_t tile, products;             // m + r - 1 and its square
   int64_t taps;                       // r
-  int64_t missing;                    // row and column of the 6 x 6 that only the tap which some residues lack makes
+  int64_t missing;                    // row and column of a tile that only the tap which some residues lack makes
   int64_t cells[2];                   // of `out`: its extent in steps
   int64_t box[3];                     // tiles of a box: images, rows, columns
   int64_t boxes[3];

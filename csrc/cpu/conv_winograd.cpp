@@ -32,8 +32,13 @@ int64_t box_count(const WinogradPlan& p) {
   return p.boxes[0] * p.boxes[1] * p.boxes[2];
 }
 
+// Outputs of a tile, along an axis.
+int64_t outputs(const WinogradPlan& p) {
+  return p.tile + 1 - p.taps;
+}
+
 int64_t tile_count(const WinogradPlan& p) {
-  const int64_t m = kWinogradTile + 1 - p.taps;
+  const int64_t m = outputs(p);
   return p.images * parts(p.cells[0], m) * parts(p.cells[1], m);
 }
 
@@ -44,9 +49,9 @@ int64_t lane_products(const WinogradPlan& p) {
     int64_t residues = 1, of_axis = 1;
     for (const WinogradSide* s : {&p.in, &p.out}) {
       residues *= s->residues[i + 1];
-      of_axis *= (kWinogradTile - 1) * s->residues[i + 1] + s->full[i];
+      of_axis *= (p.tile - 1) * s->residues[i + 1] + s->full[i];
     }
-    products = products / residues * (of_axis / kWinogradTile);
+    products = products / residues * (of_axis / p.tile);
   }
   return products;
 }
@@ -156,8 +161,6 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
       y.first[i] = (first - plan.taps + 1) * y.step[i];
     }
   }
-  // Only the last tap makes the product at infinity, only the first that at 0; a transposed convolution turns kernels.
-  plan.missing = transposed ? 0 : kWinogradTile - 1;
   plan.images *= plan.planes * plan.phases[0] * plan.phases[1];
   WinogradSide& summed = transposed ? y : x;
   summed.residues[0] = planes.kernel;
@@ -211,7 +214,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
 
 // Boxes of at most `most` tiles: whole images, or whole rows of tiles, or parts of a row.
 void set_boxes(WinogradPlan& p, int64_t most) {
-  const int64_t m = kWinogradTile + 1 - p.taps, rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
+  const int64_t m = outputs(p), rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
   p.box[2] = even_part(columns, most);
   p.box[1] = p.box[2] < columns ? 1 : even_part(rows, most / columns);
   p.box[0] = p.box[1] < rows || p.box[2] < columns ? 1 : even_part(p.images, most / (rows * columns));
@@ -219,7 +222,7 @@ void set_boxes(WinogradPlan& p, int64_t most) {
   p.boxes[1] = parts(rows, p.box[1]);
   p.boxes[2] = parts(columns, p.box[2]);
   p.box_tiles = p.box[0] * p.box[1] * p.box[2];
-  p.chunk_size = kWinogradProducts * (p.box_tiles * kWinogradChunk + kWinogradApart);
+  p.chunk_size = p.products * (p.box_tiles * kWinogradChunk + kWinogradApart);
 }
 
 // What takes turns: residues that a chunk or panel has all of, and phases that a box has all of. And the scratch of a
@@ -231,7 +234,7 @@ void lay_out_cells(WinogradPlan& p, const ConvKernels& k) {
     const int64_t lanes = i == 0 ? kWinogradChunk : kWinogradPanel;
     const bool whole = s.residues[2] == 1 || lanes % (s.residues[2] * s.block) == 0;
     s.turns = s.block > 1 && whole && p.box[0] % p.phases[1] == 0 ? s.step[2] : 1;
-    width = p.box[i + 1] * (kWinogradTile + 1 - p.taps) + kWinogradTile;
+    width = p.box[i + 1] * outputs(p) + p.tile;
     cells *= width;
   }
   width *= std::max(p.in.turns, p.out.turns);
@@ -243,7 +246,7 @@ void lay_out_cells(WinogradPlan& p, const ConvKernels& k) {
 
 // Bytes of a box's products of `lanes` lanes.
 int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
-  return kWinogradProducts * (p.box_tiles * lanes + kWinogradApart) * 4;
+  return p.products * (p.box_tiles * lanes + kWinogradApart) * 4;
 }
 
 // The cost model, in cycles of one thread as measured with 16 lanes, of some tiles between some lanes: products;
@@ -251,20 +254,39 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 // much more where lanes are not neighbouring channels; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
-  const int64_t m = kWinogradTile + 1 - p.taps;
+  const int64_t m = outputs(p);
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
     const double cell = s.block == 1 ? 3 : s.step[2] > 1 ? 0.5 : 0.2;
-    return 150 * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
+    return 4.2 * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
   };
   const double pairs = static_cast<double>(in) * vectors(out);
   const double products = static_cast<double>(lane_products(p)) / static_cast<double>(p.in.lanes * p.out.lanes);
   return static_cast<double>(tiles) * (0.54 * products * pairs + tile_cycles(p.in, in) + tile_cycles(p.out, out)) +
-         190 * pairs;
+         5.3 * static_cast<double>(p.products) * pairs;
+}
+
+// The tile that costs least. Kernels of two taps have little to win by larger ones than 6.
+void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
+  double best = 0;
+  for (const int64_t tile : {6, 7, 8}) {
+    if (tile > 6 && p.taps == 2) break;
+    WinogradPlan tried = p;
+    tried.tile = tile;
+    tried.products = tile * tile;
+    // Only the last tap makes the product at infinity, only the first that at 0; a transposed convolution turns
+    // kernels.
+    tried.missing = pass == Pass::kInput ? 0 : tile - 1;
+    const double cost = cycles(tried, tile_count(tried), p.in.lanes, p.out.lanes, k);
+    if (best > 0 && cost >= best) continue;
+    p = tried;
+    best = cost;
+  }
 }
 
 bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
   // So few lanes leave transforms half empty.
   if (p.out.lanes < 12 && (pass != Pass::kInput || p.in.lanes < 12)) return false;
+  if (pass == Pass::kOutput && p.in.lanes < 12) return false;
   // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's transforms.
   if (k.pairs && pass == Pass::kWeight) return false;
   double cost = cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
@@ -300,8 +322,9 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   return cost < (k.pairs ? 0.55 : 0.85) * direct;
 }
 
-constexpr int64_t kBoxTiles = 112;  // their products for a panel fill less than half of the second cache
-constexpr int64_t kFewTiles = 24;   // of a box, to be worth its reading of the weights
+constexpr int64_t kBoxProducts = 4032;  // of a box's tiles; those for a panel fill less than half of the second cache
+constexpr int64_t kFewTiles = 24;       // of a box, to be worth its reading of the weights
+constexpr int64_t kFewUses = 3;  // of a thread's weights, which are transformed again sooner than read from memory
 constexpr int64_t kMostScratch = int64_t{64} << 20;
 
 // Boxes of at most `most` tiles that threads share evenly; false where there are none.
@@ -323,18 +346,19 @@ PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of
   plan.tap_of = made->tap_of.data();
   // Enough boxes for every thread, where panels are few; and transformed inputs of two boxes a thread at most.
   const int64_t threads = thread_count(), shares = parts(2 * threads, plan.groups * panels(plan));
-  const int64_t tile_bytes = kWinogradProducts * kWinogradChunk * chunks(plan) * 4;
-  const int64_t room = std::clamp<int64_t>((int64_t{40} << 20) / (2 * threads * tile_bytes), 1, kBoxTiles);
+  const int64_t tile_bytes = plan.products * kWinogradChunk * chunks(plan) * 4;
+  const int64_t most_tiles = kBoxProducts / plan.products;
+  const int64_t room = std::clamp<int64_t>((int64_t{40} << 20) / (2 * threads * tile_bytes), 1, most_tiles);
   plan.row_shares = 1;
   if (threads == 1) {
     set_boxes(plan, room);
-  } else if (plan.groups * tile_count(plan) <= kBoxTiles || !set_even_boxes(plan, room, threads)) {
+  } else if (plan.groups * tile_count(plan) <= most_tiles || !set_even_boxes(plan, room, threads)) {
     set_boxes(plan, std::min(room, std::max<int64_t>(parts(tile_count(plan), shares), 16)));
     plan.row_shares = std::clamp<int64_t>(parts(2 * threads, box_count(plan) * plan.groups), 1, panels(plan));
   }
-  // Weights are kept for a thread's next box, where they are not too large to be read again and again.
-  const int64_t block = kWinogradProducts * kWinogradWeights * 4, blocks = plan.groups * panels(plan) * chunks(plan);
-  plan.keeps_weights = box_count(plan) > threads && threads * blocks * block <= kPackedBytes;
+  // Weights are kept for a thread's next boxes, where they are not too large to be read again and again.
+  const int64_t block = plan.products * kWinogradWeights * 4, blocks = plan.groups * panels(plan) * chunks(plan);
+  plan.keeps_weights = box_count(plan) > kFewUses * threads && threads * blocks * block <= kPackedBytes;
   lay_out_cells(plan, k);
   plan.at_weights = plan.at_products + aligned(box_bytes(plan, kWinogradPanel));
   plan.at_inputs = plan.at_weights + aligned((plan.keeps_weights ? blocks : 1) * block);
@@ -342,8 +366,8 @@ PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of
   return made->explain().scratch <= kMostScratch ? PlanPtr(std::move(made)) : nullptr;
 }
 
-constexpr int64_t kGradientTiles = 160;  // to be worth their transform back to the gradient
-constexpr int64_t kShareTiles = 256;     // and a gradient of their own
+constexpr int64_t kGradientProducts = 6144;  // of a box's tiles, to be worth their transform back to the gradient
+constexpr int64_t kShareProducts = 9216;     // and a gradient of their own
 constexpr int64_t kMostShares = 16;
 constexpr int64_t kShareBytes = int64_t{8} << 20;      // of all shares' gradients
 constexpr int64_t kThreadBytes = int64_t{16} << 20;    // of a thread's scratch
@@ -358,10 +382,10 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
   plan = described;
   plan.tap_of = made->tap_of.data();
   const int64_t tiles = tile_count(plan);
-  for (plan.shares = 1; 2 * plan.shares * kShareTiles <= tiles; plan.shares *= 2) {
+  for (plan.shares = 1; 2 * plan.shares * kShareProducts <= tiles * plan.products; plan.shares *= 2) {
     if (2 * plan.shares * plan.groups > kMostShares || 2 * share_bytes(plan) > kShareBytes) break;
   }
-  const int64_t boxes = plan.shares * parts(tiles, plan.shares * kGradientTiles);
+  const int64_t boxes = plan.shares * parts(tiles, plan.shares * (kGradientProducts / plan.products));
   set_boxes(plan, parts(tiles, boxes));
   plan.shares = std::min(plan.shares, box_count(plan));
   lay_out_cells(plan, k);
@@ -372,7 +396,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
     for (plan.out_blocks = 1; plan.out_blocks <= panels(plan); plan.out_blocks *= 2) {
       const int64_t in = parts(chunks(plan), plan.in_blocks), out = parts(panels(plan), plan.out_blocks);
       const int64_t sums = plan.shares < box_count(plan) ? in * out : 0;
-      plan.at_sums = plan.at_products + aligned(kWinogradProducts * kWinogradWeights * 4);
+      plan.at_sums = plan.at_products + aligned(plan.products * kWinogradWeights * 4);
       plan.at_inputs = plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4);
       plan.at_outputs = plan.at_inputs + aligned(box_bytes(plan, kWinogradChunk));
       plan.scratch = plan.at_outputs + aligned(out * box_bytes(plan, kWinogradPanel));
@@ -400,7 +424,9 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
   }
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
-  if (!describe(problem, pass, k, plan, tap_of) || (!wanted && !pays(problem, pass, plan, k))) return nullptr;
+  if (!describe(problem, pass, k, plan, tap_of)) return nullptr;
+  choose_tile(plan, pass, k);
+  if (!wanted && !pays(problem, pass, plan, k)) return nullptr;
   return pass == Pass::kWeight ? plan_gradient(plan, std::move(tap_of), k) : plan_products(plan, std::move(tap_of), k);
 }
 

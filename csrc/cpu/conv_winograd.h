@@ -11,44 +11,75 @@ namespace {
 
 // The matrices --------------------------------------------------------------------------------------------------------
 
-constexpr int kTile = kWinogradTile;
-constexpr int kProducts = kWinogradProducts;
+constexpr bool alike(double a, double b) {
+  return a == b || a == -b;
+}
 
+// A twin is another row, or column, with the same entries but for signs; or the same one where there is none.
 template <int kRows, int kColumns>
 struct Matrix {
   double at[kRows][kColumns] = {};
+  int row_twin[kRows] = {};
+  int column_twin[kColumns] = {};
+
+  constexpr void find_twins() {
+    for (int i = 0; i < kRows; ++i) {
+      row_twin[i] = i;
+      for (int other = 0; other < kRows; ++other) {
+        bool twins = other != i;
+        for (int j = 0; j < kColumns; ++j) twins = twins && alike(at[i][j], at[other][j]);
+        if (twins) row_twin[i] = other;
+      }
+    }
+    for (int j = 0; j < kColumns; ++j) {
+      column_twin[j] = j;
+      for (int other = 0; other < kColumns; ++other) {
+        bool twins = other != j;
+        for (int i = 0; i < kRows; ++i) twins = twins && alike(at[i][j], at[i][other]);
+        if (twins) column_twin[j] = other;
+      }
+    }
+  }
 };
 
-// F(m, r) by Toom and Cook: polynomials are multiplied by their values at 0, 1, -1, 1/2, -2 and infinity, which keeps
-// the rounding error below that of the usual points 0, 1, -1, 2, -2.
-constexpr double kPoints[kTile - 1] = {0, 1, -1, 0.5, -2};
+// F(m, r) by Toom and Cook: polynomials are multiplied by their values at these points and at infinity. Fractions keep
+// the rounding error below that of 0, 1, -1, 2, -2. Where all have an opposite, two share their even and odd parts.
+template <int kTile>
+constexpr double point(int i) {
+  constexpr double kPoints[] = {0, 1, -1, 0.5, -0.5, 2, -2};
+  return kTile == 6 && i == 4 ? -2 : kPoints[i];
+}
 
-// A^T (m x 6): row d has the points' powers of d.
-template <int kOutputs>
+// A^T (m x tile): row d has the points' powers of d.
+template <int kTile, int kOutputs>
 constexpr Matrix<kOutputs, kTile> output_matrix() {
   Matrix<kOutputs, kTile> m;
   for (int i = 0; i < kTile - 1; ++i) {
     double power = 1;
-    for (int d = 0; d < kOutputs; ++d, power *= kPoints[i]) m.at[d][i] = power;
+    for (int d = 0; d < kOutputs; ++d, power *= point<kTile>(i)) m.at[d][i] = power;
   }
   m.at[kOutputs - 1][kTile - 1] = 1;
+  m.find_twins();
   return m;
 }
 
-// G (6 x r): the values at the points, over the product of their distances.
-template <int kTaps>
+// G (tile x r): the values at the points, over the product of their distances.
+template <int kTile, int kTaps>
 constexpr Matrix<kTile, kTaps> kernel_matrix() {
   Matrix<kTile, kTaps> m;
   for (int i = 0; i < kTile - 1; ++i) {
-    double value = 1;
-    for (int j = 0; j < kTile - 1; ++j) value /= j == i ? 1 : kPoints[i] - kPoints[j];
-    for (int d = 0; d < kTaps; ++d, value *= kPoints[i]) m.at[i][d] = value;
+    double distances = 1;
+    for (int j = 0; j < kTile - 1; ++j) distances *= j == i ? 1 : point<kTile>(i) - point<kTile>(j);
+    double value = 1 / distances;
+    for (int d = 0; d < kTaps; ++d, value *= point<kTile>(i)) m.at[i][d] = value;
   }
   m.at[kTile - 1][kTaps - 1] = 1;
+  m.find_twins();
   return m;
 }
 
-// B^T (6 x 6): row i has the coefficients of the product of (x - point) over the other points.
+// B^T (tile x tile): row i has the coefficients of the product of (x - point) over the other points.
+template <int kTile>
 constexpr Matrix<kTile, kTile> input_matrix() {
   Matrix<kTile, kTile> m;
   for (int i = 0; i < kTile; ++i) {
@@ -58,59 +89,155 @@ constexpr Matrix<kTile, kTile> input_matrix() {
     for (int j = 0; j < kTile - 1; ++j) {
       if (j == i) continue;
       ++degree;
-      for (int d = degree; d >= 0; --d) poly[d] = (d > 0 ? poly[d - 1] : 0) - kPoints[j] * poly[d];
+      for (int d = degree; d >= 0; --d) poly[d] = (d > 0 ? poly[d - 1] : 0) - point<kTile>(j) * poly[d];
     }
   }
+  m.find_twins();
   return m;
 }
 
-template <int kOutputs>
-constexpr Matrix<kOutputs, kTile> kOutput = output_matrix<kOutputs>();
-template <int kTaps>
-constexpr Matrix<kTile, kTaps> kKernel = kernel_matrix<kTaps>();
-constexpr Matrix<kTile, kTile> kInput = input_matrix();
+template <int kTile, int kOutputs>
+constexpr Matrix<kOutputs, kTile> kOutput = output_matrix<kTile, kOutputs>();
+template <int kTile, int kTaps>
+constexpr Matrix<kTile, kTaps> kKernel = kernel_matrix<kTile, kTaps>();
+template <int kTile>
+constexpr Matrix<kTile, kTile> kInput = input_matrix<kTile>();
 
-// out[i] = sum over j of m[i][j] * in[j], zeros left out; all is constant but the vectors.
-template <int kOut, int kIn, typename V>
-inline __attribute__((always_inline)) void transform_1d(const Matrix<kOut, kIn>& m, const V (&in)[kIn],
-                                                        V (&out)[kOut]) {
-  CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
-    V sum = V{};
-    bool first = true;
+typedef Simd<float>::Vec Vector;
+
+// A sum of constant multiples of vectors.
+struct Sum {
+  Vector value = {};
+  bool empty = true;
+
+  inline __attribute__((always_inline)) void add(Vector v, double by) {
+    const float factor = static_cast<float>(by);
+    if (factor == 0) return;
+    const Vector term = factor == 1 ? v : (factor == -1 ? -v : v * factor);
+    value = empty ? term : value + term;
+    empty = false;
+  }
+};
+
+// To values at the points. Twins are the sum and the difference of what is the same and what is opposite.
+template <int kTile, int kIn>
+inline __attribute__((always_inline)) void to_points(const Matrix<kTile, kIn>& m, const Vector (&in)[kIn],
+                                                     Vector (&out)[kTile]) {
+  CONVARITH_UNROLL for (int i = 0; i < kTile; ++i) {
+    const int twin = m.row_twin[i];
+    if (twin < i) continue;
+    Sum even, odd;
     CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) {
-      const float value = static_cast<float>(m.at[i][j]);
-      if (value == 0) continue;
-      const V term = value == 1 ? in[j] : (value == -1 ? -in[j] : in[j] * value);
-      sum = first ? term : sum + term;
-      first = false;
+      (m.at[twin][j] == m.at[i][j] ? even : odd).add(in[j], m.at[i][j]);
     }
-    out[i] = sum;
+    out[i] = odd.empty ? even.value : even.value + odd.value;
+    if (twin > i) out[twin] = even.value - odd.value;
   }
 }
 
-// M X M^T of kLanes squares X, element (i, j) of which stands at from(i, j).
-template <int kOut, int kIn, typename From>
-inline __attribute__((always_inline)) void transform_from(const Matrix<kOut, kIn>& m, const From& from, float* to,
-                                                          int64_t to_row, int64_t to_column) {
-  typedef typename Simd<float>::Vec V;
-  V half[kIn][kOut];  // transposed
-  CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) {
-    V in[kIn];
-    CONVARITH_UNROLL for (int i = 0; i < kIn; ++i) in[i] = load(from(i, j));
-    transform_1d(m, in, half[j]);
+// And from them.
+template <int kTile, int kOut>
+inline __attribute__((always_inline)) void from_points(const Matrix<kOut, kTile>& m, const Vector (&in)[kTile],
+                                                       Vector (&out)[kOut]) {
+  Vector even[kTile], odd[kTile];
+  CONVARITH_UNROLL for (int j = 0; j < kTile; ++j) {
+    const int twin = m.column_twin[j];
+    even[j] = twin == j ? in[j] : in[j] + in[twin];
+    odd[j] = in[j] - in[twin];
   }
   CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
-    V in[kIn], out[kOut];
+    Sum sum;
+    CONVARITH_UNROLL for (int j = 0; j < kTile; ++j) {
+      const int twin = m.column_twin[j];
+      if (twin >= j) sum.add(m.at[i][twin] == m.at[i][j] ? even[j] : odd[j], m.at[i][j]);
+    }
+    out[i] = sum.value;
+  }
+}
+
+// M X M^T of kLanes squares X, by M's one-dimensional transform. Element (i, j) stands at from + i * row + j * column.
+template <int kOut, int kIn, typename Transform1d>
+inline __attribute__((always_inline)) void transform_2d(const Transform1d& transform_1d, const float* from, int64_t row,
+                                                        int64_t column, float* to, int64_t to_row, int64_t to_column) {
+  Vector half[kIn][kOut];  // transposed
+  for (int j = 0; j < kIn; ++j) {
+    Vector in[kIn];
+    CONVARITH_UNROLL for (int i = 0; i < kIn; ++i) in[i] = load(from + i * row + j * column);
+    transform_1d(in, half[j]);
+  }
+  for (int i = 0; i < kOut; ++i) {
+    Vector in[kIn], out[kOut];
     CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) in[j] = half[j][i];
-    transform_1d(m, in, out);
+    transform_1d(in, out);
     CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) store(to + i * to_row + j * to_column, out[j]);
   }
 }
 
-template <int kOut, int kIn>
-inline __attribute__((always_inline)) void transform_2d(const Matrix<kOut, kIn>& m, const float* from, int64_t row,
-                                                        int64_t column, float* to, int64_t to_row, int64_t to_column) {
-  transform_from(m, [&](int i, int j) { return from + i * row + j * column; }, to, to_row, to_column);
+// Asks for what a transform to products writes, each in a page of its own, while it computes.
+template <int kOut>
+inline __attribute__((always_inline)) void ask_for(const float* to, int64_t to_row, int64_t to_column) {
+  for (int i = 0; i < kOut; ++i) {
+    CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) prefetch<1>(to + i * to_row + j * to_column, 1);
+  }
+}
+
+using Transform = void (*)(const float* from, int64_t row, int64_t column, float* to, int64_t to_row,
+                           int64_t to_column);
+
+template <int kTile>
+void transform_input(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
+  ask_for<kTile>(to, to_row, to_column);
+  const auto one = [](const auto& in, auto& out) { to_points(kInput<kTile>, in, out); };
+  transform_2d<kTile, kTile>(one, from, row, column, to, to_row, to_column);
+}
+
+template <int kTile, int kTaps>
+void transform_kernel(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
+  ask_for<kTile>(to, to_row, to_column);
+  const auto one = [](const auto& in, auto& out) { to_points(kKernel<kTile, kTaps>, in, out); };
+  transform_2d<kTile, kTaps>(one, from, row, column, to, to_row, to_column);
+}
+
+template <int kTile, int kOutputs>
+void transform_output(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
+  const auto one = [](const auto& in, auto& out) { from_points<kTile>(kOutput<kTile, kOutputs>, in, out); };
+  transform_2d<kOutputs, kTile>(one, from, row, column, to, to_row, to_column);
+}
+
+inline Transform input_transform(int64_t tile) {
+  return tile == 6 ? transform_input<6> : tile == 7 ? transform_input<7> : transform_input<8>;
+}
+
+// Calls body with a tile and a size of kernels, or of outputs, as constants: tiles of 6 have 2 to 5, larger ones at
+// least 3.
+template <int kTile, int kSize, typename Body>
+inline Transform with_size(int64_t size, const Body& body) {
+  if constexpr (kSize > (kTile == 6 ? 2 : 3)) {
+    if (size < kSize) return with_size<kTile, kSize - 1>(size, body);
+  }
+  return body(Constant<kTile>{}, Constant<kSize>{});
+}
+
+template <typename Body>
+inline Transform with_sizes(int64_t tile, int64_t size, const Body& body) {
+  return tile == 6   ? with_size<6, 5>(size, body)
+         : tile == 7 ? with_size<7, 5>(size, body)
+                     : with_size<8, 6>(size, body);
+}
+
+inline Transform kernel_transform(int64_t tile, int64_t taps) {
+  return with_sizes(
+      tile, taps, [](auto t, auto s) -> Transform { return transform_kernel<decltype(t)::value, decltype(s)::value>; });
+}
+
+inline Transform output_transform(int64_t tile, int64_t outputs) {
+  return with_sizes(tile, outputs, [](auto t, auto s) -> Transform {
+    return transform_output<decltype(t)::value, decltype(s)::value>;
+  });
+}
+
+inline int64_t outputs_of(const WinogradPlan& p) {
+  return p.tile + 1 - p.taps;
 }
 
 // Cells ---------------------------------------------------------------------------------------------------------------
@@ -266,7 +393,7 @@ struct TileBox {
 };
 
 inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
-  const int64_t m = kTile + 1 - p.taps;
+  const int64_t m = outputs_of(p);
   const int64_t extent[3] = {p.images, block_count(p.cells[0], m), block_count(p.cells[1], m)};
   TileBox b;
   for (int i = 2; i >= 0; --i) {
@@ -278,17 +405,18 @@ inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
 }
 
 // Block `block` of kLanes lanes of a box's cells, transformed: [product][tile][lane of the block]. Tiles of
-// kWindow x kWindow cells stand `step` apart.
-template <int kLanes, typename T, int kWindow>
-void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Matrix<kTile, kWindow>& m, int64_t step,
+// window x window cells stand as far apart as tiles of outputs do.
+template <int kLanes, typename T>
+void transform_inputs(const WinogradPlan& p, const WinogradSide& s, Transform transform, int64_t window,
                       const TileBox& b, int64_t block, const T* in, char* scratch, float* to) {
+  const int64_t step = outputs_of(p);
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
   float* line = reinterpret_cast<float*>(scratch + p.at_line);
   const int64_t tiles = b.size[1] * b.size[2];
   const int64_t apart = p.box_tiles * kLanes + kWinogradApart;
   const int64_t last = least(s.lanes, (block + 1) * kLanes);
   const int64_t first[2] = {b.first[1] * step, b.first[2] * step};
-  const int64_t size[2] = {(b.size[1] - 1) * step + kWindow, (b.size[2] - 1) * step + kWindow};
+  const int64_t size[2] = {(b.size[1] - 1) * step + window, (b.size[2] - 1) * step + window};
   const int64_t row = size[1] * s.turns * kCellLanes, column = s.turns * kCellLanes;
   for (int64_t image = 0; image < b.size[0]; image += images_in_turn(s)) {
     for (int64_t lane = block * kLanes; lane < last; lane += lanes_in_turn(s) * kCellLanes) {
@@ -300,7 +428,7 @@ void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Matrix
         for (int64_t y = 0; y < b.size[1]; ++y) {
           const float* from = cells + y * step * row + turn * kCellLanes;
           for (int64_t x = 0; x < b.size[2]; ++x, from += step * column, out += kLanes) {
-            transform_2d(m, from, row, column, out, kTile * apart, apart);
+            transform(from, row, column, out, p.tile * apart, apart);
           }
         }
       }
@@ -309,18 +437,19 @@ void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Matrix
 }
 
 // A panel of rows of a box's outputs, out of their products.
-template <typename T, int kTaps>
+template <typename T>
 void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, const float* products, char* scratch,
                        const T* bias, T* out) {
-  constexpr int kOutputs = kTile + 1 - kTaps;
+  const int64_t m = outputs_of(p);
+  const Transform transform = output_transform(p.tile, m);
   const WinogradSide& s = p.out;
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
   float* line = reinterpret_cast<float*>(scratch + p.at_line);
   const int64_t tiles = b.size[1] * b.size[2], apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   const int64_t last = least(s.lanes, (panel + 1) * kWinogradPanel);
-  const int64_t first[2] = {b.first[1] * kOutputs, b.first[2] * kOutputs};
+  const int64_t first[2] = {b.first[1] * m, b.first[2] * m};
   int64_t size[2];
-  for (int i = 0; i < 2; ++i) size[i] = least(b.size[i + 1] * kOutputs, p.cells[i] - first[i]);
+  for (int i = 0; i < 2; ++i) size[i] = least(b.size[i + 1] * m, p.cells[i] - first[i]);
   const int64_t row = size[1] * s.turns * kCellLanes, column = s.turns * kCellLanes;
   for (int64_t lane = panel * kWinogradPanel; lane < last; lane += lanes_in_turn(s) * kCellLanes) {
     float biases[kCellLanes] = {};
@@ -337,8 +466,8 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
         // those rows' own.
         for (int64_t y = 0; y < b.size[1]; ++y) {
           for (int64_t x = b.size[2] - 1; x >= 0; --x) {
-            transform_2d(kOutput<kOutputs>, from + (y * b.size[2] + x) * kWinogradPanel, kTile * apart, apart,
-                         cells + y * kOutputs * row + x * kOutputs * column + turn * kCellLanes, row, column);
+            transform(from + (y * b.size[2] + x) * kWinogradPanel, p.tile * apart, apart,
+                      cells + y * m * row + x * m * column + turn * kCellLanes, row, column);
           }
         }
       }
@@ -351,6 +480,8 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
 }
 
 // Weights -------------------------------------------------------------------------------------------------------------
+
+constexpr int kMostTaps = 5;  // along an axis, of a residue
 
 // Kernels as a thread holds them: [channel][tap][row], of neighbouring channels and of kCellLanes rows at most.
 constexpr int64_t kKernelsAtOnce = 16;  // channels
@@ -399,11 +530,15 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
 }
 
 // The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel].
-template <typename T, int kTaps>
+template <typename T>
 void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
-  constexpr int kSquare = kTaps * kTaps;
+  const Transform transform = kernel_transform(p.tile, p.taps);
+  const int64_t square = p.taps * p.taps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
-  const float zeros[kCellLanes] = {};
+  float taps[kMostTaps * kMostTaps * kCellLanes] = {};
+  const auto transform_taps = [&](float* out) {
+    transform(taps, p.taps * kCellLanes, kCellLanes, out, p.tile * kWinogradWeights, kWinogradWeights);
+  };
   const int64_t out_residues = residues(p.out);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
@@ -416,21 +551,19 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
     int64_t loaded = 0, end = 0;
     for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
       const int64_t first_channel = channel_of(p.in, block), channels = least(p.in.block, last - block);
-      const int32_t* tap_of = p.tap_of + residue_of(p.in, block) * out_residues * kSquare;
+      const int32_t* tap_of = p.tap_of + residue_of(p.in, block) * out_residues * square;
       float* out = to + block % kWinogradChunk * kWinogradPanel + row % kWinogradPanel;
       for (int64_t c = 0; c < channels; ++c, out += kWinogradPanel) {
         const int64_t channel = first_channel + c;
         if (!whole) {
-          float* taps = kernels;
           for (int64_t r = 0; r < rows; ++r) {
             const T* kernel = w + channel_of(p.out, row + r) * p.w_out + channel * p.w_in;
-            const int32_t* tap = tap_of + residue_of(p.out, row + r) * kSquare;
-            for (int t = 0; t < kSquare; ++t) {
+            const int32_t* tap = tap_of + residue_of(p.out, row + r) * square;
+            for (int64_t t = 0; t < square; ++t) {
               taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t] * p.w_tap]);
             }
           }
-          transform_2d(kKernel<kTaps>, taps, kTaps * kCellLanes, kCellLanes, out, kTile * kWinogradWeights,
-                       kWinogradWeights);
+          transform_taps(out);
           continue;
         }
         if (channel < loaded || channel >= end) {
@@ -440,13 +573,12 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
                        least(at_once, p.in.channels - channel - kKernelsAtOnce), rows, kernels);
         }
         const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
-        const int32_t* taps = tap_of + residue * kSquare;
-        for (int64_t v = 0; v < alike; ++v, taps += kSquare) {
-          const auto from = [&](int i, int j) {
-            const int64_t tap = taps[i * kTaps + j];
-            return tap < 0 ? zeros : kernel + tap * kCellLanes;
-          };
-          transform_from(kKernel<kTaps>, from, out + v * kCellLanes, kTile * kWinogradWeights, kWinogradWeights);
+        const int32_t* tap = tap_of + residue * square;
+        for (int64_t v = 0; v < alike; ++v, tap += square) {
+          for (int64_t t = 0; t < square; ++t) {
+            store(taps + t * kCellLanes, tap[t] < 0 ? Vector{} : load(kernel + tap[t] * kCellLanes));
+          }
+          transform_taps(out + v * kCellLanes);
         }
       }
     }
@@ -455,27 +587,28 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
 
 // And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Of several boxes, the
 // first until the last have their sum in `sums`.
-template <int kTaps, typename T>
+template <typename T>
 void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
                     float* sums, char* scratch, T* w) {
-  constexpr int kSquare = kTaps * kTaps;
+  const Transform transform = output_transform(p.tile, p.taps);
+  const int64_t square = p.taps * p.taps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   const int64_t first_channel = channel_of(p.in, lane_begin), channels = (lane_end - lane_begin) / residues(p.in);
   const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && (p.w_out == 1 || kernels_at_once(p) > 1) &&
                      (residues(p.in) == 1 || kWinogradChunk % (residues(p.in) * p.in.block) == 0);
-  float taps[kSquare * kCellLanes];
+  float taps[kMostTaps * kMostTaps * kCellLanes];
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
     for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
       // Products that a lane does not have count in its missing taps only.
-      transform_2d(kOutput<kTaps>, products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel,
-                   kTile * kWinogradWeights, kWinogradWeights, taps, kTaps * kCellLanes, kCellLanes);
+      transform(products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel, p.tile * kWinogradWeights,
+                kWinogradWeights, taps, p.taps * kCellLanes, kCellLanes);
       const int64_t channel = channel_of(p.in, lane);
-      const int32_t* tap_of = p.tap_of + residue_of(p.in, lane) * kSquare;
-      for (int t = 0; t < kSquare; ++t) {
-        float* sum = sums + ((lane - lane_begin) * kSquare + t) * kWinogradPanel + row % kWinogradPanel;
+      const int32_t* tap_of = p.tap_of + residue_of(p.in, lane) * square;
+      for (int64_t t = 0; t < square; ++t) {
+        float* sum = sums + ((lane - lane_begin) * square + t) * kWinogradPanel + row % kWinogradPanel;
         float* tap = taps + t * kCellLanes;
         if (!first) store(tap, load(tap) + load(sum));
         if (!last) {
@@ -507,11 +640,11 @@ struct Runs {
   int64_t begin[kWinogradChunk / kCellLanes], end[kWinogradChunk / kCellLanes];
 };
 
-// Lanes of [first, last), counted from the first, that have product i. Those of kernels with fewer than kTaps taps
+// Lanes of [first, last), counted from the first, that have product i. Those of kernels with fewer than r taps
 // along an axis have none at the point where only the missing one counts.
 inline Runs lanes_with(const WinogradPlan& p, const WinogradSide& s, int64_t first, int64_t last, int64_t i) {
-  const int64_t full1 = i / kTile == p.missing ? s.full[0] : s.residues[1];
-  const int64_t full2 = i % kTile == p.missing ? s.full[1] : s.residues[2];
+  const int64_t full1 = i / p.tile == p.missing ? s.full[0] : s.residues[1];
+  const int64_t full2 = i % p.tile == p.missing ? s.full[1] : s.residues[2];
   if (full1 == s.residues[1] && full2 == s.residues[2]) return {1, {0}, {last - first}};
   Runs runs = {};
   for (int64_t lane = first; lane < last; lane += s.block) {
@@ -523,9 +656,26 @@ inline Runs lanes_with(const WinogradPlan& p, const WinogradSide& s, int64_t fir
   return runs;
 }
 
+// An operand of the next product: how far from this one's it stands, and its size.
+struct Ahead {
+  int64_t apart, size;
+};
+
+// What a sweep asks for of both, a line of each with every step of its depth.
+struct Next {
+  uintptr_t a, b;
+};
+
+constexpr int64_t kLine = 64;  // bytes that are asked for at once
+
+inline void ask_for_line(uintptr_t from, int64_t line) {
+  __builtin_prefetch(reinterpret_cast<const void*>(from + static_cast<uintptr_t>(line * kLine)));
+}
+
 // sums[r][x] (+)= sum over k of a[r * kRowStep + k * kDepthStep] * b[k * kPitch + x], r < kRows, x < kVecs vectors.
 template <int kRows, int kVecs, int kRowStep, int kDepthStep, int kPitch>
-void multiply_sweep(const Runs& depth, const float* a_first, const float* b_first, float* sums, bool add) {
+void multiply_sweep(const Runs& depth, const float* a_first, const float* b_first, float* sums, bool add,
+                    const Next& next) {
   typedef typename Simd<float>::Vec V;
   V acc[kRows][kVecs];
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -535,6 +685,8 @@ void multiply_sweep(const Runs& depth, const float* a_first, const float* b_firs
     const float* a = a_first + depth.begin[run] * kDepthStep;
     const float* b = b_first + depth.begin[run] * kPitch;
     for (int64_t k = depth.begin[run]; k < depth.end[run]; ++k, a += kDepthStep, b += kPitch) {
+      ask_for_line(next.a, k);
+      ask_for_line(next.b, k);
       V x[kVecs];
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(b + j * kCellLanes);
       CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -551,7 +703,7 @@ void multiply_sweep(const Runs& depth, const float* a_first, const float* b_firs
   }
 }
 
-using MultiplySweep = void (*)(const Runs&, const float*, const float*, float*, bool);
+using MultiplySweep = void (*)(const Runs&, const float*, const float*, float*, bool, const Next&);
 
 template <int kVecs, int kRowStep, int kDepthStep, int kPitch, int kRows = kProductRows>
 MultiplySweep sweep_for(int64_t rows) {
@@ -564,18 +716,26 @@ MultiplySweep sweep_for(int64_t rows) {
 // One product of a panel: sums (rows x columns, kWinogradPanel apart) (+)= a b.
 template <int kRowStep, int kDepthStep, int kPitch>
 void multiply_panel(const Runs& rows, const Runs& columns, const Runs& depth, const float* a, const float* b,
-                    float* sums, bool add) {
+                    float* sums, bool add, const Ahead& next_a, const Ahead& next_b) {
+  const int64_t step = depth.count > 0 ? depth.end[depth.count - 1] * kLine : 0;  // what a sweep asks for
+  int64_t asked = 0;
+  const auto rest = [&](const float* from, const Ahead& next) {
+    constexpr int64_t kFloat = sizeof(float);
+    const int64_t at = next.apart * kFloat + least(asked, most<int64_t>(next.size * kFloat - step, 0));
+    return reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(at);
+  };
   for (int64_t run = 0; run < columns.count; ++run) {
     for (int64_t x = columns.begin[run]; x < columns.end[run]; x += kProductVectors * kCellLanes) {
       const bool wide = columns.end[run] - x > kCellLanes;
       for (int64_t r = 0; r < rows.count; ++r) {
         const int64_t height = rows.end[r] - rows.begin[r], blocks = block_count(height, kProductRows);
-        for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t block = 0; block < blocks; ++block, asked += step) {
           const int64_t begin = block_begin(block, height, blocks), end = block_begin(block + 1, height, blocks);
           const int64_t row = rows.begin[r] + begin;
           const auto sweep = wide ? sweep_for<kProductVectors, kRowStep, kDepthStep, kPitch>(end - begin)
                                   : sweep_for<1, kRowStep, kDepthStep, kPitch>(end - begin);
-          sweep(depth, a + row * kRowStep, b + x, sums + row * kWinogradPanel + x, add);
+          sweep(depth, a + row * kRowStep, b + x, sums + row * kWinogradPanel + x, add,
+                {rest(a, next_a), rest(b, next_b)});
         }
       }
     }
@@ -583,21 +743,6 @@ void multiply_panel(const Runs& rows, const Runs& columns, const Runs& depth, co
 }
 
 // Tasks ---------------------------------------------------------------------------------------------------------------
-
-// Calls body with r as a constant.
-template <typename Body>
-inline void with_taps(const WinogradPlan& p, const Body& body) {
-  switch (p.taps) {
-    case 2:
-      return body(Constant<2>{});
-    case 3:
-      return body(Constant<3>{});
-    case 4:
-      return body(Constant<4>{});
-    default:
-      return body(Constant<5>{});
-  }
-}
 
 template <typename T>
 void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, char* scratch, int64_t begin,
@@ -613,7 +758,7 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, c
     const TileBox b = tile_box(p, task / p.row_shares / p.groups);
     const int64_t tiles = b.size[0] * b.size[1] * b.size[2];
     for (int64_t chunk = 0; held != task / p.row_shares && chunk < chunks; ++chunk) {
-      transform_inputs<kWinogradChunk>(p, p.in, kInput, kTile + 1 - p.taps, b, chunk,
+      transform_inputs<kWinogradChunk>(p, p.in, input_transform(p.tile), p.tile, b, chunk,
                                        static_cast<const T*>(in) + g * p.in.group, scratch,
                                        inputs + chunk * p.chunk_size);
     }
@@ -622,30 +767,27 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, c
     const int64_t panel_end = block_begin(share + 1, panels, p.row_shares);
     for (int64_t panel = block_begin(share, panels, p.row_shares); panel < panel_end; ++panel) {
       const int64_t first_row = panel * kWinogradPanel, last_row = least(p.out.lanes, first_row + kWinogradPanel);
-      with_taps(p, [&](auto taps) {
-        constexpr int kTaps = decltype(taps)::value;
-        for (int64_t i = 0; i < kProducts; ++i) {  // of which some rows may have none
-          const Runs rows = lanes_with(p, p.out, first_row, last_row, i);
-          if (rows.count == 1 && rows.begin[0] == 0 && rows.end[0] == last_row - first_row) continue;
-          fill_zero(products + i * products_apart, tiles * kWinogradPanel);
+      for (int64_t i = 0; i < p.products; ++i) {  // of which some rows may have none
+        const Runs rows = lanes_with(p, p.out, first_row, last_row, i);
+        if (rows.count == 1 && rows.begin[0] == 0 && rows.end[0] == last_row - first_row) continue;
+        fill_zero(products + i * products_apart, tiles * kWinogradPanel);
+      }
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t block = p.keeps_weights ? (g * panels + panel) * chunks + chunk : 0;
+        float* weights = reinterpret_cast<float*>(scratch + p.at_weights) + block * p.products * kWinogradWeights;
+        if (fresh) {
+          transform_weights(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, weights);
         }
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const int64_t block = p.keeps_weights ? (g * panels + panel) * chunks + chunk : 0;
-          float* weights = reinterpret_cast<float*>(scratch + p.at_weights) + block * kProducts * kWinogradWeights;
-          if (fresh) {
-            transform_weights<T, kTaps>(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, weights);
-          }
-          const int64_t first = chunk * kWinogradChunk, last = least(p.in.lanes, first + kWinogradChunk);
-          for (int64_t i = 0; i < kProducts; ++i) {
-            multiply_panel<kWinogradChunk, 1, kWinogradPanel>(
-                {1, {0}, {tiles}}, lanes_with(p, p.out, first_row, last_row, i), lanes_with(p, p.in, first, last, i),
-                inputs + chunk * p.chunk_size + i * apart, weights + i * kWinogradWeights,
-                products + i * products_apart, chunk > 0);
-          }
+        const int64_t first = chunk * kWinogradChunk, last = least(p.in.lanes, first + kWinogradChunk);
+        for (int64_t i = 0; i < p.products; ++i) {
+          multiply_panel<kWinogradChunk, 1, kWinogradPanel>(
+              {1, {0}, {tiles}}, lanes_with(p, p.out, first_row, last_row, i), lanes_with(p, p.in, first, last, i),
+              inputs + chunk * p.chunk_size + i * apart, weights + i * kWinogradWeights, products + i * products_apart,
+              chunk > 0, {apart, tiles * kWinogradChunk}, {kWinogradWeights, kWinogradWeights});
         }
-        const T* bias = p.bias ? static_cast<const T*>(p.bias) + g * p.out.channels : nullptr;
-        transform_outputs<T, kTaps>(p, b, panel, products, scratch, bias, static_cast<T*>(out) + g * p.out.group);
-      });
+      }
+      const T* bias = p.bias ? static_cast<const T*>(p.bias) + g * p.out.channels : nullptr;
+      transform_outputs(p, b, panel, products, scratch, bias, static_cast<T*>(out) + g * p.out.group);
     }
   }
 }
@@ -656,6 +798,7 @@ void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
                        int64_t begin, int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2];
+  const int64_t m = outputs_of(p);
   const int64_t in_apart = p.box_tiles * kWinogradChunk + kWinogradApart;
   const int64_t out_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
@@ -675,35 +818,32 @@ void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
       const TileBox b = tile_box(p, box);
       const int64_t tiles = b.size[0] * b.size[1] * b.size[2];
       const bool first = box == box_begin, last = box + 1 == box_end;
-      with_taps(p, [&](auto taps) {
-        constexpr int kTaps = decltype(taps)::value, kOutputs = kTile + 1 - kTaps;
-        float* outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
-        for (int64_t panel = panel_begin; panel < panel_end; ++panel, outputs += kProducts * out_apart) {
-          transform_inputs<kWinogradPanel>(p, p.out, kKernel<kOutputs>, kOutputs, b, panel, y_group, scratch, outputs);
-        }
-        float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
-        for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-          const int64_t lane = chunk * kWinogradChunk, last_lane = least(p.in.lanes, lane + kWinogradChunk);
-          transform_inputs<kWinogradChunk>(p, p.in, kInput, kOutputs, b, chunk, x_group, scratch, inputs);
-          outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
-          for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-            const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel);
-            for (int64_t i = 0; i < kProducts; ++i, outputs += out_apart) {
-              multiply_panel<1, kWinogradChunk, kWinogradPanel>(
-                  lanes_with(p, p.in, lane, last_lane, i), {1, {0}, {rows}}, {1, {0}, {tiles}}, inputs + i * in_apart,
-                  outputs, products + i * kWinogradWeights, false);
-            }
-            if (p.shares > 1) {
-              store_gradient<kTaps>(p, panel, chunk, products, first, last, sums, scratch,
-                                    gradients + share * p.w_count + g * p.w_group);
-            } else {
-              store_gradient<kTaps>(p, panel, chunk, products, first, last, sums, scratch,
-                                    static_cast<T*>(w) + g * p.w_group);
-            }
-            sums += kWinogradChunk * kWinogradPanel * kTaps * kTaps;
+      float* outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
+      for (int64_t panel = panel_begin; panel < panel_end; ++panel, outputs += p.products * out_apart) {
+        transform_inputs<kWinogradPanel>(p, p.out, kernel_transform(p.tile, m), m, b, panel, y_group, scratch, outputs);
+      }
+      float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
+      for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+        const int64_t lane = chunk * kWinogradChunk, last_lane = least(p.in.lanes, lane + kWinogradChunk);
+        transform_inputs<kWinogradChunk>(p, p.in, input_transform(p.tile), p.tile, b, chunk, x_group, scratch, inputs);
+        outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+          const int64_t rows = least(kWinogradPanel, p.out.lanes - panel * kWinogradPanel);
+          for (int64_t i = 0; i < p.products; ++i, outputs += out_apart) {
+            multiply_panel<1, kWinogradChunk, kWinogradPanel>(
+                lanes_with(p, p.in, lane, last_lane, i), {1, {0}, {rows}}, {1, {0}, {tiles}}, inputs + i * in_apart,
+                outputs, products + i * kWinogradWeights, false, {in_apart, tiles * kWinogradChunk},
+                {out_apart, tiles * kWinogradPanel});
           }
+          if (p.shares > 1) {
+            store_gradient(p, panel, chunk, products, first, last, sums, scratch,
+                           gradients + share * p.w_count + g * p.w_group);
+          } else {
+            store_gradient(p, panel, chunk, products, first, last, sums, scratch, static_cast<T*>(w) + g * p.w_group);
+          }
+          sums += kWinogradChunk * kWinogradPanel * p.taps * p.taps;
         }
-      });
+      }
     }
   }
 }
