@@ -1,7 +1,7 @@
 """Which kernels run: switches of the CPU's as torch.backends has them, and what would be chosen on either device.
 
-``winograd`` (default True): convolutions over two axes without dilation whose kernels have 2 to 5 taps per step of the
-stride, their transposes and their weight gradients may run in float32 and the half precisions by Winograd's
+``winograd`` (default True): convolutions whose kernels have 2 to 5 taps per step of the stride along the last two axes,
+their transposes and their weight gradients may run in float32 and the half precisions by Winograd's
 F(m x m, r x r) [Lavin & Gray 2015, arXiv:1509.09308]: tiles of 6 x 6, 7 x 7 or 8 x 8 products, whichever costs least,
 for m x m outputs of an r x r kernel, m + r = 7, 8 or 9; for 3 x 3 a quarter to a fifth of the multiplications. It is
 deterministic and rounds differently. Against float64 its largest error stays within ``WINOGRAD_BOUND`` of the largest

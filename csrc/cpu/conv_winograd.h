@@ -656,8 +656,8 @@ inline Runs lanes_with(const WinogradPlan& p, const WinogradSide& s, int64_t fir
   return runs;
 }
 
-// An operand of the next product: how far from this one's it stands, and its size.
-struct Ahead {
+// The operand of the product that follows: how far from this one it stands, and its size.
+struct Following {
   int64_t apart, size;
 };
 
@@ -716,10 +716,10 @@ MultiplySweep sweep_for(int64_t rows) {
 // One product of a panel: sums (rows x columns, kWinogradPanel apart) (+)= a b.
 template <int kRowStep, int kDepthStep, int kPitch>
 void multiply_panel(const Runs& rows, const Runs& columns, const Runs& depth, const float* a, const float* b,
-                    float* sums, bool add, const Ahead& next_a, const Ahead& next_b) {
+                    float* sums, bool add, const Following& next_a, const Following& next_b) {
   const int64_t step = depth.count > 0 ? depth.end[depth.count - 1] * kLine : 0;  // what a sweep asks for
   int64_t asked = 0;
-  const auto rest = [&](const float* from, const Ahead& next) {
+  const auto rest = [&](const float* from, const Following& next) {
     constexpr int64_t kFloat = sizeof(float);
     const int64_t at = next.apart * kFloat + least(asked, most<int64_t>(next.size * kFloat - step, 0));
     return reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(at);
