@@ -424,6 +424,16 @@ def test_winograd_stays_within_its_bound(case, memory):
     check_winograd(n, c, k, (height, width), kernel, (stride, padding, (1, 1), groups), memory)
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (4, 1), (5, 1), (8, 2), (9, 2), (13, 3)])
+def test_winograd_stays_within_its_bound_where_outputs_sum_little_of_a_tile(kernel, stride):
+    y, w = (1 + 0.01 * torch.rand(size) for size in ((5, 64, 2, 2), (64, 16, kernel, kernel)))
+    size = (stride + kernel,) * 2
+    geometry = ((stride, stride), (0,) * 4, (1, 1), 1)
+    exact = by("outer", "conv_transpose", y.double(), w.double(), size, *geometry)
+    error = (by("winograd", "conv_transpose", y, w, size, *geometry) - exact).abs().max()
+    assert 0 < error <= backends.WINOGRAD_BOUND * exact.max()
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", WIDER_WINOGRAD, ids=lambda case: "_".join("x".join(map(str, v)) for v in case[3:8]))
 def test_winograd_of_dilated_and_deeper_kernels(case, last):
