@@ -84,19 +84,23 @@ def summary(files: list[Path], baseline: str, ours: str, statistic: str) -> str:
     lines: list[str] = []
     for file in files:
         data = json.loads(file.read_text())
-        suites: dict[str, Table] = {}
-        for name, row in ratios(data, baseline, ours, statistic).items():
-            if any("kind" in r for r in data["results"]):
-                for kind, ratio in row.items():
-                    suites.setdefault(kind, {})[name] = {"all cases": ratio}
-            else:
-                suites.setdefault("models" if "model" in data["results"][0] else suite_of(name), {})[name] = row
-        if not suites:
+        table = ratios(data, baseline, ours, statistic)
+        if not table:
             continue
-        columns = list(columns_of({k: v for suite in suites.values() for k, v in suite.items()}))
+        columns = list(columns_of(table))
+        suites: dict[str, Table] = {}
+        if "kind" in data["results"][0]:
+            for kind in columns:
+                suites[kind] = {case: {"all cases": row[kind]} for case, row in table.items() if kind in row}
+            columns = ["all cases"]
+        elif "model" in data["results"][0]:
+            suites["models"] = table
+        else:
+            for name, row in table.items():
+                suites.setdefault(suite_of(name), {})[name] = row
         lines += ["", f"| {heading(data)} | cases | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
-        for suite, table in suites.items():
-            values = columns_of(table)
+        for suite, part in suites.items():
+            values = columns_of(part)
             cells = [f"{mean(v):.2f} ({min(v):.2f})" if (v := values.get(c)) else "" for c in columns]
             lines.append(f"| {suite} | {max(map(len, values.values()))} | {' | '.join(cells)} |")
     return "\n".join(lines[1:])
