@@ -442,6 +442,9 @@ def test_winograd_of_dilated_and_deeper_kernels(case, last):
     check_winograd(n, c, k, size, kernel, (stride, padding, dilation, groups), formats[len(size) - 2])
 
 
+NORMAL_BOUND = 8e-6  # of normally distributed data, as the documentation of WINOGRAD_BOUND has it
+
+
 def check_winograd(n, c, k, size, kernel, geometry, memory):
     stride, padding, dilation, groups = geometry
     sides = list(zip(padding[::2], padding[1::2], strict=True))
@@ -463,7 +466,7 @@ def check_winograd(n, c, k, size, kernel, geometry, memory):
         exact = by("outer", operator, a.double(), b.double(), *args)
         scale = by("outer", operator, a.double().abs(), b.double().abs(), *args).max()
         result = by("winograd", operator, a, b, *args)
-        assert (result - exact).abs().max() <= backends.WINOGRAD_BOUND * scale
+        assert (result - exact).abs().max() <= NORMAL_BOUND * scale
         threads = torch.get_num_threads()
         try:
             for count in (1, 5):
