@@ -1,12 +1,6 @@
-// conv_kernels.h for AVX-512 (F, DQ, BW, VL).
-#if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
-#include <cstdint>
+// conv_kernels.h for AVX-512.
+#include "target_avx512.h"
 
-#include "conv_plan.h"
-
-#define CONVARITH_ISA avx512
-#define CONVARITH_BYTES 64
-#define CONVARITH_REGISTERS 32
+#ifdef CONVARITH_ISA
 #include "conv_kernels.h"
 #endif

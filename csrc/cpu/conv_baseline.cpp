@@ -1,13 +1,6 @@
-// conv_kernels.h for the compiler's own target: SSE2 on x86-64, NEON on AArch64.
-#include <cstdint>
+// conv_kernels.h for the compiler's own target.
+#include "target_baseline.h"
 
-#include "conv_plan.h"
-
-#define CONVARITH_ISA baseline
-#define CONVARITH_BYTES 16
-#if defined(__aarch64__)
-#define CONVARITH_REGISTERS 32
-#else
-#define CONVARITH_REGISTERS 16
-#endif
+#ifdef CONVARITH_ISA  // always
 #include "conv_kernels.h"
+#endif

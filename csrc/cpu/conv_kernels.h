@@ -1,15 +1,20 @@
 // The fast convolution kernels, written once with the compiler's vectors and compiled for every instruction set: see
-// simd.h for what the including file defines.
+// simd.h and target_*.h.
 #include "ceiling.h"
 #include "conv_channelwise.h"
 #include "conv_depthwise.h"
-#include "conv_products.h"
-#include "conv_winograd.h"
 #if CONVARITH_BYTES == 64
 #include "conv_depthwise_in_place.h"
 #endif
 
 namespace convarith::cpu::CONVARITH_ISA {
+
+// Of conv_products.h and conv_winograd.h, which are compiled by themselves.
+template <typename T>
+void set_products(ConvKernels& k);
+template <typename T>
+void set_winograd(ConvKernels& k);
+
 namespace {
 
 template <typename T>
@@ -17,10 +22,6 @@ ConvKernels kernels() {
   typedef typename SumOf<T>::type Sum;
   ConvKernels k = {};
   k.lanes = Simd<Sum>::kLanes;
-  k.row_block = kRowBlock;
-  k.vectors = kVectors;
-  k.outer_vectors = kOuterVectors;
-  k.dot_columns = kDotColumns;
   k.item = sizeof(T);
   k.sum_item = sizeof(Sum);
   k.sweep_rows = kSweepRows;
@@ -38,11 +39,7 @@ ConvKernels kernels() {
   k.depthwise_in_place = depthwise_in_place<T>;
   k.depthwise_in_place_sum = depthwise_in_place_sum<T>;
 #endif
-  if constexpr (sizeof(Sum) == sizeof(float)) {
-    k.winograd = winograd<T>;
-    k.winograd_gradient = winograd_gradient<T>;
-    k.winograd_add_shares = winograd_add_shares<T>;
-  }
+  if constexpr (sizeof(Sum) == sizeof(float)) set_winograd<T>(k);
   k.channelwise = channelwise<T>;
   if constexpr (sizeof(T) == sizeof(Sum)) {
     k.channelwise_sum = channelwise_sum<T>;

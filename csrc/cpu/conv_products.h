@@ -6,10 +6,13 @@
 #include "conv_weight.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
-namespace {
 
 template <typename T>
 void set_products(ConvKernels& k) {
+  k.row_block = kRowBlock;
+  k.vectors = kVectors;
+  k.outer_vectors = kOuterVectors;
+  k.dot_columns = kDotColumns;
   k.pairs = FactorOf<T>::kMembers == 2;
   k.pack_tasks = pack_tasks<T>;
   k.pack = pack<T>;
@@ -21,5 +24,11 @@ void set_products(ConvKernels& k) {
   k.weight_store = weight_store<T>;
 }
 
-}  // namespace
+#if !CONVARITH_BF16
+template void set_products<float>(ConvKernels&);
+template void set_products<double>(ConvKernels&);
+template void set_products<Brain16>(ConvKernels&);
+template void set_products<Half16>(ConvKernels&);
+#endif
+
 }  // namespace convarith::cpu::CONVARITH_ISA

@@ -862,4 +862,16 @@ void winograd_add_shares(const WinogradPlan& p, const float* gradients, void* w,
 }
 
 }  // namespace
+
+template <typename T>
+void set_winograd(ConvKernels& k) {
+  k.winograd = winograd<T>;
+  k.winograd_gradient = winograd_gradient<T>;
+  k.winograd_add_shares = winograd_add_shares<T>;
+}
+
+template void set_winograd<float>(ConvKernels&);
+template void set_winograd<Brain16>(ConvKernels&);
+template void set_winograd<Half16>(ConvKernels&);
+
 }  // namespace convarith::cpu::CONVARITH_ISA

@@ -1,7 +1,7 @@
 // Vectors of the compiler and what every fast kernel does with them: loads, conversions, transposes, copies with a
-// step. Compiled for every instruction set; the including file sets the target and defines CONVARITH_ISA (the
-// namespace), CONVARITH_BYTES (of a vector) and CONVARITH_REGISTERS. Nothing inline may be shared between those files,
-// so there is no std:: and no torch here.
+// step. Compiled for every instruction set: target_*.h sets the target and defines CONVARITH_ISA (the namespace),
+// CONVARITH_BYTES (of a vector) and CONVARITH_REGISTERS. Nothing inline may be shared between those files, so there is
+// no std:: and no torch here.
 #pragma once
 
 #include <cstdint>

@@ -1,13 +1,6 @@
-// window_kernels.h for the compiler's own target: SSE2 on x86-64, NEON on AArch64.
-#include <cstdint>
+// window_kernels.h for the compiler's own target.
+#include "target_baseline.h"
 
-#include "window_plan.h"
-
-#define CONVARITH_ISA baseline
-#define CONVARITH_BYTES 16
-#if defined(__aarch64__)
-#define CONVARITH_REGISTERS 32
-#else
-#define CONVARITH_REGISTERS 16
-#endif
+#ifdef CONVARITH_ISA  // always
 #include "window_kernels.h"
+#endif

@@ -1,5 +1,5 @@
 // The kernels of pooling, unfold, fold and normalisation, written once with the compiler's vectors and compiled for
-// every instruction set: see simd.h for what the including file defines.
+// every instruction set: see simd.h and target_*.h.
 #include "lrn_kernels.h"
 #include "pooling_powers.h"
 #include "pooling_taps.h"

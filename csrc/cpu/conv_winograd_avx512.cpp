@@ -1,0 +1,6 @@
+// conv_winograd.h for AVX-512.
+#include "target_avx512.h"
+
+#ifdef CONVARITH_ISA
+#include "conv_winograd.h"
+#endif

@@ -1,0 +1,6 @@
+// conv_winograd.h for the compiler's own target.
+#include "target_baseline.h"
+
+#ifdef CONVARITH_ISA  // always
+#include "conv_winograd.h"
+#endif
