@@ -137,7 +137,7 @@ struct WinogradPlan {
   int64_t groups;
   int64_t images, planes, phases[2];  // image = ((batch * planes + z) * phases[0] + f0) * phases[1] + f1
   int64_t tile, products;             // m + r - 1 and its square
-  int64_t taps;                       // r
+  int64_t outputs, taps;              // m and r
   int64_t missing;                    // row and column of a tile that only the tap which some residues lack makes
   int64_t cells[2];                   // of `out`: its extent in steps
   int64_t box[3];                     // tiles of a box: images, rows, columns

@@ -32,13 +32,8 @@ int64_t box_count(const WinogradPlan& p) {
   return p.boxes[0] * p.boxes[1] * p.boxes[2];
 }
 
-// Outputs of a tile, along an axis.
-int64_t outputs(const WinogradPlan& p) {
-  return p.tile + 1 - p.taps;
-}
-
 int64_t tile_count(const WinogradPlan& p) {
-  const int64_t m = outputs(p);
+  const int64_t m = p.outputs;
   return p.images * parts(p.cells[0], m) * parts(p.cells[1], m);
 }
 
@@ -214,7 +209,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
 
 // Boxes of at most `most` tiles: whole images, or whole rows of tiles, or parts of a row.
 void set_boxes(WinogradPlan& p, int64_t most) {
-  const int64_t m = outputs(p), rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
+  const int64_t m = p.outputs, rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
   p.box[2] = even_part(columns, most);
   p.box[1] = p.box[2] < columns ? 1 : even_part(rows, most / columns);
   p.box[0] = p.box[1] < rows || p.box[2] < columns ? 1 : even_part(p.images, most / (rows * columns));
@@ -234,7 +229,7 @@ void lay_out_cells(WinogradPlan& p, const ConvKernels& k) {
     const int64_t lanes = i == 0 ? kWinogradChunk : kWinogradPanel;
     const bool whole = s.residues[2] == 1 || lanes % (s.residues[2] * s.block) == 0;
     s.turns = s.block > 1 && whole && p.box[0] % p.phases[1] == 0 ? s.step[2] : 1;
-    width = p.box[i + 1] * outputs(p) + p.tile;
+    width = p.box[i + 1] * p.outputs + p.tile;
     cells *= width;
   }
   width *= std::max(p.in.turns, p.out.turns);
@@ -254,7 +249,7 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 // much more where lanes are not neighbouring channels; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
-  const int64_t m = outputs(p);
+  const int64_t m = p.outputs;
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
     const double cell = s.block == 1 ? 3 : s.step[2] > 1 ? 0.5 : 0.2;
     return 4.2 * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
@@ -273,6 +268,7 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
     WinogradPlan tried = p;
     tried.tile = tile;
     tried.products = tile * tile;
+    tried.outputs = tile + 1 - p.taps;
     // Only the last tap makes the product at infinity, only the first that at 0; a transposed convolution turns
     // kernels.
     tried.missing = pass == Pass::kInput ? 0 : tile - 1;
