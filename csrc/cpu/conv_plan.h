@@ -294,12 +294,13 @@ struct ConvKernels {
                      char* scratch, int64_t begin, int64_t end);
   int64_t (*weight_store_tasks)(const WeightPlan& plan);
   void (*weight_store)(const WeightPlan& plan, void* sums, void* w, int64_t begin, int64_t end);
-  // Winograd: a task is a (box, group, share of the panels).
-  void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+  // Winograd: a task is a (box, group, share of the panels). False where a weight is not finite.
+  bool (*winograd)(const WinogradPlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
                    int64_t end);
   // The weight's gradient: a task is a (share of the boxes, group, block of the panels, block of the chunks). Several
-  // shares write gradients of their own, [share][w], which are added afterwards, elements [begin, end) at a time.
-  void (*winograd_gradient)(const WinogradPlan& plan, const void* x, const void* y, float* gradients, void* w,
+  // shares write gradients of their own, [share][w], which are added afterwards, elements [begin, end) at a time. False
+  // where an element of the gradient is not finite.
+  bool (*winograd_gradient)(const WinogradPlan& plan, const void* x, const void* y, float* gradients, void* w,
                             char* scratch, int64_t begin, int64_t end);
   void (*winograd_add_shares)(const WinogradPlan& plan, const float* gradients, void* w, int64_t begin, int64_t end);
   void (*depthwise)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,

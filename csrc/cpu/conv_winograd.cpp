@@ -9,6 +9,7 @@ namespace {
 struct Winograd : Plan {
   explicit Winograd(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  const std::atomic<bool>* finite_weights() const override { return &finite; }
   bool add_bias(const void* bias) override {
     plan.bias = bias;
     return true;
@@ -18,6 +19,7 @@ struct Winograd : Plan {
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
+  std::atomic<bool> finite{true};
 };
 
 int64_t chunks(const WinogradPlan& p) {
@@ -65,18 +67,20 @@ Explanation Winograd::explain() const {
 void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
   parallel(box_count(plan) * plan.groups * plan.row_shares, multiplications(plan), [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);
-    k.winograd(plan, in, w, out, mine.get(), begin, end);
+    if (!k.winograd(plan, in, w, out, mine.get(), begin, end)) finite = false;
   });
 }
 
 struct WinogradGradient : Plan {
   explicit WinogradGradient(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  const std::atomic<bool>* finite_weights() const override { return &finite; }
   void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override;
 
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
+  std::atomic<bool> finite{true};
 };
 
 int64_t gradient_tasks(const WinogradPlan& p) {
@@ -103,7 +107,7 @@ void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void*
   const int64_t tasks = gradient_tasks(plan);
   at::parallel_for(0, tasks, parts(tasks, plan.workers), [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);
-    k.winograd_gradient(plan, x, y, gradients, w, mine.get(), begin, end);
+    if (!k.winograd_gradient(plan, x, y, gradients, w, mine.get(), begin, end)) finite = false;
   });
   if (plan.shares == 1) return;
   parallel(plan.w_count, plan.w_count * plan.shares,

@@ -253,6 +253,18 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
 
 constexpr int kMostTaps = 5;  // along an axis, of a residue
 
+// Of vectors that are seen: whether they all are finite.
+struct Finite {
+  Vector rest = {};  // 0, or NaN after an infinity or a NaN
+
+  inline __attribute__((always_inline)) void see(Vector v) { rest += v - v; }
+  bool first(int64_t lanes) const {
+    bool finite = true;
+    for (int64_t i = 0; i < lanes; ++i) finite = finite && rest[i] == 0;
+    return finite;
+  }
+};
+
 // Kernels as a thread holds them: [channel][tap][row], of neighbouring channels and of kCellLanes rows at most.
 constexpr int64_t kKernelsAtOnce = 16;  // channels
 
@@ -299,14 +311,17 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
   }
 }
 
-// The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel].
+// The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel]. False where one
+// is not finite.
 template <typename T>
-void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
+bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
   const Transform transform = kernel_transform(p.tile, p.taps);
   const int64_t square = p.taps * p.taps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   float taps[kMostTaps * kMostTaps * kCellLanes] = {};
+  Finite seen;
   const auto transform_taps = [&](float* out) {
+    for (int64_t t = 0; t < square; ++t) seen.see(load(taps + t * kCellLanes));
     transform(taps, p.taps * kCellLanes, kCellLanes, out, p.tile * kWinogradWeights, kWinogradWeights);
   };
   const int64_t out_residues = residues(p.out);
@@ -314,10 +329,12 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
   const bool whole = p.whole_kernel && p.out.block > 1;
   const int64_t at_once = kernels_at_once(p);
+  bool finite = true;
   for (int64_t row = panel * kWinogradPanel, alike = 1; row < last_row; row += alike * kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
     // Vectors that differ in the residue only see the same kernels.
     if (whole) alike = least(out_residues - residue, block_count(last_row - row, kCellLanes));
+    seen = {};
     int64_t loaded = 0, end = 0;
     for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
       const int64_t first_channel = channel_of(p.in, block), channels = least(p.in.block, last - block);
@@ -352,13 +369,15 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
         }
       }
     }
+    finite = finite && seen.first(rows);
   }
+  return finite;
 }
 
 // And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Of several boxes, the
-// first until the last have their sum in `sums`.
+// first until the last have their sum in `sums`. False where an element is not finite.
 template <typename T>
-void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
+bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
                     float* sums, char* scratch, T* w) {
   const Transform transform = output_transform(p.tile, p.taps);
   const int64_t square = p.taps * p.taps;
@@ -369,8 +388,10 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
   const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && (p.w_out == 1 || kernels_at_once(p) > 1) &&
                      (residues(p.in) == 1 || kWinogradChunk % (residues(p.in) * p.in.block) == 0);
   float taps[kMostTaps * kMostTaps * kCellLanes];
+  bool finite = true;
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
+    Finite seen;
     for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
       // Products that a lane does not have count in its missing taps only.
       transform(products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel, p.tile * kWinogradWeights,
@@ -381,6 +402,7 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
         float* sum = sums + ((lane - lane_begin) * square + t) * kWinogradPanel + row % kWinogradPanel;
         float* tap = taps + t * kCellLanes;
         if (!first) store(tap, load(tap) + load(sum));
+        if (tap_of[t] >= 0) seen.see(load(tap));
         if (!last) {
           store(sum, load(tap));
         } else if (tap_of[t] >= 0 && whole) {
@@ -396,7 +418,9 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
         store_kernels(p, kernels, channels, rows, w + row * p.w_out + first_channel * p.w_in);
       }
     }
+    finite = finite && seen.first(rows);
   }
+  return finite;
 }
 
 // Products ------------------------------------------------------------------------------------------------------------
@@ -505,7 +529,7 @@ void multiply_panel(const Runs& rows, const Runs& columns, const Runs& depth, co
 // Tasks ---------------------------------------------------------------------------------------------------------------
 
 template <typename T>
-void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+bool winograd(const WinogradPlan& p, const void* in, const void* w, void* out, char* scratch, int64_t begin,
               int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
@@ -513,6 +537,7 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, c
   float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
   float* products = reinterpret_cast<float*>(scratch + p.at_products);
   int64_t held = -1;  // the box and group whose inputs are transformed
+  bool finite = true;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t share = task % p.row_shares, g = task / p.row_shares % p.groups;
     const TileBox b = tile_box(p, task / p.row_shares / p.groups);
@@ -535,8 +560,8 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, c
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t block = p.keeps_weights ? (g * panels + panel) * chunks + chunk : 0;
         float* weights = reinterpret_cast<float*>(scratch + p.at_weights) + block * p.products * kWinogradWeights;
-        if (fresh) {
-          transform_weights(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, weights);
+        if (fresh && !transform_weights(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, weights)) {
+          finite = false;
         }
         const int64_t first = chunk * kWinogradChunk, last = least(p.in.lanes, first + kWinogradChunk);
         for (int64_t i = 0; i < p.products; ++i) {
@@ -550,11 +575,12 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, c
       transform_outputs(p, b, panel, products, scratch, bias, static_cast<T*>(out) + g * p.out.group);
     }
   }
+  return finite;
 }
 
 // Tiles of the outputs are the kernels here.
 template <typename T>
-void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, float* gradients, void* w, char* scratch,
+bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, float* gradients, void* w, char* scratch,
                        int64_t begin, int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2];
@@ -563,6 +589,7 @@ void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
   const int64_t out_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
   float* products = reinterpret_cast<float*>(scratch + p.at_products);
+  bool finite = true;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t in_block = task % p.in_blocks, out_block = task / p.in_blocks % p.out_blocks;
     const int64_t g = task / p.in_blocks / p.out_blocks % p.groups;
@@ -595,17 +622,16 @@ void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
                 outputs, products + i * kWinogradWeights, false, {in_apart, tiles * kWinogradChunk},
                 {out_apart, tiles * kWinogradPanel});
           }
-          if (p.shares > 1) {
-            store_gradient(p, panel, chunk, products, first, last, sums, scratch,
-                           gradients + share * p.w_count + g * p.w_group);
-          } else {
-            store_gradient(p, panel, chunk, products, first, last, sums, scratch, static_cast<T*>(w) + g * p.w_group);
-          }
+          const auto store_to = [&](auto* to) {
+            return store_gradient(p, panel, chunk, products, first, last, sums, scratch, to + g * p.w_group);
+          };
+          if (!(p.shares > 1 ? store_to(gradients + share * p.w_count) : store_to(static_cast<T*>(w)))) finite = false;
           sums += kWinogradChunk * kWinogradPanel * p.taps * p.taps;
         }
       }
     }
   }
+  return finite;
 }
 
 // Elements [begin, end) of the gradient out of the shares' own.
