@@ -113,18 +113,22 @@ Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, in
              int64_t other_count, const void* bias, void* output) {
   if (wants_reference(problem)) return Ran::kNothing;
   const ConvKernels& k = active_kernels(dtype);
-  // Padding is multiplied here, by weights or by y; 0 * Inf would be NaN where C has no entry at all. Weights are
-  // looked at before; so is the weight's gradient after, which is smaller than y and finite only where all was.
-  if (pass != Pass::kWeight && pads(problem) && !all_finite(k, other, other_count)) return Ran::kNothing;
   // A simpler problem may have other channels; half precisions must add the bias before they round.
   const bool as_it_is = bias != nullptr && pass == Pass::kInput && k.item != k.sum_item;
   const Problem simple = as_it_is ? problem : simplify(problem);
   const PlanPtr plan = choose(simple, pass, k);
   if (!plan) return Ran::kNothing;
+  // Padding is multiplied here, by weights or by y; 0 * Inf would be NaN where C has no entry at all. Weights are
+  // looked at before; so is the weight's gradient after, which is smaller than y and finite only where all was. Or the
+  // plan looks at them while it has them.
+  const bool padded = pass == Pass::kWeight || pads(problem);
+  const std::atomic<bool>* finite = plan->finite_weights();
+  if (padded && !finite && pass != Pass::kWeight && !all_finite(k, other, other_count)) return Ran::kNothing;
   const bool same_channels = pass == Pass::kOutput || simple.in_channels == problem.in_channels;
   const bool biased = bias == nullptr || (same_channels && plan->add_bias(bias));
   plan->run(input, input_count, other, other_count, output);
-  if (pass == Pass::kWeight &&
+  if (padded && finite && !*finite) return Ran::kNothing;
+  if (!finite && pass == Pass::kWeight &&
       !all_finite(k, output, problem.groups * problem.out_channels * problem.in_channels * problem.kernel_numel())) {
     return Ran::kNothing;
   }

@@ -137,7 +137,7 @@ struct WinogradPlan {
   int64_t groups;
   int64_t images, planes, phases[2];  // image = ((batch * planes + z) * phases[0] + f0) * phases[1] + f1
   int64_t tile, products;             // m + r - 1 and its square
-  int64_t taps;                       // r
+  int64_t outputs, taps;              // m and r
   int64_t missing;                    // row and column of a tile that only the tap which some residues lack makes
   int64_t cells[2];                   // of `out`: its extent in steps
   int64_t box[3];                     // tiles of a box: images, rows, columns
@@ -294,12 +294,13 @@ struct ConvKernels {
                      char* scratch, int64_t begin, int64_t end);
   int64_t (*weight_store_tasks)(const WeightPlan& plan);
   void (*weight_store)(const WeightPlan& plan, void* sums, void* w, int64_t begin, int64_t end);
-  // Winograd: a task is a (box, group, share of the panels).
-  void (*winograd)(const WinogradPlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+  // Winograd: a task is a (box, group, share of the panels). False where a weight is not finite.
+  bool (*winograd)(const WinogradPlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
                    int64_t end);
   // The weight's gradient: a task is a (share of the boxes, group, block of the panels, block of the chunks). Several
-  // shares write gradients of their own, [share][w], which are added afterwards, elements [begin, end) at a time.
-  void (*winograd_gradient)(const WinogradPlan& plan, const void* x, const void* y, float* gradients, void* w,
+  // shares write gradients of their own, [share][w], which are added afterwards, elements [begin, end) at a time. False
+  // where an element of the gradient is not finite.
+  bool (*winograd_gradient)(const WinogradPlan& plan, const void* x, const void* y, float* gradients, void* w,
                             char* scratch, int64_t begin, int64_t end);
   void (*winograd_add_shares)(const WinogradPlan& plan, const float* gradients, void* w, int64_t begin, int64_t end);
   void (*depthwise)(const DepthwisePlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,

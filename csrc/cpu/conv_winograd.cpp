@@ -9,6 +9,7 @@ namespace {
 struct Winograd : Plan {
   explicit Winograd(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  const std::atomic<bool>* finite_weights() const override { return &finite; }
   bool add_bias(const void* bias) override {
     plan.bias = bias;
     return true;
@@ -18,6 +19,7 @@ struct Winograd : Plan {
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
+  std::atomic<bool> finite{true};
 };
 
 int64_t chunks(const WinogradPlan& p) {
@@ -32,13 +34,8 @@ int64_t box_count(const WinogradPlan& p) {
   return p.boxes[0] * p.boxes[1] * p.boxes[2];
 }
 
-// Outputs of a tile, along an axis.
-int64_t outputs(const WinogradPlan& p) {
-  return p.tile + 1 - p.taps;
-}
-
 int64_t tile_count(const WinogradPlan& p) {
-  const int64_t m = outputs(p);
+  const int64_t m = p.outputs;
   return p.images * parts(p.cells[0], m) * parts(p.cells[1], m);
 }
 
@@ -70,18 +67,20 @@ Explanation Winograd::explain() const {
 void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
   parallel(box_count(plan) * plan.groups * plan.row_shares, multiplications(plan), [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);
-    k.winograd(plan, in, w, out, mine.get(), begin, end);
+    if (!k.winograd(plan, in, w, out, mine.get(), begin, end)) finite = false;
   });
 }
 
 struct WinogradGradient : Plan {
   explicit WinogradGradient(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  const std::atomic<bool>* finite_weights() const override { return &finite; }
   void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override;
 
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
+  std::atomic<bool> finite{true};
 };
 
 int64_t gradient_tasks(const WinogradPlan& p) {
@@ -108,7 +107,7 @@ void WinogradGradient::run(const void* x, int64_t, const void* y, int64_t, void*
   const int64_t tasks = gradient_tasks(plan);
   at::parallel_for(0, tasks, parts(tasks, plan.workers), [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);
-    k.winograd_gradient(plan, x, y, gradients, w, mine.get(), begin, end);
+    if (!k.winograd_gradient(plan, x, y, gradients, w, mine.get(), begin, end)) finite = false;
   });
   if (plan.shares == 1) return;
   parallel(plan.w_count, plan.w_count * plan.shares,
@@ -214,7 +213,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
 
 // Boxes of at most `most` tiles: whole images, or whole rows of tiles, or parts of a row.
 void set_boxes(WinogradPlan& p, int64_t most) {
-  const int64_t m = outputs(p), rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
+  const int64_t m = p.outputs, rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
   p.box[2] = even_part(columns, most);
   p.box[1] = p.box[2] < columns ? 1 : even_part(rows, most / columns);
   p.box[0] = p.box[1] < rows || p.box[2] < columns ? 1 : even_part(p.images, most / (rows * columns));
@@ -234,7 +233,7 @@ void lay_out_cells(WinogradPlan& p, const ConvKernels& k) {
     const int64_t lanes = i == 0 ? kWinogradChunk : kWinogradPanel;
     const bool whole = s.residues[2] == 1 || lanes % (s.residues[2] * s.block) == 0;
     s.turns = s.block > 1 && whole && p.box[0] % p.phases[1] == 0 ? s.step[2] : 1;
-    width = p.box[i + 1] * outputs(p) + p.tile;
+    width = p.box[i + 1] * p.outputs + p.tile;
     cells *= width;
   }
   width *= std::max(p.in.turns, p.out.turns);
@@ -254,7 +253,7 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 // much more where lanes are not neighbouring channels; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
-  const int64_t m = outputs(p);
+  const int64_t m = p.outputs;
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
     const double cell = s.block == 1 ? 3 : s.step[2] > 1 ? 0.5 : 0.2;
     return 4.2 * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
@@ -273,6 +272,7 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
     WinogradPlan tried = p;
     tried.tile = tile;
     tried.products = tile * tile;
+    tried.outputs = tile + 1 - p.taps;
     // Only the last tap makes the product at infinity, only the first that at 0; a transposed convolution turns
     // kernels.
     tried.missing = pass == Pass::kInput ? 0 : tile - 1;

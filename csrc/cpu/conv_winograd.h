@@ -4,241 +4,11 @@
 
 #include "conv_plan.h"
 #include "conv_tile.h"
+#include "conv_winograd_transforms.h"
 #include "simd.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
-
-// The matrices --------------------------------------------------------------------------------------------------------
-
-constexpr bool alike(double a, double b) {
-  return a == b || a == -b;
-}
-
-// A twin is another row, or column, with the same entries but for signs; or the same one where there is none.
-template <int kRows, int kColumns>
-struct Matrix {
-  double at[kRows][kColumns] = {};
-  int row_twin[kRows] = {};
-  int column_twin[kColumns] = {};
-
-  constexpr void find_twins() {
-    for (int i = 0; i < kRows; ++i) {
-      row_twin[i] = i;
-      for (int other = 0; other < kRows; ++other) {
-        bool twins = other != i;
-        for (int j = 0; j < kColumns; ++j) twins = twins && alike(at[i][j], at[other][j]);
-        if (twins) row_twin[i] = other;
-      }
-    }
-    for (int j = 0; j < kColumns; ++j) {
-      column_twin[j] = j;
-      for (int other = 0; other < kColumns; ++other) {
-        bool twins = other != j;
-        for (int i = 0; i < kRows; ++i) twins = twins && alike(at[i][j], at[i][other]);
-        if (twins) column_twin[j] = other;
-      }
-    }
-  }
-};
-
-// F(m, r) by Toom and Cook: polynomials are multiplied by their values at these points and at infinity. Fractions keep
-// the rounding error below that of 0, 1, -1, 2, -2. Where all have an opposite, two share their even and odd parts.
-template <int kTile>
-constexpr double point(int i) {
-  constexpr double kPoints[] = {0, 1, -1, 0.5, -0.5, 2, -2};
-  return kTile == 6 && i == 4 ? -2 : kPoints[i];
-}
-
-// A^T (m x tile): row d has the points' powers of d.
-template <int kTile, int kOutputs>
-constexpr Matrix<kOutputs, kTile> output_matrix() {
-  Matrix<kOutputs, kTile> m;
-  for (int i = 0; i < kTile - 1; ++i) {
-    double power = 1;
-    for (int d = 0; d < kOutputs; ++d, power *= point<kTile>(i)) m.at[d][i] = power;
-  }
-  m.at[kOutputs - 1][kTile - 1] = 1;
-  m.find_twins();
-  return m;
-}
-
-// G (tile x r): the values at the points, over the product of their distances.
-template <int kTile, int kTaps>
-constexpr Matrix<kTile, kTaps> kernel_matrix() {
-  Matrix<kTile, kTaps> m;
-  for (int i = 0; i < kTile - 1; ++i) {
-    double distances = 1;
-    for (int j = 0; j < kTile - 1; ++j) distances *= j == i ? 1 : point<kTile>(i) - point<kTile>(j);
-    double value = 1 / distances;
-    for (int d = 0; d < kTaps; ++d, value *= point<kTile>(i)) m.at[i][d] = value;
-  }
-  m.at[kTile - 1][kTaps - 1] = 1;
-  m.find_twins();
-  return m;
-}
-
-// B^T (tile x tile): row i has the coefficients of the product of (x - point) over the other points.
-template <int kTile>
-constexpr Matrix<kTile, kTile> input_matrix() {
-  Matrix<kTile, kTile> m;
-  for (int i = 0; i < kTile; ++i) {
-    double* poly = m.at[i];
-    poly[0] = 1;
-    int degree = 0;
-    for (int j = 0; j < kTile - 1; ++j) {
-      if (j == i) continue;
-      ++degree;
-      for (int d = degree; d >= 0; --d) poly[d] = (d > 0 ? poly[d - 1] : 0) - point<kTile>(j) * poly[d];
-    }
-  }
-  m.find_twins();
-  return m;
-}
-
-template <int kTile, int kOutputs>
-constexpr Matrix<kOutputs, kTile> kOutput = output_matrix<kTile, kOutputs>();
-template <int kTile, int kTaps>
-constexpr Matrix<kTile, kTaps> kKernel = kernel_matrix<kTile, kTaps>();
-template <int kTile>
-constexpr Matrix<kTile, kTile> kInput = input_matrix<kTile>();
-
-typedef Simd<float>::Vec Vector;
-
-// A sum of constant multiples of vectors.
-struct Sum {
-  Vector value = {};
-  bool empty = true;
-
-  inline __attribute__((always_inline)) void add(Vector v, double by) {
-    const float factor = static_cast<float>(by);
-    if (factor == 0) return;
-    const Vector term = factor == 1 ? v : (factor == -1 ? -v : v * factor);
-    value = empty ? term : value + term;
-    empty = false;
-  }
-};
-
-// To values at the points. Twins are the sum and the difference of what is the same and what is opposite.
-template <int kTile, int kIn>
-inline __attribute__((always_inline)) void to_points(const Matrix<kTile, kIn>& m, const Vector (&in)[kIn],
-                                                     Vector (&out)[kTile]) {
-  CONVARITH_UNROLL for (int i = 0; i < kTile; ++i) {
-    const int twin = m.row_twin[i];
-    if (twin < i) continue;
-    Sum even, odd;
-    CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) {
-      (m.at[twin][j] == m.at[i][j] ? even : odd).add(in[j], m.at[i][j]);
-    }
-    out[i] = odd.empty ? even.value : even.value + odd.value;
-    if (twin > i) out[twin] = even.value - odd.value;
-  }
-}
-
-// And from them.
-template <int kTile, int kOut>
-inline __attribute__((always_inline)) void from_points(const Matrix<kOut, kTile>& m, const Vector (&in)[kTile],
-                                                       Vector (&out)[kOut]) {
-  Vector even[kTile], odd[kTile];
-  CONVARITH_UNROLL for (int j = 0; j < kTile; ++j) {
-    const int twin = m.column_twin[j];
-    even[j] = twin == j ? in[j] : in[j] + in[twin];
-    odd[j] = in[j] - in[twin];
-  }
-  CONVARITH_UNROLL for (int i = 0; i < kOut; ++i) {
-    Sum sum;
-    CONVARITH_UNROLL for (int j = 0; j < kTile; ++j) {
-      const int twin = m.column_twin[j];
-      if (twin >= j) sum.add(m.at[i][twin] == m.at[i][j] ? even[j] : odd[j], m.at[i][j]);
-    }
-    out[i] = sum.value;
-  }
-}
-
-// M X M^T of kLanes squares X, by M's one-dimensional transform. Element (i, j) stands at from + i * row + j * column.
-template <int kOut, int kIn, typename Transform1d>
-inline __attribute__((always_inline)) void transform_2d(const Transform1d& transform_1d, const float* from, int64_t row,
-                                                        int64_t column, float* to, int64_t to_row, int64_t to_column) {
-  Vector half[kIn][kOut];  // transposed
-  for (int j = 0; j < kIn; ++j) {
-    Vector in[kIn];
-    CONVARITH_UNROLL for (int i = 0; i < kIn; ++i) in[i] = load(from + i * row + j * column);
-    transform_1d(in, half[j]);
-  }
-  for (int i = 0; i < kOut; ++i) {
-    Vector in[kIn], out[kOut];
-    CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) in[j] = half[j][i];
-    transform_1d(in, out);
-    CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) store(to + i * to_row + j * to_column, out[j]);
-  }
-}
-
-// Asks for what a transform to products writes, each in a page of its own, while it computes.
-template <int kOut>
-inline __attribute__((always_inline)) void ask_for(const float* to, int64_t to_row, int64_t to_column) {
-  for (int i = 0; i < kOut; ++i) {
-    CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) prefetch<1>(to + i * to_row + j * to_column, 1);
-  }
-}
-
-using Transform = void (*)(const float* from, int64_t row, int64_t column, float* to, int64_t to_row,
-                           int64_t to_column);
-
-template <int kTile>
-void transform_input(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
-  ask_for<kTile>(to, to_row, to_column);
-  const auto one = [](const auto& in, auto& out) { to_points(kInput<kTile>, in, out); };
-  transform_2d<kTile, kTile>(one, from, row, column, to, to_row, to_column);
-}
-
-template <int kTile, int kTaps>
-void transform_kernel(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
-  ask_for<kTile>(to, to_row, to_column);
-  const auto one = [](const auto& in, auto& out) { to_points(kKernel<kTile, kTaps>, in, out); };
-  transform_2d<kTile, kTaps>(one, from, row, column, to, to_row, to_column);
-}
-
-template <int kTile, int kOutputs>
-void transform_output(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
-  const auto one = [](const auto& in, auto& out) { from_points<kTile>(kOutput<kTile, kOutputs>, in, out); };
-  transform_2d<kOutputs, kTile>(one, from, row, column, to, to_row, to_column);
-}
-
-inline Transform input_transform(int64_t tile) {
-  return tile == 6 ? transform_input<6> : tile == 7 ? transform_input<7> : transform_input<8>;
-}
-
-// Calls body with a tile and a size of kernels, or of outputs, as constants: tiles of 6 have 2 to 5, larger ones at
-// least 3.
-template <int kTile, int kSize, typename Body>
-inline Transform with_size(int64_t size, const Body& body) {
-  if constexpr (kSize > (kTile == 6 ? 2 : 3)) {
-    if (size < kSize) return with_size<kTile, kSize - 1>(size, body);
-  }
-  return body(Constant<kTile>{}, Constant<kSize>{});
-}
-
-template <typename Body>
-inline Transform with_sizes(int64_t tile, int64_t size, const Body& body) {
-  return tile == 6   ? with_size<6, 5>(size, body)
-         : tile == 7 ? with_size<7, 5>(size, body)
-                     : with_size<8, 6>(size, body);
-}
-
-inline Transform kernel_transform(int64_t tile, int64_t taps) {
-  return with_sizes(
-      tile, taps, [](auto t, auto s) -> Transform { return transform_kernel<decltype(t)::value, decltype(s)::value>; });
-}
-
-inline Transform output_transform(int64_t tile, int64_t outputs) {
-  return with_sizes(tile, outputs, [](auto t, auto s) -> Transform {
-    return transform_output<decltype(t)::value, decltype(s)::value>;
-  });
-}
-
-inline int64_t outputs_of(const WinogradPlan& p) {
-  return p.tile + 1 - p.taps;
-}
 
 // Cells ---------------------------------------------------------------------------------------------------------------
 
@@ -393,7 +163,7 @@ struct TileBox {
 };
 
 inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
-  const int64_t m = outputs_of(p);
+  const int64_t m = p.outputs;
   const int64_t extent[3] = {p.images, block_count(p.cells[0], m), block_count(p.cells[1], m)};
   TileBox b;
   for (int i = 2; i >= 0; --i) {
@@ -409,7 +179,7 @@ inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
 template <int kLanes, typename T>
 void transform_inputs(const WinogradPlan& p, const WinogradSide& s, Transform transform, int64_t window,
                       const TileBox& b, int64_t block, const T* in, char* scratch, float* to) {
-  const int64_t step = outputs_of(p);
+  const int64_t step = p.outputs;
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
   float* line = reinterpret_cast<float*>(scratch + p.at_line);
   const int64_t tiles = b.size[1] * b.size[2];
@@ -440,7 +210,7 @@ void transform_inputs(const WinogradPlan& p, const WinogradSide& s, Transform tr
 template <typename T>
 void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, const float* products, char* scratch,
                        const T* bias, T* out) {
-  const int64_t m = outputs_of(p);
+  const int64_t m = p.outputs;
   const Transform transform = output_transform(p.tile, m);
   const WinogradSide& s = p.out;
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
@@ -482,6 +252,18 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
 // Weights -------------------------------------------------------------------------------------------------------------
 
 constexpr int kMostTaps = 5;  // along an axis, of a residue
+
+// Of vectors that are seen: whether they all are finite.
+struct Finite {
+  Vector rest = {};  // 0, or NaN after an infinity or a NaN
+
+  inline __attribute__((always_inline)) void see(Vector v) { rest += v - v; }
+  bool first(int64_t lanes) const {
+    bool finite = true;
+    for (int64_t i = 0; i < lanes; ++i) finite = finite && rest[i] == 0;
+    return finite;
+  }
+};
 
 // Kernels as a thread holds them: [channel][tap][row], of neighbouring channels and of kCellLanes rows at most.
 constexpr int64_t kKernelsAtOnce = 16;  // channels
@@ -529,14 +311,17 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
   }
 }
 
-// The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel].
+// The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel]. False where one
+// is not finite.
 template <typename T>
-void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
+bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
   const Transform transform = kernel_transform(p.tile, p.taps);
   const int64_t square = p.taps * p.taps;
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   float taps[kMostTaps * kMostTaps * kCellLanes] = {};
+  Finite seen;
   const auto transform_taps = [&](float* out) {
+    for (int64_t t = 0; t < square; ++t) seen.see(load(taps + t * kCellLanes));
     transform(taps, p.taps * kCellLanes, kCellLanes, out, p.tile * kWinogradWeights, kWinogradWeights);
   };
   const int64_t out_residues = residues(p.out);
@@ -544,10 +329,12 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
   const bool whole = p.whole_kernel && p.out.block > 1;
   const int64_t at_once = kernels_at_once(p);
+  bool finite = true;
   for (int64_t row = panel * kWinogradPanel, alike = 1; row < last_row; row += alike * kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
     // Vectors that differ in the residue only see the same kernels.
     if (whole) alike = least(out_residues - residue, block_count(last_row - row, kCellLanes));
+    seen = {};
     int64_t loaded = 0, end = 0;
     for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
       const int64_t first_channel = channel_of(p.in, block), channels = least(p.in.block, last - block);
@@ -582,13 +369,15 @@ void transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
         }
       }
     }
+    finite = finite && seen.first(rows);
   }
+  return finite;
 }
 
 // And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Of several boxes, the
-// first until the last have their sum in `sums`.
+// first until the last have their sum in `sums`. False where an element is not finite.
 template <typename T>
-void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
+bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
                     float* sums, char* scratch, T* w) {
   const Transform transform = output_transform(p.tile, p.taps);
   const int64_t square = p.taps * p.taps;
@@ -599,8 +388,10 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
   const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && (p.w_out == 1 || kernels_at_once(p) > 1) &&
                      (residues(p.in) == 1 || kWinogradChunk % (residues(p.in) * p.in.block) == 0);
   float taps[kMostTaps * kMostTaps * kCellLanes];
+  bool finite = true;
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
+    Finite seen;
     for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
       // Products that a lane does not have count in its missing taps only.
       transform(products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel, p.tile * kWinogradWeights,
@@ -611,6 +402,7 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
         float* sum = sums + ((lane - lane_begin) * square + t) * kWinogradPanel + row % kWinogradPanel;
         float* tap = taps + t * kCellLanes;
         if (!first) store(tap, load(tap) + load(sum));
+        if (tap_of[t] >= 0) seen.see(load(tap));
         if (!last) {
           store(sum, load(tap));
         } else if (tap_of[t] >= 0 && whole) {
@@ -626,7 +418,9 @@ void store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
         store_kernels(p, kernels, channels, rows, w + row * p.w_out + first_channel * p.w_in);
       }
     }
+    finite = finite && seen.first(rows);
   }
+  return finite;
 }
 
 // Products ------------------------------------------------------------------------------------------------------------
@@ -656,26 +450,18 @@ inline Runs lanes_with(const WinogradPlan& p, const WinogradSide& s, int64_t fir
   return runs;
 }
 
-// The operand of the product that follows: how far from this one it stands, and its size.
+// Of an operand: how far ahead that of the product that follows stands, and its size.
 struct Following {
-  int64_t apart, size;
+  int64_t ahead, size;
 };
 
-// What a sweep asks for of both, a line of each with every step of its depth.
-struct Next {
-  uintptr_t a, b;
-};
-
-constexpr int64_t kLine = 64;  // bytes that are asked for at once
-
-inline void ask_for_line(uintptr_t from, int64_t line) {
-  __builtin_prefetch(reinterpret_cast<const void*>(from + static_cast<uintptr_t>(line * kLine)));
-}
+constexpr int64_t kLine = 64 / sizeof(float);  // asked for at once
 
 // sums[r][x] (+)= sum over k of a[r * kRowStep + k * kDepthStep] * b[k * kPitch + x], r < kRows, x < kVecs vectors.
+// With every step of the depth a line of what follows each operand is asked for.
 template <int kRows, int kVecs, int kRowStep, int kDepthStep, int kPitch>
 void multiply_sweep(const Runs& depth, const float* a_first, const float* b_first, float* sums, bool add,
-                    const Next& next) {
+                    int64_t ahead_of_a, int64_t ahead_of_b) {
   typedef typename Simd<float>::Vec V;
   V acc[kRows][kVecs];
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -685,8 +471,8 @@ void multiply_sweep(const Runs& depth, const float* a_first, const float* b_firs
     const float* a = a_first + depth.begin[run] * kDepthStep;
     const float* b = b_first + depth.begin[run] * kPitch;
     for (int64_t k = depth.begin[run]; k < depth.end[run]; ++k, a += kDepthStep, b += kPitch) {
-      ask_for_line(next.a, k);
-      ask_for_line(next.b, k);
+      prefetch_ahead(a_first, ahead_of_a + k * kLine);
+      prefetch_ahead(b_first, ahead_of_b + k * kLine);
       V x[kVecs];
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(b + j * kCellLanes);
       CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -703,7 +489,7 @@ void multiply_sweep(const Runs& depth, const float* a_first, const float* b_firs
   }
 }
 
-using MultiplySweep = void (*)(const Runs&, const float*, const float*, float*, bool, const Next&);
+using MultiplySweep = void (*)(const Runs&, const float*, const float*, float*, bool, int64_t, int64_t);
 
 template <int kVecs, int kRowStep, int kDepthStep, int kPitch, int kRows = kProductRows>
 MultiplySweep sweep_for(int64_t rows) {
@@ -719,10 +505,8 @@ void multiply_panel(const Runs& rows, const Runs& columns, const Runs& depth, co
                     float* sums, bool add, const Following& next_a, const Following& next_b) {
   const int64_t step = depth.count > 0 ? depth.end[depth.count - 1] * kLine : 0;  // what a sweep asks for
   int64_t asked = 0;
-  const auto rest = [&](const float* from, const Following& next) {
-    constexpr int64_t kFloat = sizeof(float);
-    const int64_t at = next.apart * kFloat + least(asked, most<int64_t>(next.size * kFloat - step, 0));
-    return reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(at);
+  const auto rest = [&](const Following& next) {
+    return next.ahead + least(asked, most<int64_t>(next.size - step, 0));
   };
   for (int64_t run = 0; run < columns.count; ++run) {
     for (int64_t x = columns.begin[run]; x < columns.end[run]; x += kProductVectors * kCellLanes) {
@@ -734,8 +518,8 @@ void multiply_panel(const Runs& rows, const Runs& columns, const Runs& depth, co
           const int64_t row = rows.begin[r] + begin;
           const auto sweep = wide ? sweep_for<kProductVectors, kRowStep, kDepthStep, kPitch>(end - begin)
                                   : sweep_for<1, kRowStep, kDepthStep, kPitch>(end - begin);
-          sweep(depth, a + row * kRowStep, b + x, sums + row * kWinogradPanel + x, add,
-                {rest(a, next_a), rest(b, next_b)});
+          sweep(depth, a + row * kRowStep, b + x, sums + row * kWinogradPanel + x, add, rest(next_a) - row * kRowStep,
+                rest(next_b) - x);
         }
       }
     }
@@ -745,7 +529,7 @@ void multiply_panel(const Runs& rows, const Runs& columns, const Runs& depth, co
 // Tasks ---------------------------------------------------------------------------------------------------------------
 
 template <typename T>
-void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+bool winograd(const WinogradPlan& p, const void* in, const void* w, void* out, char* scratch, int64_t begin,
               int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   const int64_t apart = p.box_tiles * kWinogradChunk + kWinogradApart;
@@ -753,6 +537,7 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, c
   float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
   float* products = reinterpret_cast<float*>(scratch + p.at_products);
   int64_t held = -1;  // the box and group whose inputs are transformed
+  bool finite = true;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t share = task % p.row_shares, g = task / p.row_shares % p.groups;
     const TileBox b = tile_box(p, task / p.row_shares / p.groups);
@@ -775,8 +560,8 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, c
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t block = p.keeps_weights ? (g * panels + panel) * chunks + chunk : 0;
         float* weights = reinterpret_cast<float*>(scratch + p.at_weights) + block * p.products * kWinogradWeights;
-        if (fresh) {
-          transform_weights(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, weights);
+        if (fresh && !transform_weights(p, panel, chunk, static_cast<const T*>(w) + g * p.w_group, scratch, weights)) {
+          finite = false;
         }
         const int64_t first = chunk * kWinogradChunk, last = least(p.in.lanes, first + kWinogradChunk);
         for (int64_t i = 0; i < p.products; ++i) {
@@ -790,19 +575,21 @@ void winograd(const WinogradPlan& p, const void* in, const void* w, void* out, c
       transform_outputs(p, b, panel, products, scratch, bias, static_cast<T*>(out) + g * p.out.group);
     }
   }
+  return finite;
 }
 
 // Tiles of the outputs are the kernels here.
 template <typename T>
-void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, float* gradients, void* w, char* scratch,
+bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, float* gradients, void* w, char* scratch,
                        int64_t begin, int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2];
-  const int64_t m = outputs_of(p);
+  const int64_t m = p.outputs;
   const int64_t in_apart = p.box_tiles * kWinogradChunk + kWinogradApart;
   const int64_t out_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
   float* products = reinterpret_cast<float*>(scratch + p.at_products);
+  bool finite = true;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t in_block = task % p.in_blocks, out_block = task / p.in_blocks % p.out_blocks;
     const int64_t g = task / p.in_blocks / p.out_blocks % p.groups;
@@ -835,17 +622,16 @@ void winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
                 outputs, products + i * kWinogradWeights, false, {in_apart, tiles * kWinogradChunk},
                 {out_apart, tiles * kWinogradPanel});
           }
-          if (p.shares > 1) {
-            store_gradient(p, panel, chunk, products, first, last, sums, scratch,
-                           gradients + share * p.w_count + g * p.w_group);
-          } else {
-            store_gradient(p, panel, chunk, products, first, last, sums, scratch, static_cast<T*>(w) + g * p.w_group);
-          }
+          const auto store_to = [&](auto* to) {
+            return store_gradient(p, panel, chunk, products, first, last, sums, scratch, to + g * p.w_group);
+          };
+          if (!(p.shares > 1 ? store_to(gradients + share * p.w_count) : store_to(static_cast<T*>(w)))) finite = false;
           sums += kWinogradChunk * kWinogradPanel * p.taps * p.taps;
         }
       }
     }
   }
+  return finite;
 }
 
 // Elements [begin, end) of the gradient out of the shares' own.
