@@ -44,6 +44,12 @@ bool pads(const Problem& p) {
   return false;
 }
 
+int64_t result_numel(const Problem& p, Pass pass) {
+  if (pass == Pass::kOutput) return p.batch * p.groups * p.out_channels * p.output_numel();
+  if (pass == Pass::kInput) return p.batch * p.groups * p.in_channels * p.input_numel();
+  return p.groups * p.out_channels * p.in_channels * p.kernel_numel();
+}
+
 bool all_finite(const ConvKernels& k, const void* data, int64_t count) {
   constexpr int64_t kChunk = 1 << 16;
   std::atomic<bool> ok{true};
@@ -68,6 +74,7 @@ bool wants_reference(const Problem& p) {
 // The cost model's choice among the families; null where only conv_direct.h serves.
 PlanPtr choose(const Problem& p, Pass pass, const ConvKernels& k) {
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
+  if (PlanPtr plan = plan_scatter(p, pass, k)) return plan;
   if (PlanPtr plan = plan_winograd(p, pass, k)) return plan;
   return pass == Pass::kWeight ? plan_weight(p, k) : plan_gathers(gathers_of(p, pass, k), k);
 }
@@ -113,9 +120,12 @@ Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, in
              int64_t other_count, const void* bias, void* output) {
   if (wants_reference(problem)) return Ran::kNothing;
   const ConvKernels& k = active_kernels(dtype);
-  // Padding is multiplied here, by weights or by y; 0 * Inf would be NaN where C has no entry at all. Weights are
-  // looked at before; so is the weight's gradient after, which is smaller than y and finite only where all was.
-  if (pass != Pass::kWeight && pads(problem) && !all_finite(k, other, other_count)) return Ran::kNothing;
+  // Padding is multiplied here, by weights or by y, and 0 * Inf would be NaN where C has no entry at all. A result is
+  // finite only where all that was multiplied was; of weights and result, the smaller is looked at first.
+  const bool gradient = pass == Pass::kWeight, checks = gradient || pads(problem);
+  const int64_t results = result_numel(problem, pass);
+  const bool before = !gradient && other_count <= results;
+  if (checks && before && !all_finite(k, other, other_count)) return Ran::kNothing;
   // A simpler problem may have other channels; half precisions must add the bias before they round.
   const bool as_it_is = bias != nullptr && pass == Pass::kInput && k.item != k.sum_item;
   const Problem simple = as_it_is ? problem : simplify(problem);
@@ -124,8 +134,7 @@ Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, in
   const bool same_channels = pass == Pass::kOutput || simple.in_channels == problem.in_channels;
   const bool biased = bias == nullptr || (same_channels && plan->add_bias(bias));
   plan->run(input, input_count, other, other_count, output);
-  if (pass == Pass::kWeight &&
-      !all_finite(k, output, problem.groups * problem.out_channels * problem.in_channels * problem.kernel_numel())) {
+  if (checks && !before && !all_finite(k, output, results) && (gradient || !all_finite(k, other, other_count))) {
     return Ran::kNothing;
   }
   return biased ? Ran::kAll : Ran::kWithoutBias;
