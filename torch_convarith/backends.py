@@ -60,8 +60,8 @@ class Kernel:
         isa: instruction set: ``"baseline"``, ``"avx2"``, ``"avx512"`` or ``"avx512_bf16"``, whose direct products of
             bfloat16 take subnormal operands for zeros, as torch's do there; ``"sm_80"`` on CUDA, for this and later
             ones.
-        phases: separate convolutions: the phases of the stride of a transposed convolution, else 1; 0 for
-            ``"reference"``.
+        phases: separate convolutions: the phases of the stride of a transposed convolution, else 1, as for weights
+            that outweigh the pixels, all of which multiply each and are then added up; 0 for ``"reference"``.
         multiplications: of two numbers, by the algorithm chosen and without its transforms.
         scratch_bytes: memory beside the operands, of all threads together; an upper bound.
         device: ``"cpu"`` or ``"cuda"``.

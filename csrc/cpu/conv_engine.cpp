@@ -44,6 +44,12 @@ bool pads(const Problem& p) {
   return false;
 }
 
+int64_t result_numel(const Problem& p, Pass pass) {
+  if (pass == Pass::kOutput) return p.batch * p.groups * p.out_channels * p.output_numel();
+  if (pass == Pass::kInput) return p.batch * p.groups * p.in_channels * p.input_numel();
+  return p.groups * p.out_channels * p.in_channels * p.kernel_numel();
+}
+
 bool all_finite(const ConvKernels& k, const void* data, int64_t count) {
   constexpr int64_t kChunk = 1 << 16;
   std::atomic<bool> ok{true};
@@ -68,6 +74,7 @@ bool wants_reference(const Problem& p) {
 // The cost model's choice among the families; null where only conv_direct.h serves.
 PlanPtr choose(const Problem& p, Pass pass, const ConvKernels& k) {
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
+  if (PlanPtr plan = plan_scatter(p, pass, k)) return plan;
   if (PlanPtr plan = plan_winograd(p, pass, k)) return plan;
   return pass == Pass::kWeight ? plan_weight(p, k) : plan_gathers(gathers_of(p, pass, k), k);
 }
@@ -118,20 +125,22 @@ Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, in
   const Problem simple = as_it_is ? problem : simplify(problem);
   const PlanPtr plan = choose(simple, pass, k);
   if (!plan) return Ran::kNothing;
-  // Padding is multiplied here, by weights or by y; 0 * Inf would be NaN where C has no entry at all. Weights are
-  // looked at before; so is the weight's gradient after, which is smaller than y and finite only where all was. Or the
-  // plan looks at them while it has them.
-  const bool padded = pass == Pass::kWeight || pads(problem);
+  // Padding is multiplied here, by weights or by y, and 0 * Inf would be NaN where C has no entry at all. A plan may
+  // look at the weights while it has them. Otherwise, a result being finite only where all that was multiplied was, the
+  // smaller of weights and result is looked at first.
+  const bool gradient = pass == Pass::kWeight, checks = gradient || pads(problem);
   const std::atomic<bool>* finite = plan->finite_weights();
-  if (padded && !finite && pass != Pass::kWeight && !all_finite(k, other, other_count)) return Ran::kNothing;
+  const int64_t results = result_numel(problem, pass);
+  const bool before = !finite && !gradient && other_count <= results;
+  if (checks && before && !all_finite(k, other, other_count)) return Ran::kNothing;
   const bool same_channels = pass == Pass::kOutput || simple.in_channels == problem.in_channels;
   const bool biased = bias == nullptr || (same_channels && plan->add_bias(bias));
   plan->run(input, input_count, other, other_count, output);
-  if (padded && finite && !*finite) return Ran::kNothing;
-  if (!finite && pass == Pass::kWeight &&
-      !all_finite(k, output, problem.groups * problem.out_channels * problem.in_channels * problem.kernel_numel())) {
-    return Ran::kNothing;
-  }
+  const auto spoiled = [&] {
+    if (finite) return !*finite;
+    return !before && !all_finite(k, output, results) && (gradient || !all_finite(k, other, other_count));
+  };
+  if (checks && spoiled()) return Ran::kNothing;
   return biased ? Ran::kAll : Ran::kWithoutBias;
 }
 

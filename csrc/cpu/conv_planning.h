@@ -216,6 +216,7 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
 
 PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k);
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k);
+PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_winograd(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k);
 
