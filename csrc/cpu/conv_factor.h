@@ -96,6 +96,7 @@ struct RowPart {
 // A row of `size` cells of factors, numbers of a member `step` apart.
 template <typename T, typename Factor>
 inline void copy_parts(const RowPart<T> (&part)[1], int64_t step, int64_t size, Factor* row) {
+  if (part[0].end - part[0].begin == size) return copy_run(part[0].at, step, size, row);
   copy_padded(part[0].at, step, part[0].begin, part[0].end, size, row);
 }
 #if CONVARITH_BF16

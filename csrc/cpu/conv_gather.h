@@ -529,54 +529,30 @@ inline int64_t widest_sweep(const GatherPlan& p) {
   return row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width > kWideRows ? kVectors : kWideVectors;
 }
 
-// One of `parts` shares of the inputs that runs read where they stand.
-template <typename T>
-void prefetch_inputs(const GatherPlan& p, const int32_t* offset, const Run* runs, int64_t count, int64_t part,
-                     int64_t parts, const T* in) {
-  const int64_t depth = p.channels * p.taps;
-  for (int64_t k = block_begin(part, depth, parts); k < block_begin(part + 1, depth, parts); ++k) {
-    for (int64_t i = 0; i < count; ++i) prefetch_ahead<2>(in, runs[i].source + offset[k], runs[i].length);
-  }
-}
-
 // Lanes along the outputs of a run, whose sums are stored where they go. The last vector of a run begins before its
-// end, among outputs that are stored already, and gives the same: nothing beside the run is read or written. Rows are
-// few at a time and written to their ends, as memory likes it. Inputs that `next` will read where they stand are asked
-// for meanwhile.
+// end, among outputs that are stored already, and gives the same: nothing beside the run is written. Rows are few at a
+// time and written to their ends, as memory likes it.
 template <typename T>
-void gather_direct(const GatherPlan& p, const GatherTask& task, const GatherTask& next, const T* in,
-                   const typename FactorOf<T>::type* packed, T* out, char* scratch, HeldTile& held) {
+void gather_direct(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
+                   T* out, char* scratch, HeldTile& held) {
   typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<T>::kLanes;
-  const auto reads_in_place = [&](const GatherTask& t) { return p.raw || (p.in_place && inside_input(p, t.box)); };
-  const int32_t* in_place = p.raw ? p.offset : p.in_place;
-  const Box& b = task.box;
-  const bool here = reads_in_place(task);
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
-  Run* next_runs = runs + p.box[0] * p.box[1] * p.box[2];
-  const bool asks = next.box.index != b.index && reads_in_place(next);
-  const int64_t next_count = asks ? list_runs(p, next.box, next_runs, true) : 0;
-  const int64_t g = task.group, count = list_runs(p, b, runs, here), length = b.size[3], depth = p.channels * p.taps;
+  const Box& b = task.box;
+  const int64_t g = task.group, count = list_runs(p, b, runs), length = b.size[3], depth = p.channels * p.taps;
   const int64_t widest = widest_sweep<T>(p), whole = sweep_vectors(length / kLanes, widest);
-  const Factor* tile = here ? in + g * p.in_group : tile_at<T>(p, b, in, g, 0, p.channels, scratch, held);
-  const int32_t* offset = here ? in_place : p.offset;
-  const int64_t sweeps = count * block_count(length, whole * kLanes);  // of a block, about
-  const int64_t parts = (task.block_end - task.block_begin) * sweeps;
+  const Factor* tile = tile_at<T>(p, b, in, g, 0, p.channels, scratch, held);
   for (int64_t block = task.block_begin; block < task.block_end; ++block) {
     const RowBlock r = row_block_at<T>(p, block);
     const Factor* weights = packed + packed_at<T>(p, g, r, 0);
     T* rows = out + g * p.out_group + r.first * p.out_channel;
     const BlockBias<T> bias(p, g, r);
-    int64_t sweep = (block - task.block_begin) * sweeps;
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t x = 0; x < length;) {
-        if (asks && sweep < parts) {
-          prefetch_inputs(p, in_place, next_runs, next_count, sweep++, parts, in + next.group * p.in_group);
-        }
         const int64_t vectors = least(sweep_vectors(block_count(length - x, kLanes), widest), whole);
         x = least(x, length - vectors * kLanes);
-        multiply_for<Factor>(r.real, vectors)(depth, weights, tile + runs[i].source + x, offset, rows + runs[i].out + x,
-                                              p.out_channel, false, bias.get());
+        multiply_for<Factor>(r.real, vectors)(depth, weights, tile + runs[i].source + x, p.offset,
+                                              rows + runs[i].out + x, p.out_channel, false, bias.get());
         x += vectors * kLanes;
       }
     }
@@ -679,8 +655,7 @@ void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* i
           gather_outer<T>(p, task, from, packed, out, scratch, held);
         } else if (p.direct) {
           if constexpr (sizeof(T) == sizeof(Sum)) {
-            const bool follows = t + 1 < block_begin(end, tasks, turns);
-            gather_direct<T>(p, task, gather_task<Sum>(p, follows ? t + 1 : t), from, packed, out, scratch, held);
+            gather_direct<T>(p, task, from, packed, out, scratch, held);
           }
         } else {
           gather_offset<T>(p, task, from, packed, out, scratch, held);

@@ -309,8 +309,6 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     }
     for (const auto& shift : gather.shifts) {
       inside = inside && shift[i] >= 0 && (g.grid[i] - 1) * g.stride[i] + shift[i] < g.source[i];
-      g.reach[i][0] = std::min(g.reach[i][0], shift[i]);
-      g.reach[i][1] = std::max(g.reach[i][1], shift[i]);
     }
     g.move[i] = g.stride[i] / step[i];
     g.low[i] = low;
@@ -328,14 +326,12 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   set_tile(blocking.pixels);
   g.direct = g.direct && whole_runs();
 
-  // Read in place: the outer product reads nothing but what it multiplies, in any order of memory; nor do sums that are
-  // stored directly, but vectors of it.
+  // Read in place: the outer product reads nothing but what it multiplies, in any order of memory. Vectors of outputs
+  // come from a tile: there channels that stand pages apart do not drive each other out of the first cache.
   const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
                         (g.source[1] - 1) * g.in_axis[1] + (g.source[2] - 1) * g.in_axis[2];
-  const bool readable = g.outer || (g.direct && g.stride[2] == 1 && g.in_axis[2] == 1);
-  const bool in_place = blocking.may_be_raw && readable && g.taps > 0 && k.item == k.sum_item &&
-                        g.channels * g.in_channel + reach < (int64_t{1} << 31);
-  g.raw = in_place && inside;
+  g.raw = blocking.may_be_raw && g.outer && inside && g.taps > 0 && k.item == k.sum_item &&
+          g.channels * g.in_channel + reach < (int64_t{1} << 31);
 
   const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
   const int64_t taps = std::max<int64_t>(1, g.taps);
@@ -376,17 +372,6 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     }
   }
 
-  // Boxes beside the edges see padding, but others may not.
-  if (in_place && g.direct && !g.raw) {
-    for (int64_t c = 0; c < g.channels; ++c) {
-      for (const auto& shift : gather.shifts) {
-        int64_t offset = c * g.in_channel;
-        for (int i = 0; i < 3; ++i) offset += shift[i] * g.in_axis[i];
-        gather.in_place.push_back(static_cast<int32_t>(offset));
-      }
-    }
-  }
-
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   const int64_t columns = g.compact ? runs * g.box[3] : g.tile_image * g.box[0];
   const int64_t widest = 8 * k.lanes;  // a sweep may go past the last column by less than this
@@ -405,7 +390,7 @@ void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
   const int64_t rows = std::min(padded_rows(g, k), parts(blocks, g.row_split) * block);
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   g.at_runs = g.at_sums + aligned(rows * g.columns * k.sum_item);
-  g.at_pixels = g.at_runs + aligned((g.direct ? 2 : 1) * runs * static_cast<int64_t>(sizeof(Run)));  // the next box's
+  g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
   g.scratch = g.at_pixels + aligned(g.outer ? runs * g.box[3] * static_cast<int64_t>(sizeof(int32_t)) : 0);
 }
 
@@ -450,17 +435,12 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const double store = merged_phases(g) > 1 ? 0.3 : g.out_channel * k.item % 4096 == 0 ? 1.6 : 0.6;
   const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.3 : 1) + store * rows;
   const double cells = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
-  // Stored directly, runs are whole vectors, of which a sweep should fill the registers; a sweep reads some of every
-  // channel, and all channels are summed.
+  // Stored directly, runs are whole vectors, of which a sweep should fill the registers, and all channels are summed.
   const int64_t row_block = even_part(g.rows, k.row_block), run_vectors = parts(g.grid[2], k.lanes);
   const int64_t sweep = std::min(g.grid[2] / k.lanes, k.vectors);
   const bool fills_registers = sweep == k.vectors || row_block * sweep >= k.row_block * k.vectors / 2;
   const double run_waste = static_cast<double>(run_vectors) * lanes / static_cast<double>(g.grid[2]);
-  const bool whole_lines =
-      g.in_channel * k.item % 64 == 0 && std::all_of(gather.shifts.begin(), gather.shifts.end(),
-                                                     [&](const auto& shift) { return shift[2] % k.lanes == 0; });
-  const double read = whole_lines ? 0.07 : 0.15;
-  const double direct = channels * (taps * (rows / lanes / 2 * run_waste + read) + copied) + 0.2 * rows;
+  const double direct = channels * (taps * (rows / lanes / 2 * run_waste + 0.07) + copied) + 0.2 * rows;
   b.direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth && direct < cells;
   // Blocks of rows that do not fill vectors are packed slowly, for however few outputs.
   const double packing =
@@ -480,7 +460,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
     b.direct = false;
   } else if (b.direct) {
     b.depth = kDirectDepth;
-    b.pixels = std::clamp<int64_t>(kDirectTile / g.channels, 13 * k.lanes, 1024);
+    b.pixels = std::clamp<int64_t>(kDirectTile / g.channels, 16 * k.lanes, 1024);
   } else if (by_image) {
     b.pixels = g.grid[1] * g.grid[2];
   }
@@ -537,20 +517,19 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   const Gather& deepest = *std::max_element(gathers.begin(), gathers.end(), fewer_taps);
   Blocking blocking = gather_blocking(deepest, k, threads, wanted_algorithm());
   if (!blocking.outer && merged_phases(deepest.plan) > 1) return gathers_of(p, pass, k, /*merging=*/false);
-  // Where phases are equally large and see all channels at once, they see one tile.
+  // A box's tasks see one tile where that has all channels; so do phases that are equally large.
   std::vector<std::array<int64_t, 3>> seen;
   const auto alike = [&](const Gather& a) {
     return a.shifts.empty() || std::equal(a.plan.grid, a.plan.grid + kAxes, deepest.plan.grid);
   };
-  bool one_tile = blocking.outer && std::all_of(gathers.begin(), gathers.end(), alike);
+  bool one_tile = gathers.size() == 1 || (blocking.outer && std::all_of(gathers.begin(), gathers.end(), alike));
   if (one_tile && gathers.size() > 1) {
     for (const Gather& gather : gathers) seen.insert(seen.end(), gather.shifts.begin(), gather.shifts.end());
     blocking.seen = &seen;
   }
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
-    blocking.may_be_raw =
-        blocking.direct || (blocking.outer && ((gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1));
+    blocking.may_be_raw = (gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1;
     if (!lay_out(gather, blocking, k)) return {};
     g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);

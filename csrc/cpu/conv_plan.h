@@ -63,11 +63,6 @@ struct GatherPlan {
   int64_t tile_cell, tile_row, tile_plane, tile_image, tile_residue, tile_channel, tile_size;
   const int32_t* offset;  // [channel_block * taps], c-major
 
-  // Of direct plans that are not raw: offsets into the input, for boxes that see nothing beside it, or null; and how
-  // far from an output the taps see.
-  const int32_t* in_place;
-  int64_t reach[3][2];
-
   int64_t packed;  // where the plan's weights begin in the packed ones
 
   const void* bias;    // of every row, or null

@@ -92,14 +92,13 @@ struct Gather {
   std::vector<std::array<int64_t, 3>> shifts;
   std::vector<int64_t> tap_weight;
   std::vector<int64_t> residue;
-  std::vector<int32_t> offset, in_place;
+  std::vector<int32_t> offset;
   bool swapped = false;  // the weights are the input, and the input the weights
 
   void point() {
     plan.tap_weight = tap_weight.data();
     plan.residue = residue.data();
     plan.offset = offset.data();
-    plan.in_place = in_place.empty() ? nullptr : in_place.data();
   }
 };
 

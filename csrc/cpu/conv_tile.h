@@ -38,7 +38,9 @@ inline void inside(int64_t first, int64_t step, int64_t residue, int64_t source,
   if (*end < *begin) *end = *begin;
 }
 
-constexpr int64_t kShortRow = 128;
+// The next channel's rows may stand in other pages, where no prefetcher foresees them: the first lines of some are
+// asked for ahead.
+constexpr int64_t kRowsAsked = 4, kCellsAsked = 256;
 
 // The tile of channels [c0, c0 + channels) under a box: zeros, and the rows that meet the input. With kInner the
 // channels are the innermost axis of both the input and the tile. Of pairs, both members are looked at alike.
@@ -53,6 +55,7 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
     step[i] = p.stride[i] / p.move[i];
     for (int m = 0; m < kMembers; ++m) first[m][i] = (b.first[i + 1] + m * apart[i + 1]) * p.move[i] + p.low[i];
   }
+  const int64_t ahead = most<int64_t>(1, kRowsAsked / (cells[0] * cells[1]));  // channels
   const int64_t row_size = kInner ? cells[2] * p.tile_cell : cells[2], step_in = step[2] * p.in_axis[2];
   // The last pair has no second member where there is nothing to make it of.
   const int64_t last_image = p.pair_alone && p.pair_axis == 0 ? p.batch - 1 : p.batch;
@@ -85,9 +88,9 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
               part[m].at = corner[m] + c * p.in_channel + n * p.in_batch + z_in * p.in_axis[0] + y_in * p.in_axis[1];
               part[m].begin = begin[m][2];
               part[m].end = end[m][2];
-              // The next channel may stand in another page, where short rows are over before they are foreseen.
-              const int64_t length = step_in * (end[m][2] - begin[m][2]);
-              if (!kInner && c + 1 < channels && length <= kShortRow) prefetch(part[m].at + p.in_channel, length);
+              if (!kInner && c + ahead < channels) {
+                prefetch(part[m].at + ahead * p.in_channel, least(step_in * (end[m][2] - begin[m][2]), kCellsAsked));
+              }
               meets = true;
             }
             if (!meets) {
@@ -113,17 +116,8 @@ void pad_tile(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t
   }
 }
 
-// Whether a box sees nothing but inputs.
-inline bool inside_input(const GatherPlan& p, const Box& b) {
-  for (int i = 0; i < 3; ++i) {
-    const int64_t first = b.first[i + 1] * p.stride[i], last = (b.first[i + 1] + b.size[i + 1] - 1) * p.stride[i];
-    if (first + p.reach[i][0] < 0 || last + p.reach[i][1] >= p.source[i]) return false;
-  }
-  return true;
-}
-
 // The runs of a box. Columns count outputs; or, where the tile is read directly, they are the tile's cells.
-inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs, bool in_place) {
+inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
   Run* run = runs;
   int64_t column = 0;
   const int64_t pair_extent = p.pair_axis == 0 ? p.batch : p.pair_axis < 3 ? p.grid[p.pair_axis - 1] : 0;
@@ -131,9 +125,9 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs, bool in_p
     for (int64_t z = 0; z < b.size[1]; ++z) {
       for (int64_t y = 0; y < b.size[2]; ++y, ++run) {
         const int64_t nb = b.first[0] + n, zb = b.first[1] + z, yb = b.first[2] + y;
-        run->source = in_place ? nb * p.in_batch + zb * p.stride[0] * p.in_axis[0] + yb * p.stride[1] * p.in_axis[1] +
-                                     b.first[3] * p.stride[2] * p.in_axis[2]
-                               : n * p.tile_image + z * p.move[0] * p.tile_plane + y * p.move[1] * p.tile_row;
+        run->source = p.raw ? nb * p.in_batch + zb * p.stride[0] * p.in_axis[0] + yb * p.stride[1] * p.in_axis[1] +
+                                  b.first[3] * p.stride[2] * p.in_axis[2]
+                            : n * p.tile_image + z * p.move[0] * p.tile_plane + y * p.move[1] * p.tile_row;
         run->length = b.size[3];
         const int64_t at[3] = {nb, zb, yb};
         run->alone = p.pair_alone && p.pair_axis < 3 && at[p.pair_axis] + 1 == pair_extent;
@@ -145,9 +139,6 @@ inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs, bool in_p
     }
   }
   return run - runs;
-}
-inline int64_t list_runs(const GatherPlan& p, const Box& b, Run* runs) {
-  return list_runs(p, b, runs, p.raw);
 }
 
 // Outputs [begin, end) of a box, as far as they follow each other in memory too and are alike. Runs of a box are
