@@ -132,11 +132,14 @@ struct BackwardRows {
   template <typename Combine>
   void rows(const Combine& combine, const T* x, T* result, int64_t begin, int64_t end) const {
     const int64_t n = plan.input[2] * plan.inner;
-    const bool asks_ahead = x != nullptr && n * static_cast<int64_t>(sizeof(T)) <= kMostBytesAhead;
+    const bool fetches = n * static_cast<int64_t>(sizeof(T)) <= kMostBytesAhead, asks_ahead = fetches && x != nullptr;
     Row row(begin, plan.input);
     for (int64_t first = begin; first < end; first += plan.rows_at_once) {
       const int64_t count = least(plan.rows_at_once, end - first);
-      for (int64_t j = 0; j < count; ++j, row.advance()) combine(row, kept + j * plan.line_size);
+      for (int64_t j = 0; j < count; ++j, row.advance()) {
+        if (fetches) prefetch<1>(result + (first + j) * n, n);  // what stage 2 writes comes while stage 1 is at work
+        combine(row, kept + j * plan.line_size);
+      }
       for (int64_t j = 0; j < count; ++j) {
         const int64_t at = (first + j) * n;
         const T* inputs = x == nullptr ? nullptr : x + at;

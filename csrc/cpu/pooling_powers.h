@@ -186,21 +186,6 @@ void general_norm_backward(const PoolPlan& plan, const void* g_data, const void*
   });
 }
 
-// The entry points
-// -----------------------------------------------------------------------------------------------------
-
-template <bool kSigned, typename T>
-void norm_pool_rows(const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end) {
-  with_power(plan.exponent, [&](auto power) {
-    constexpr int kPower = decltype(power)::value;
-    if constexpr (kPower == 0) {
-      general_norm<kSigned, T>(plan, x, y, scratch, begin, end);
-    } else {
-      pool_rows<Norm<kPower, kSigned, T>, T>(plan, x, y, scratch, begin, end);
-    }
-  });
-}
-
 template <bool kSigned, typename T>
 void norm_backward_rows(const PoolPlan& plan, const void* g, const void* x, const void* y, void* result, char* scratch,
                         int64_t begin, int64_t end) {
@@ -212,22 +197,6 @@ void norm_backward_rows(const PoolPlan& plan, const void* g, const void* x, cons
       backward_rows<NormBackward<kPower, kSigned, T>, T>(plan, g, x, y, result, scratch, begin, end);
     }
   });
-}
-
-template <typename T>
-void pool(Pooling kind, const PoolPlan& plan, const void* x, void* y, char* scratch, int64_t begin, int64_t end) {
-  switch (kind) {
-    case Pooling::kMax:
-      return pool_rows<Maximum<false, T>, T>(plan, x, y, scratch, begin, end);
-    case Pooling::kMin:
-      return pool_rows<Maximum<true, T>, T>(plan, x, y, scratch, begin, end);
-    case Pooling::kAverage:
-      return pool_rows<Average<T>, T>(plan, x, y, scratch, begin, end);
-    case Pooling::kNorm:
-      return norm_pool_rows<false, T>(plan, x, y, scratch, begin, end);
-    case Pooling::kSignedNorm:
-      return norm_pool_rows<true, T>(plan, x, y, scratch, begin, end);
-  }
 }
 
 template <typename T>

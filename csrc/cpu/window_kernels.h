@@ -5,6 +5,10 @@
 #include "pooling_taps.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
+
+template <typename T>
+void set_pool(WindowKernels& k);  // of window_pool.h, which is compiled by itself
+
 namespace {
 
 template <typename T>
@@ -13,7 +17,7 @@ WindowKernels window_kernels_of() {
   k.lanes = Lanes<T>::kLanes;
   k.item = sizeof(T);
   k.sum_item = sizeof(typename Lanes<T>::Sum);
-  k.pool = pool<T>;
+  set_pool<T>(k);
   k.pool_backward = pool_backward<T>;
   k.max_pool_with_indices = max_pool_with<ByIndex, T>;
   k.max_pool_with_taps = max_pool_with<ByTap, T>;
