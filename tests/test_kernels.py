@@ -632,6 +632,29 @@ def test_weight_gradient_confines_what_is_not_finite(algorithm):
             tensor[place] = 1
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize(
+    "memory", [torch.contiguous_format, torch.channels_last], ids=["channels_first", "channels_last"]
+)
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (4, 2)])
+def test_winograd_leaves_weights_that_are_not_finite_to_the_plain_kernels(kernel, stride, memory, value):
+    geometry = ((stride, stride), (1, 1, 1, 1), (1, 1), 1)
+    x, w = torch.randn(1, 70, 8, 8), torch.randn(40, 70, kernel, kernel)
+    x, w = x.to(memory_format=memory), w.to(memory_format=memory)
+    y = by("reference", "conv", x, w, *geometry)
+    for place in [(0, 0, 0, 0), (39, 69, kernel - 1, kernel - 1), (17, 64, 1, 0)]:
+        spoiled = w.clone()
+        spoiled[place] = value
+        for operator, arguments in [("conv", (x, spoiled)), ("conv_transpose", (y, spoiled, (8, 8)))]:
+            result, expected = (by(a, operator, *arguments, *geometry) for a in ("winograd", "reference"))
+            torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    for tensor, place in [(x, (0, 69, 7, 7)), (y, (0, 39, 0, 0))]:
+        before, tensor[place] = tensor[place].clone(), value
+        result, expected = (by(a, "conv_weight", x, y, (kernel, kernel), *geometry) for a in ("winograd", "reference"))
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+        tensor[place] = before
+
+
 # Threads and processes -----------------------------------------------------------------------------------------------
 
 LAYERS = [
