@@ -619,6 +619,22 @@ def test_direct_kernels_confine_what_is_not_finite(size, algorithm, value):
     )
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "outer", "offset", "winograd"])
+@pytest.mark.parametrize(("stride", "cropped"), [(1, 0), (2, 0), (1, 1), (2, 1)])
+def test_a_transposed_convolution_without_padding_has_no_entries_beside_y(stride, cropped, algorithm):
+    # Its windows reach over y's edges all the same.
+    geometry = ((stride, stride), (cropped,) * 4, (1, 1), 1)
+    size = (11 * stride + 3 - 2 * cropped,) * 2
+    y, w = torch.rand(2, 16, 12, 12) + 1, torch.rand(16, 20, 3, 3) + 1
+    for place in [(3, 2, 0, 1), (15, 19, 2, 2)]:
+        spoiled = w.clone()
+        spoiled[place] = float("inf")
+        result, expected = (by(a, "conv_transpose", y, spoiled, size, *geometry) for a in (algorithm, "reference"))
+        assert not expected.isnan().any()
+        assert torch.equal(result.isfinite(), expected.isfinite())
+        assert not result.isnan().any()
+
+
 @pytest.mark.parametrize("algorithm", ["outer", "dot"])
 def test_weight_gradient_confines_what_is_not_finite(algorithm):
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)

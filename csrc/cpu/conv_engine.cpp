@@ -35,11 +35,15 @@ Problem simplify(const Problem& problem) {
   return p;
 }
 
-// Whether a padded zero is ever multiplied.
-bool pads(const Problem& p) {
+// Whether a zero beside the input, or beside the output where C^T multiplies that, is ever multiplied.
+bool pads(const Problem& p, Pass pass) {
   for (int i = 0; i < kAxes; ++i) {
     const Axis& a = p.axis[i];
-    if (input_index(a, 0, 0) < 0 || input_index(a, p.output[i] - 1, a.kernel - 1) >= a.input) return true;
+    if (pass == Pass::kInput) {
+      if (a.lo < (a.kernel - 1) * a.dilation || a.input - 1 + a.lo >= p.output[i] * a.stride) return true;
+    } else if (input_index(a, 0, 0) < 0 || input_index(a, p.output[i] - 1, a.kernel - 1) >= a.input) {
+      return true;
+    }
   }
   return false;
 }
@@ -128,7 +132,7 @@ Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, in
   // Padding is multiplied here, by weights or by y, and 0 * Inf would be NaN where C has no entry at all. A plan may
   // look at the weights while it has them. Otherwise, a result being finite only where all that was multiplied was, the
   // smaller of weights and result is looked at first.
-  const bool gradient = pass == Pass::kWeight, checks = gradient || pads(problem);
+  const bool gradient = pass == Pass::kWeight, checks = gradient || pads(problem, pass);
   const std::atomic<bool>* finite = plan->finite_weights();
   const int64_t results = result_numel(problem, pass);
   const bool before = !finite && !gradient && other_count <= results;
