@@ -69,10 +69,14 @@ bool all_finite(const ConvKernels& k, const void* data, int64_t count) {
 // Below this, a plan costs more than it saves.
 constexpr int64_t kFewMacs = 4096;
 
+int64_t all_macs(const Problem& p) {
+  return p.batch * p.groups * p.out_channels * p.in_channels * p.output_numel() * p.kernel_numel();
+}
+
 bool wants_reference(const Problem& p) {
   const auto wanted = wanted_algorithm();
   if (wanted) return *wanted == Algorithm::kReference;
-  return p.batch * p.groups * p.out_channels * p.in_channels * p.output_numel() * p.kernel_numel() < kFewMacs;
+  return all_macs(p) < kFewMacs;
 }
 
 // The cost model's choice among the families; null where only conv_direct.h serves.
@@ -112,8 +116,7 @@ bool winograd_enabled() {
 }
 
 Explanation explain(const Problem& problem, Pass pass, int dtype) {
-  const int64_t multiplications = problem.batch * problem.groups * problem.out_channels * problem.in_channels *
-                                  problem.output_numel() * problem.kernel_numel();
+  const int64_t multiplications = all_macs(problem);
   if (dtype >= 0 && multiplications > 0 && !wants_reference(problem)) {
     if (const PlanPtr plan = choose(simplify(problem), pass, active_kernels(dtype))) return plan->explain();
   }

@@ -330,7 +330,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   // come from a tile: there channels that stand pages apart do not drive each other out of the first cache.
   const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
                         (g.source[1] - 1) * g.in_axis[1] + (g.source[2] - 1) * g.in_axis[2];
-  g.raw = blocking.may_be_raw && g.outer && inside && g.taps > 0 && k.item == k.sum_item &&
+  g.raw = blocking.may_be_raw && inside && g.taps > 0 && k.item == k.sum_item &&
           g.channels * g.in_channel + reach < (int64_t{1} << 31);
 
   const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
@@ -529,7 +529,7 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   }
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
-    blocking.may_be_raw = (gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1;
+    blocking.may_be_raw = blocking.outer && ((gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1);
     if (!lay_out(gather, blocking, k)) return {};
     g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);

@@ -118,12 +118,10 @@ double dot_cost(const Problem& p, const ConvKernels& k) {
   return columns * (vectors * (rows / 2 * 1.3 + copy) + rows * (2 * boxes + 5));
 }
 
-// Cells from a box's first output to its last one.
+// Cells of a tile from a box's first output to its last one.
 int64_t cells_of_box(const GatherPlan& g) {
-  const int64_t apart[3] = {g.raw ? g.in_batch : g.tile_image,
-                            g.raw ? g.stride[0] * g.in_axis[0] : g.move[0] * g.tile_plane,
-                            g.raw ? g.stride[1] * g.in_axis[1] : g.move[1] * g.tile_row};
-  return (g.box[0] - 1) * apart[0] + (g.box[1] - 1) * apart[1] + (g.box[2] - 1) * apart[2] + g.box[3];
+  return (g.box[0] - 1) * g.tile_image + (g.box[1] - 1) * g.move[0] * g.tile_plane +
+         (g.box[2] - 1) * g.move[1] * g.tile_row + g.box[3];
 }
 
 std::unique_ptr<WeightGradient> plan_at_once(const Problem& problem, const ConvKernels& k) {
@@ -152,10 +150,7 @@ std::unique_ptr<WeightGradient> plan_at_once(const Problem& problem, const ConvK
   // A block of packed columns stays in the first cache while all rows pass.
   const int64_t pixel_bytes = std::min(parts(columns, k.lanes), k.outer_vectors) * k.lanes * k.sum_item;
   blocking.pixels = plan.dot ? dot_pixels(columns, k) : std::clamp<int64_t>(kPanelBytes / pixel_bytes, 128, 256);
-  // Dots load vectors; what is behind the tile of an image may not be memory.
-  const bool parts_of_vectors = k.lanes * k.sum_item == 64;
-  blocking.may_be_raw = !plan.dot || (parts_of_vectors && unit_strides(p) && contiguous_axes(p.x, input_of(p)) &&
-                                      (p.batch == 1 || p.output_numel() * 2 > blocking.pixels));
+  blocking.may_be_raw = blocking.outer;  // dots read vectors of a tile
   blocking.depth = 1 << 30;
   blocking.tile = 1 << 18;
   if (!lay_out(result.gather, blocking, k)) return nullptr;
@@ -166,6 +161,7 @@ std::unique_ptr<WeightGradient> plan_at_once(const Problem& problem, const ConvK
   plan.box_pixels = runs * g.box[3];
   plan.columns = padded_rows(g, k);
   // With y copied to the cells of the tile a box is one run; otherwise every row may end in a part of a vector.
+  const bool parts_of_vectors = k.lanes * k.sum_item == 64;
   const bool whole = parts_of_vectors || (g.grid[2] % k.lanes == 0 && g.box[3] % k.lanes == 0);
   plan.in_place = plan.dot && k.item == k.sum_item && g.out_axis[2] == 1 && g.box[3] >= kLongRow && whole;
 

@@ -279,6 +279,15 @@ def _interpolate(call: Call) -> Handled:
     return layout, call.along(layout, relations)
 
 
+def _unfolded(call: Call, sizes: tuple[int, ...], place: int) -> Geometry:
+    """The windows over ``sizes``; kernel_size, dilation, padding and stride are the arguments from ``place`` on."""
+    letters = (("kernel_size", None), ("dilation", 1), ("padding", 0), ("stride", 1))
+    kernel, dilation, padding, stride = (
+        _tuple(call.get(name, place + i, default), len(sizes)) for i, (name, default) in enumerate(letters)
+    )
+    return Geometry.of(sizes, kernel, stride, padding, dilation)
+
+
 @handles("unfold im2col")
 def _unfold(call: Call) -> Handled:
     """(N, C, *spatial) to (N, C * taps, outputs): the last dimension is the grid of windows."""
@@ -286,11 +295,7 @@ def _unfold(call: Call) -> Handled:
     count = len(source.shape) - 2
     if len(call.shape) != 3 or count < 1:  # Tensor.unfold along one dimension
         raise Unknown("sliding windows as a dimension")
-    letters = (
-        call.get(*letter) for letter in (("kernel_size", 1), ("stride", 4, 1), ("padding", 3, 0), ("dilation", 2, 1))
-    )
-    kernel, stride, padding, dilation = (_tuple(v, count) for v in letters)
-    geometry = Geometry.of(tuple(source.shape[2:]), kernel, stride, padding, dilation)
+    geometry = _unfolded(call, tuple(source.shape[2:]), 1)
     axes = _spatial(call, source, count)
     grid = tuple(zip(axes, geometry.output_size, strict=True))
     layout: Layout = ((("N", call.shape[0]),), (("C", call.shape[1]),), grid)
@@ -306,10 +311,7 @@ def _unfold(call: Call) -> Handled:
 def _fold(call: Call) -> Handled:
     """The transpose of :func:`_unfold`: each pixel sees the windows that hold it."""
     source = call.source
-    count = len(call.shape) - 2
-    names = (("kernel_size", 2), ("stride", 5, 1), ("padding", 4, 0), ("dilation", 3, 1))
-    kernel, stride, padding, dilation = (_tuple(call.get(*letter), count) for letter in names)
-    geometry = Geometry.of(tuple(call.shape[2:]), kernel, stride, padding, dilation)
+    geometry = _unfolded(call, tuple(call.shape[2:]), 2)
     grid = [atom for atom in source.layout[-1] if isinstance(atom[0], int)]
     if tuple(size for _, size in grid) != geometry.output_size:
         raise Unknown("fold of a dimension that is not the grid of its windows")
