@@ -16,7 +16,7 @@ import torch_convarith as tc
 from torch_convarith import _ops, backends
 
 OPS = torch.ops.torch_convarith
-GATHERS = ("outer", "offset", "depthwise", "auto")
+GATHERS = ("outer", "offset", "images", "depthwise", "auto")
 GRADIENTS = ("outer", "dot", "depthwise", "auto")
 
 
@@ -87,6 +87,14 @@ CASES = {
     "wide-one-row": (1, 5, 1, 1, (3, 131), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "wide-pointwise": (2, 21, 37, 1, (13, 83), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "longer-than-a-box": (1, 70, 9, 1, (4099,), (2,), (1,), (0, 0), (1,)),
+    # Lanes along the images: of three vectors of them and a part of one, with padding that some rows do not see; phases
+    # that end before the last cell; rows that are tasks of their own, and planes that are cropped.
+    "images": (53, 3, 11, 1, (6, 5), (3, 3), (1, 1), (1, 1, 2, 0), (1, 1)),
+    "images-stride": (35, 2, 5, 1, (9, 7), (3, 4), (2, 3), (1, 2, 0, 1), (1, 1)),
+    "images-groups": (17, 3, 4, 2, (7, 6), (2, 3), (1, 2), (0, 1, 1, 1), (2, 1)),
+    "images-crop": (33, 2, 3, 1, (9, 8), (2, 3), (3, 1), (-2, 4, -1, -2), (1, 2)),
+    "images-large": (16, 9, 10, 1, (21, 33), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "1d-images": (40, 4, 5, 1, (19,), (5,), (2,), (2, 3), (1,)),
     "1d": (2, 5, 7, 1, (130,), (3,), (1,), (1, 1), (1,)),
     "1d-dilated-causal": (2, 8, 16, 1, (200,), (2,), (1,), (16, 0), (16,)),
     "1d-upsampling": (2, 6, 5, 1, (96,), (16,), (8,), (4, 4), (1,)),
@@ -597,7 +605,7 @@ def test_winograd_spreads_an_infinity_over_its_tile_only():
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
-@pytest.mark.parametrize("algorithm", ["outer", "offset"])
+@pytest.mark.parametrize("algorithm", ["outer", "offset", "images"])
 @pytest.mark.parametrize("size", [(9, 21), (2, 3)], ids=["few-weights", "few-outputs"])
 def test_direct_kernels_confine_what_is_not_finite(size, algorithm, value):
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
@@ -619,7 +627,7 @@ def test_direct_kernels_confine_what_is_not_finite(size, algorithm, value):
     )
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "outer", "offset", "winograd"])
+@pytest.mark.parametrize("algorithm", ["auto", "outer", "offset", "images", "winograd"])
 @pytest.mark.parametrize(("stride", "cropped"), [(1, 0), (2, 0), (1, 1), (2, 1)])
 def test_a_transposed_convolution_without_padding_has_no_entries_beside_y(stride, cropped, algorithm):
     # Its windows reach over y's edges all the same.
@@ -678,6 +686,7 @@ LAYERS = [
     ((3, 8, 17, 40), (8, 1, 5, 5), 8),
     ((4, 64, 28, 28), (64, 64, 3, 3), 1),
     ((2, 40, 12, 12), (130, 40, 1, 1), 1),
+    ((32, 6, 14, 14), (16, 6, 5, 5), 1),
 ]
 
 
@@ -791,6 +800,12 @@ def test_explain_kernel():
     assert tc.explain_kernel((1, 1, 4, 4), (1, 1, 3, 3)).algorithm == "reference"
     assert tc.explain_kernel((1, 32, 56, 56), (32, 32, 3, 3), dtype=torch.int32).algorithm == "reference"
     assert tc.explain_kernel((4, 64, 56, 56), (64, 1, 3, 3), groups=64, operator="conv_weight").algorithm == "depthwise"
+    for operator in ("conv", "conv_transpose"):  # small planes of many images
+        kernel = tc.explain_kernel((64, 6, 14, 14), (16, 6, 5, 5), operator=operator)
+        assert (kernel.algorithm, kernel.multiplications) == (
+            "images",
+            64 * 6 * 16 * 25 * (100 if operator == "conv" else 196),
+        )
     layer = tc.Conv2dExplicit(16, 32, 5, padding=4, dilation=2)
     with backends.flags(winograd=False):
         assert tc.explain_kernel((2, 16, 20, 20), layer).algorithm in ("outer", "offset")
@@ -810,6 +825,7 @@ def test_scratch_does_not_grow_with_the_batch(operator):
         ((2048, 7, 7), (2048, 2048, 3, 3), 1),
         ((3, 224, 224), (64, 3, 7, 7), 3),
         ((256, 6, 6), (4096, 256, 6, 6), 0),
+        ((6, 14, 14), (16, 6, 5, 5), 0),
     ]:
         scratch = [
             tc.explain_kernel((batch, *shape), weight, padding=padding, operator=operator).scratch_bytes

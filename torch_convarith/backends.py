@@ -54,9 +54,9 @@ class Kernel:
         algorithm: ``"reference"`` is plain C++, or one CUDA thread per element, for every dtype, and for very small
             sizes on the CPU. On the CPU, ``"outer"`` multiplies with vectors along the out channels (the in channels,
             for C^T), ``"offset"`` with vectors along the outputs; ``"dot"`` is the latter for the weight's gradient;
-            ``"depthwise"`` keeps the outputs of few channels per group in registers; ``"winograd"``. On CUDA,
-            ``"tensor_core"`` (of float32: in tf32) and ``"multiply_add"`` are products of tiles, ``"direct"`` is for
-            few channels per group.
+            ``"images"`` multiplies with vectors along the batch; ``"depthwise"`` keeps the outputs of few channels per
+            group in registers; ``"winograd"``. On CUDA, ``"tensor_core"`` (of float32: in tf32) and
+            ``"multiply_add"`` are products of tiles, ``"direct"`` is for few channels per group.
         isa: instruction set: ``"baseline"``, ``"avx2"``, ``"avx512"`` or ``"avx512_bf16"``, whose direct products of
             bfloat16 take subnormal operands for zeros, as torch's do there; ``"sm_80"`` on CUDA, for this and later
             ones.

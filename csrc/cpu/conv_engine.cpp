@@ -1,6 +1,7 @@
 #include "conv_engine.h"
 
 #include <atomic>
+#include <cmath>
 #include <iterator>
 #include <stdexcept>
 
@@ -83,7 +84,9 @@ bool wants_reference(const Problem& p) {
 PlanPtr choose(const Problem& p, Pass pass, const ConvKernels& k) {
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
   if (PlanPtr plan = plan_scatter(p, pass, k)) return plan;
-  if (PlanPtr plan = plan_winograd(p, pass, k)) return plan;
+  PlanPtr images = plan_images(p, pass, k);
+  if (PlanPtr plan = plan_winograd(p, pass, k, images ? images->cycles() : INFINITY)) return plan;
+  if (images) return images;
   return pass == Pass::kWeight ? plan_weight(p, k) : plan_gathers(gathers_of(p, pass, k), k);
 }
 

@@ -18,9 +18,10 @@ enum class Algorithm : int {
   kDot,        // weight gradient, lanes along the outputs
   kWinograd,
   kDepthwise,  // few channels per group: outputs stay in registers until all taps are added
+  kImages,     // lanes along the images
 };
 
-constexpr const char* kAlgorithmNames[] = {"reference", "offset", "outer", "dot", "winograd", "depthwise"};
+constexpr const char* kAlgorithmNames[] = {"reference", "offset", "outer", "dot", "winograd", "depthwise", "images"};
 
 inline const char* algorithm_name(Algorithm algorithm) {
   return kAlgorithmNames[static_cast<int>(algorithm)];

@@ -186,6 +186,24 @@ std::vector<Gather> transposed_gathers(const Problem& p, bool merging) {
   return result;
 }
 
+}  // namespace
+
+bool few_phases(const Problem& p) {
+  int64_t phases = 1;
+  for (const Axis& a : p.axis) {
+    if (std::min(a.stride, a.input) > kMostPhases) return false;
+    phases *= std::min(a.stride, a.input);
+  }
+  return phases <= kMostPhases && phases * p.kernel_numel() <= (int64_t{1} << 20);
+}
+
+std::vector<Gather> plain_gathers(const Problem& p, bool transposed) {
+  if (transposed) return transposed_gathers(p, false);
+  return {forward_gather(p, false)};
+}
+
+namespace {
+
 // simplify() made the batch an axis.
 bool one_pixel(const Problem& p) {
   return p.batch == 1 && p.axis[0].input == 1 && p.axis[1].input == 1 && p.x.axis[2] == p.x.batch &&
@@ -433,7 +451,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
   // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
   const double store = merged_phases(g) > 1 ? 0.3 : g.out_channel * k.item % 4096 == 0 ? 1.6 : 0.6;
-  const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.3 : 1) + store * rows;
+  const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.5 : 1) + store * rows;
   const double cells = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
   // Stored directly, runs are whole vectors, of which a sweep should fill the registers, and all channels are summed.
   const int64_t row_block = even_part(g.rows, k.row_block), run_vectors = parts(g.grid[2], k.lanes);
@@ -447,6 +465,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
       0.3 * channels * taps * rows / static_cast<double>(g.batch * g.grid[0] * g.grid[1] * g.grid[2]);
   const double offset = (b.direct ? direct : cells) + packing;
   b.outer = outer < offset;
+  b.cycles = std::min(outer, offset);
   if (wanted == Algorithm::kOuter) b.outer = true;
   if (wanted == Algorithm::kOffset) b.outer = false;
   if (b.outer) {
@@ -494,12 +513,7 @@ int64_t even_split(int64_t tasks, int64_t blocks, int64_t threads) {
 std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k, bool merging) {
   std::vector<Gather> gathers;
   if (pass == Pass::kInput) {
-    int64_t phases = 1;
-    for (const Axis& a : p.axis) {
-      if (std::min(a.stride, a.input) > kMostPhases) return {};
-      phases *= std::min(a.stride, a.input);
-    }
-    if (phases > kMostPhases || phases * p.kernel_numel() > (int64_t{1} << 20)) return {};
+    if (!few_phases(p)) return {};
     if (one_pixel(p) && p.w.channel == 1 && p.x.channel == 1) {
       gathers.push_back(product_gather(p));
     } else {
@@ -550,6 +564,16 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   return gathers_of(p, pass, k, wanted_algorithm() != Algorithm::kOffset);
 }
 
+double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k) {
+  double total = 0;
+  for (const Gather& gather : plain_gathers(p, pass == Pass::kInput)) {
+    const GatherPlan& g = gather.plan;
+    const int64_t outputs = g.batch * g.groups * g.grid[0] * g.grid[1] * g.grid[2];
+    total += static_cast<double>(outputs) * gather_blocking(gather, k, 1, std::nullopt).cycles;
+  }
+  return total;
+}
+
 namespace {
 
 int64_t packed_bytes(const std::vector<Gather>& gathers, const ConvKernels& k) {
@@ -569,9 +593,9 @@ struct RowPasses {
   bool own;      // a thread makes passes of its own; otherwise all threads make each together
 };
 
-RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k) {
+RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k, int64_t threads) {
   const GatherPlan& g = gathers[0].plan;
-  const int64_t bytes = packed_bytes(gathers, k), threads = thread_count();
+  const int64_t bytes = packed_bytes(gathers, k);
   int64_t taps = 0, copies = 0;
   bool stays = g.groups == 1;  // the tile, through all passes
   for (const Gather& gather : gathers) {
@@ -651,8 +675,8 @@ void run_alone(const RowPass& pass, const ConvKernels& k, const void* in, void* 
 }
 
 struct Gathers : Plan {
-  Gathers(std::vector<Gather> all, const ConvKernels& kernels)
-      : gathers(std::move(all)), k(kernels), passes(row_passes(gathers, kernels)) {
+  Gathers(std::vector<Gather> all, const ConvKernels& kernels, int64_t most_threads)
+      : gathers(std::move(all)), k(kernels), threads(most_threads), passes(row_passes(gathers, kernels, most_threads)) {
     for (Gather& gather : gathers) {
       gather.point();
       if (passes.own) gather.plan.row_split = 1;
@@ -665,7 +689,7 @@ struct Gathers : Plan {
     e.algorithm = gathers[0].plan.outer ? Algorithm::kOuter : Algorithm::kOffset;
     e.phases = static_cast<int64_t>(gathers.size()) * merged_phases(gathers[0].plan);
     e.multiplications = macs();
-    e.scratch = (passes.own ? thread_count() : 1) * pass.packed + thread_count() * pass.scratch;
+    e.scratch = (passes.own ? threads : 1) * pass.packed + threads * pass.scratch;
     return e;
   }
 
@@ -706,13 +730,14 @@ struct Gathers : Plan {
 
   std::vector<Gather> gathers;
   const ConvKernels& k;
+  const int64_t threads;
   const RowPasses passes;
 };
 
 }  // namespace
 
-PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k) {
-  return gathers.empty() ? nullptr : std::make_unique<Gathers>(std::move(gathers), k);
+PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k, int64_t threads) {
+  return gathers.empty() ? nullptr : std::make_unique<Gathers>(std::move(gathers), k, threads);
 }
 
 }  // namespace convarith::cpu

@@ -278,6 +278,8 @@ struct ConvKernels {
 
   int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
   bool (*finite)(const void* data, int64_t count);
+  // to[i * to_pitch + r] = from[r * from_pitch + i]; null for the half precisions.
+  void (*transpose)(const void* from, int64_t from_pitch, int64_t rows, int64_t count, void* to, int64_t to_pitch);
   int64_t (*pack_tasks)(const GatherPlan& plan);
   void (*pack)(const GatherPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
   void (*gather)(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,

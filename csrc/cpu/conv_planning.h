@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -164,6 +165,8 @@ std::optional<Algorithm> wanted_algorithm();
 struct Plan {
   virtual ~Plan() = default;
   virtual Explanation explain() const = 0;
+  // Of one thread, by the cost model, where families are compared by that.
+  virtual double cycles() const { return std::numeric_limits<double>::infinity(); }
   // Has run() add a bias to every channel of the result; false where it cannot.
   virtual bool add_bias(const void*) { return false; }
   // Whether the weights that run() was given, or made, are finite; null where it does not find out.
@@ -188,6 +191,12 @@ void for_taps(const Problem& p, const Body& body) {
 // y = C x. For the weight's gradient every tap stays, for its weight must be written.
 Gather forward_gather(const Problem& p, bool all_taps);
 
+// Whether conv_transpose has so few phases that each may have a gather.
+bool few_phases(const Problem& p);
+
+// The gathers of conv or conv_transpose as they are, before they are blocked.
+std::vector<Gather> plain_gathers(const Problem& p, bool transposed);
+
 // Where products are made of pairs (GatherPlan): of an axis, as `box`, or 4, the channels; and which of the outputs'
 // axes leaves fewest alone.
 void make_pairs(GatherPlan& g, int64_t axis);
@@ -200,6 +209,7 @@ struct Blocking {
   int64_t pixels;                   // of a box, about
   int64_t share = INT64_MAX;        // of a box where less, so that every thread has some
   int64_t depth;                    // channels * taps of a tile, about
+  double cycles;                    // of an output, by the cost model
   int64_t tile = int64_t{1} << 20;  // bytes, at most, where there are channels to leave for another
   bool may_be_raw;                  // the input may be read where it stands
   const std::vector<std::array<int64_t, 3>>* seen = nullptr;  // what a tile has to show; otherwise the gather's shifts
@@ -211,12 +221,18 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k);
 // The gathers of conv or conv_transpose; empty where they cannot do it.
 std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k);
 
+// What they would cost, in cycles of one thread.
+double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k);
+
 // The families ------------------------------------------------------------------------------------------------------
 
-PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k);
+// May run many times, also at once, by at most so many threads.
+PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k, int64_t threads = thread_count());
+PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k);
-PlanPtr plan_winograd(const Problem& p, Pass pass, const ConvKernels& k);
+// Where it beats `direct` cycles, too.
+PlanPtr plan_winograd(const Problem& p, Pass pass, const ConvKernels& k, double direct);
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k);
 
 }  // namespace convarith::cpu

@@ -8,12 +8,18 @@
 namespace convarith::cpu::CONVARITH_ISA {
 
 template <typename T>
+void transpose_planes(const void* from, int64_t from_pitch, int64_t rows, int64_t count, void* to, int64_t to_pitch) {
+  transpose(static_cast<const T*>(from), from_pitch, rows, count, static_cast<T*>(to), to_pitch);
+}
+
+template <typename T>
 void set_products(ConvKernels& k) {
   k.row_block = kRowBlock;
   k.vectors = kVectors;
   k.outer_vectors = kOuterVectors;
   k.dot_columns = kDotColumns;
   k.pairs = FactorOf<T>::kMembers == 2;
+  if constexpr (sizeof(T) == sizeof(typename SumOf<T>::type)) k.transpose = transpose_planes<T>;
   k.pack_tasks = pack_tasks<T>;
   k.pack = pack<T>;
   k.gather = gather<T>;

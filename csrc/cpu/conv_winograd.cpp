@@ -283,7 +283,7 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
   }
 }
 
-bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k) {
+bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k, double other) {
   // So few lanes leave transforms half empty.
   if (p.out.lanes < 12 && (pass != Pass::kInput || p.in.lanes < 12)) return false;
   if (pass == Pass::kOutput && p.in.lanes < 12) return false;
@@ -319,7 +319,7 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
     const double cycles = pass == Pass::kOutput ? 0.57 + 0.6 / channels : 0.57;
     direct += cycles * positions * taps * std::ceil(channels / members) * vectors(problem.out_channels);
   }
-  return cost < (k.pairs ? 0.55 : 0.85) * direct;
+  return cost < (k.pairs ? 0.55 : 0.85) * std::min(direct, other);
 }
 
 constexpr int64_t kBoxProducts = 4032;  // of a box's tiles; those for a panel fill less than half of the second cache
@@ -417,7 +417,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
 
 }  // namespace
 
-PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
+PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, double direct) {
   const auto wanted = wanted_algorithm();
   if (k.sum_item != 4 || (wanted && *wanted != Algorithm::kWinograd) || (!wanted && !winograd_enabled())) {
     return nullptr;
@@ -426,7 +426,7 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k) {
   std::vector<int32_t> tap_of;
   if (!describe(problem, pass, k, plan, tap_of)) return nullptr;
   choose_tile(plan, pass, k);
-  if (!wanted && !pays(problem, pass, plan, k)) return nullptr;
+  if (!wanted && !pays(problem, pass, plan, k, direct)) return nullptr;
   return pass == Pass::kWeight ? plan_gradient(plan, std::move(tap_of), k) : plan_products(plan, std::move(tap_of), k);
 }
 
