@@ -8,12 +8,13 @@ namespace {
 
 constexpr int64_t kMostTileBytes = int64_t{16} << 20;
 constexpr int64_t kMostPhases = 1024;
-constexpr int64_t kOwnBytes = int64_t{1} << 19;  // of weights that a thread packs for itself
-constexpr int64_t kCopyCost = 256;               // of a tile's element, in products with a row
-constexpr int64_t kMostTile = int64_t{1} << 20;  // of inputs that every thread copies then
-constexpr int64_t kMostRaw = int64_t{1} << 23;   // or reads where they stand
-constexpr int64_t kDirectDepth = 1024;           // most channels * taps of sums that are stored directly
-constexpr int64_t kDirectTile = 3 << 14;         // outputs * channels of a box of these, about
+constexpr int64_t kOwnBytes = int64_t{1} << 19;    // of weights that a thread packs for itself
+constexpr int64_t kCopyCost = 256;                 // of a tile's element, in products with a row
+constexpr int64_t kMostTile = int64_t{1} << 20;    // of inputs that every thread copies then
+constexpr int64_t kMostRaw = int64_t{1} << 23;     // or reads where they stand
+constexpr int64_t kFirstCache = int64_t{1} << 15;  // most of it
+constexpr int64_t kDirectDepth = 1024;             // most channels * taps of sums that are stored directly
+constexpr int64_t kDirectTile = 3 << 14;           // outputs * channels of a box of these, about
 
 // Images, channels and where they stand: of y = C x, or of x = C^T y.
 void set_sides(GatherPlan& g, const Problem& p, bool transposed) {
@@ -469,9 +470,13 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   if (wanted == Algorithm::kOuter) b.outer = true;
   if (wanted == Algorithm::kOffset) b.outer = false;
   if (b.outer) {
-    // Sums and tile stay in the second cache, beside the weights that pass through.
-    b.depth = 576;
+    // A block's weights stay in the first cache while pixels pass; of a tap alone, every channel that they meet brings
+    // a line of its own, and those that are asked for ahead.
+    const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1;
+    const int64_t step = std::min(parts(g.rows, k.lanes), k.outer_vectors) * k.lanes * k.sum_item;
+    b.depth = (by_lines ? kFirstCache / 2 : kFirstCache) / step;
     b.tile = 1 << 18;
+    // Sums and tile stay in the second cache, beside the weights that pass through.
     const int64_t channels_at_once = std::max<int64_t>(1, b.depth / static_cast<int64_t>(gather.shifts.size() + 1));
     b.pixels =
         std::min(b.pixels, std::max<int64_t>(196, (int64_t{3} << 17) / k.sum_item / (g.rows + channels_at_once)));
