@@ -1,4 +1,5 @@
 // Winograd: which convolutions it serves, its plan and its run.
+#include <atomic>
 #include <cmath>
 
 #include "conv_planning.h"
@@ -9,7 +10,7 @@ namespace {
 struct Winograd : Plan {
   explicit Winograd(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
-  const std::atomic<bool>* finite_weights() const override { return &finite; }
+  std::optional<bool> finite_weights() const override { return finite; }
   bool add_bias(const void* bias) override {
     plan.bias = bias;
     return true;
@@ -74,7 +75,7 @@ void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
 struct WinogradGradient : Plan {
   explicit WinogradGradient(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
-  const std::atomic<bool>* finite_weights() const override { return &finite; }
+  std::optional<bool> finite_weights() const override { return finite; }
   void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override;
 
   const ConvKernels& k;
