@@ -139,15 +139,15 @@ Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, in
   // look at the weights while it has them. Otherwise, a result being finite only where all that was multiplied was, the
   // smaller of weights and result is looked at first.
   const bool gradient = pass == Pass::kWeight, checks = gradient || pads(problem, pass);
-  const std::atomic<bool>* finite = plan->finite_weights();
+  const bool sees_weights = plan->finite_weights().has_value();
   const int64_t results = result_numel(problem, pass);
-  const bool before = !finite && !gradient && other_count <= results;
+  const bool before = !sees_weights && !gradient && other_count <= results;
   if (checks && before && !all_finite(k, other, other_count)) return Ran::kNothing;
   const bool same_channels = pass == Pass::kOutput || simple.in_channels == problem.in_channels;
   const bool biased = bias == nullptr || (same_channels && plan->add_bias(bias));
   plan->run(input, input_count, other, other_count, output);
   const auto spoiled = [&] {
-    if (finite) return !*finite;
+    if (sees_weights) return !*plan->finite_weights();
     return !before && !all_finite(k, output, results) && (gradient || !all_finite(k, other, other_count));
   };
   if (checks && spoiled()) return Ran::kNothing;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -169,8 +168,8 @@ struct Plan {
   virtual double cycles() const { return std::numeric_limits<double>::infinity(); }
   // Has run() add a bias to every channel of the result; false where it cannot.
   virtual bool add_bias(const void*) { return false; }
-  // Whether the weights that run() was given, or made, are finite; null where it does not find out.
-  virtual const std::atomic<bool>* finite_weights() const { return nullptr; }
+  // Whether the weights that run() was given, or made, are finite; none, before and after, where it does not find out.
+  virtual std::optional<bool> finite_weights() const { return std::nullopt; }
   // As run_fast() in conv_engine.h. A plan runs once.
   virtual void run(const void* input, int64_t input_count, const void* other, int64_t other_count, void* output) = 0;
 };

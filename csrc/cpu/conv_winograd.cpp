@@ -1,4 +1,5 @@
 // Winograd: which convolutions it serves, its plan and its run.
+#include <atomic>
 #include <cmath>
 
 #include "conv_planning.h"
@@ -9,7 +10,7 @@ namespace {
 struct Winograd : Plan {
   explicit Winograd(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
-  const std::atomic<bool>* finite_weights() const override { return &finite; }
+  std::optional<bool> finite_weights() const override { return finite; }
   bool add_bias(const void* bias) override {
     plan.bias = bias;
     return true;
@@ -74,7 +75,7 @@ void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
 struct WinogradGradient : Plan {
   explicit WinogradGradient(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
-  const std::atomic<bool>* finite_weights() const override { return &finite; }
+  std::optional<bool> finite_weights() const override { return finite; }
   void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override;
 
   const ConvKernels& k;
@@ -256,7 +257,7 @@ double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, con
   const int64_t m = p.outputs;
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
     const double cell = s.block == 1 ? 3 : s.step[2] > 1 ? 0.5 : 0.2;
-    return 4.2 * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
+    return 8 * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
   };
   const double pairs = static_cast<double>(in) * vectors(out);
   const double products = static_cast<double>(lane_products(p)) / static_cast<double>(p.in.lanes * p.out.lanes);
@@ -290,7 +291,10 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
   // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's transforms.
   if (k.pairs && pass == Pass::kWeight) return false;
   double cost = cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
-  if (pass == Pass::kWeight) cost += 150'000;  // threads wait for each other, and shares are added
+  const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
+  if (pass == Pass::kWeight) {  // longer way back of its elements; threads wait, and add shares
+    cost += 2.7 * static_cast<double>(p.products * p.in.lanes) * vectors(p.out.lanes) + 120'000;
+  }
 
   // The direct kernels leave out taps that never meet an input; they too pack the weights.
   double taps = 1, positions = static_cast<double>(problem.batch);
@@ -304,7 +308,6 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
     taps *= static_cast<double>(met);
     positions *= static_cast<double>(pass == Pass::kInput ? parts(a.input, a.stride) : problem.output[i]);
   }
-  const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const auto channels = static_cast<double>(problem.in_channels), rows = static_cast<double>(problem.out_channels);
   const auto lanes = static_cast<double>(k.lanes), members = k.pairs ? 2.0 : 1.0;
   // Weights that the second cache does not hold are packed at the memory's pace.
@@ -319,7 +322,7 @@ bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKe
     const double cycles = pass == Pass::kOutput ? 0.57 + 0.6 / channels : 0.57;
     direct += cycles * positions * taps * std::ceil(channels / members) * vectors(problem.out_channels);
   }
-  return cost < (k.pairs ? 0.55 : 0.85) * std::min(direct, other);
+  return cost < (k.pairs ? 0.55 : pass == Pass::kWeight ? 0.8 : 0.86) * std::min(direct, other);
 }
 
 constexpr int64_t kBoxProducts = 4032;  // of a box's tiles; those for a panel fill less than half of the second cache
