@@ -152,6 +152,84 @@ MultiplyDot<T> dot_for(int64_t rows, int64_t columns) {
   return dot_rows_for<T, kColumns>(rows);
 }
 
+// Rows beside one vector of columns have a number loaded for every product, which is more than processors load. But
+// where neighbouring rows are kTaps taps that see neighbours, and so are neighbouring outputs, a few outputs
+// share what they see.
+constexpr int kLineOutputs = CONVARITH_REGISTERS >= 32 ? 4 : 2;
+constexpr int kMostLineTaps = 7;
+constexpr int lines_at_once(int64_t taps) {
+  return (CONVARITH_REGISTERS >= 32 ? 16 : 12) / static_cast<int>(taps);
+}
+
+// multiply_outer() of one vector, of the rows from[r] + t, t < kTaps, r < kLines, and the same sums. Outputs come in
+// runs of `length` that follow each other; offset has an entry for each output.
+template <typename T, int kTaps, int kLines>
+void multiply_lines(int64_t depth, int64_t length, const T* const* from, const int32_t* offset, const T* columns,
+                    typename SumOf<T>::type* sums, bool add) {
+  typedef typename Simd<T>::Vec V;
+  typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
+  constexpr int kLanes = Simd<T>::kLanes;
+  Sums acc[kLines * kTaps];
+  CONVARITH_UNROLL for (int i = 0; i < kLines * kTaps; ++i) acc[i] = Sums{};
+  const auto multiply = [&](auto outputs, int64_t at) __attribute__((always_inline)) {
+    constexpr int kOutputs = decltype(outputs)::value;
+    V y[kOutputs];
+    CONVARITH_UNROLL for (int o = 0; o < kOutputs; ++o) y[o] = load(columns + o * kLanes);
+    columns += kOutputs * kLanes;
+    CONVARITH_UNROLL for (int r = 0; r < kLines; ++r) {
+      CONVARITH_UNROLL for (int i = 0; i < kTaps + kOutputs - 1; ++i) {
+        V v = from[r][at + i] - V{};
+        keep(v);
+        CONVARITH_UNROLL for (int o = 0; o < kOutputs; ++o) {
+          const int t = i - o;
+          if (t >= 0 && t < kTaps) acc[r * kTaps + t] = multiply_add(acc[r * kTaps + t], v, y[o]);
+        }
+      }
+    }
+  };
+  for (int64_t begin = 0; begin < depth; begin += length) {
+    const int64_t at = offset[begin];
+    int64_t q = 0;
+    for (; q + kLineOutputs <= length; q += kLineOutputs) multiply(Constant<kLineOutputs>{}, at + q);
+    for (; q < length; ++q) multiply(Constant<1>{}, at + q);
+  }
+  CONVARITH_UNROLL for (int i = 0; i < kLines * kTaps; ++i) {
+    store(sums + i * kLanes, add ? load(sums + i * kLanes) + acc[i] : acc[i]);
+  }
+}
+
+template <typename T>
+using MultiplyLines = void (*)(int64_t, int64_t, const T* const*, const int32_t*, const T*, typename SumOf<T>::type*,
+                               bool);
+
+template <typename T, int kTaps, int kLines = lines_at_once(kTaps)>
+MultiplyLines<T> lines_of_taps_for(int64_t lines) {
+  if constexpr (kLines > 1) {
+    if (lines < kLines) return lines_of_taps_for<T, kTaps, kLines - 1>(lines);
+  }
+  return multiply_lines<T, kTaps, kLines>;
+}
+
+// The microkernel for so many lines, of lines_at_once(taps) at most.
+template <typename T>
+MultiplyLines<T> lines_for(int64_t lines, int64_t taps) {
+  if (taps == 3) return lines_of_taps_for<T, 3>(lines);
+  if (taps == 5) return lines_of_taps_for<T, 5>(lines);
+  return lines_of_taps_for<T, kMostLineTaps>(lines);
+}
+
+// The taps of a line where all rows are in lines that there is a microkernel for; otherwise 1.
+inline int64_t taps_of_line(const GatherPlan& p) {
+  if ((p.raw ? p.stride[2] * p.in_axis[2] : p.move[2] * p.tile_cell) != 1) return 1;
+  int64_t taps = 1;
+  while (taps < p.taps && p.offset[taps] == p.offset[0] + taps) ++taps;
+  if ((taps != 3 && taps != 5 && taps != kMostLineTaps) || p.taps % taps != 0) return 1;
+  for (int64_t t = 0; t < p.taps; ++t) {
+    if (p.offset[t] != p.offset[t - t % taps] + t % taps) return 1;
+  }
+  return taps;
+}
+
 // What the next box reads of x where it stands: no prefetcher foresees parts of as many rows as there are channels.
 // Lines are asked for a few at a time while others are multiplied, into the second cache, for the first one is full of
 // those.
@@ -202,29 +280,40 @@ Sum* weight_sums(const WeightPlan& plan, void* sums, int64_t group, int64_t shar
   return static_cast<Sum*>(sums) + (share * plan.gather.groups + group) * plan.row_count * plan.columns;
 }
 
-// The rows of the task in a block of channels; tile holds those channels of the box.
+// The rows of the task in a block of channels; tile holds those channels of the box, whose runs of outputs are `length`
+// long.
 template <typename Factor, typename Sum>
 void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
-               const int32_t* pixels, int64_t outputs, const Factor* panels, bool add, Sum* all_sums, Ahead ahead) {
+               const int32_t* pixels, int64_t outputs, int64_t length, const Factor* panels, bool add, Sum* all_sums,
+               Ahead ahead) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
   const int64_t row_end = least(task.row_end, (c0 + channels) * p.taps);
   const int64_t blocks = row_blocks<Sum>(p);
+  const int32_t* offset = p.offset + (row_begin - c0 * p.taps);
+  const int64_t taps = taps_of_line(p);
+  const bool whole_lines = taps > 1 && row_begin % taps == 0 && row_end % taps == 0;
   ahead.spread(blocks * block_count(row_end - row_begin, kMostOuterRows));
   for (int64_t block = 0; block < blocks; ++block) {
     const RowBlock columns = row_block_at<Sum>(p, block);
     const int64_t vectors = columns.width / kLanes;
-    const int64_t parts = block_count(row_end - row_begin, outer_rows(vectors));
+    const bool lines = vectors == 1 && whole_lines;
+    const int64_t step = lines ? taps : 1, count = (row_end - row_begin) / step;
+    const int64_t parts = block_count(count, lines ? lines_at_once(taps) : outer_rows(vectors));
+    const Factor* panel = panels + columns.first * outputs;
     Sum* sums = all_sums + columns.first * plan.row_count + (row_begin - plan.first_row) * columns.width;
     for (int64_t part = 0; part < parts; ++part) {
-      const int64_t row = block_begin(part, row_end - row_begin, parts);
-      const int64_t rows = block_begin(part + 1, row_end - row_begin, parts) - row;
+      const int64_t first = block_begin(part, count, parts), some = block_begin(part + 1, count, parts) - first;
       const Factor* from[kMostOuterRows];
-      for (int64_t r = 0; r < rows; ++r) from[r] = tile + p.offset[row_begin - c0 * p.taps + row + r];
+      for (int64_t r = 0; r < some; ++r) from[r] = tile + offset[(first + r) * step];
       ahead.ask();
-      outer_for<Factor>(rows, vectors)(outputs, from, pixels, panels + columns.first * outputs,
-                                       sums + row * columns.width, add);
+      Sum* part_sums = sums + first * step * columns.width;
+      if (lines) {
+        lines_for<Factor>(some, taps)(outputs, length, from, pixels, panel, part_sums, add);
+      } else {
+        outer_for<Factor>(some, vectors)(outputs, from, pixels, panel, part_sums, add);
+      }
     }
   }
 }
@@ -405,7 +494,8 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
         } else {
           const bool foresees = p.raw && box + 1 < task.box_end;
           const Ahead ahead = foresees ? Ahead(p, box_at(p, box + 1), tile, channels) : Ahead();
-          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, panels, !first, sums, ahead);
+          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, runs[0].length, panels, !first,
+                    sums, ahead);
         }
       }
     }
