@@ -93,10 +93,11 @@ inline __attribute__((always_inline)) void add_products(const T* const (&row)[kR
 }
 
 // sums[r][m][lane] (+)= sum over the runs' outputs q of that lane, of tile[offset[r] + source + q] * y[m * pitch + out
-// + q], r < kRows, m < kColumns. What stands behind a run may be an infinity, or not be memory.
+// + q], r < kRows, m < kColumns. What stands behind a run may be an infinity, or not be memory. With every vector the
+// line `ahead` of column 0's is asked for.
 template <typename T, int kRows, int kColumns>
 void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* y, int64_t pitch,
-                  typename SumOf<T>::type* sums, int64_t sums_pitch, bool add) {
+                  int64_t ahead, typename SumOf<T>::type* sums, int64_t sums_pitch, bool add) {
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   typedef decltype(V{} < V{}) Mask;
@@ -123,7 +124,10 @@ void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* 
     const T* row[kRows];
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) row[r] = tile + runs[i].source + offset[r];
     int64_t q = 0;
-    for (; q + kLanes <= length; q += kLanes) add_products(row, q, column, pitch, load_whole, acc);
+    for (; q + kLanes <= length; q += kLanes) {
+      prefetch_ahead<2>(column + q, ahead);
+      add_products(row, q, column, pitch, load_whole, acc);
+    }
     if (rest > 0) add_products(row, q, column, pitch, load_rest, acc);
   }
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -132,8 +136,8 @@ void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* 
 }
 
 template <typename T>
-using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, int64_t, typename SumOf<T>::type*,
-                             int64_t, bool);
+using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, int64_t, int64_t,
+                             typename SumOf<T>::type*, int64_t, bool);
 
 template <typename T, int kColumns, int kRows = dot_rows(kColumns)>
 MultiplyDot<T> dot_rows_for(int64_t rows) {
@@ -269,6 +273,13 @@ class Ahead {
   int64_t pitch_ = 0, left_ = 0, size_ = 0, offset_ = 0, share_ = 0;
 };
 
+// Where the first output of a box stands.
+inline int64_t first_out(const GatherPlan& p, const Box& b) {
+  int64_t at = p.out_offset + b.first[0] * p.out_batch;
+  for (int i = 0; i < 3; ++i) at += b.first[i + 1] * p.out_axis[i];
+  return at;
+}
+
 // What a task works on: a group, a share of its rows, and a share of the pass's boxes.
 struct WeightTask {
   int64_t group, row_begin, row_end, box_begin, box_end;
@@ -318,10 +329,13 @@ void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64
   }
 }
 
-// Sums of lanes, [row of the task][column][lane]; column m of y stands at m * pitch.
+// Sums of lanes, [row of the task][column][lane]; column m of y stands at m * pitch. While all rows pass a block of
+// columns, the block that follows is asked for, a column with each block of rows; after the last one the first of the
+// next box, which stands `following` from this box's.
 template <typename Factor, typename Sum>
 void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
-             const Run* runs, int64_t count, const Factor* y, int64_t pitch, bool add, Sum* all_sums) {
+             const Run* runs, int64_t count, const Factor* y, int64_t pitch, int64_t following, bool add,
+             Sum* all_sums) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
@@ -331,12 +345,14 @@ void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t
   for (int64_t strip = 0; strip < strips; ++strip) {
     const int64_t m = block_begin(strip, p.rows, strips);
     const int64_t columns = block_begin(strip + 1, p.rows, strips) - m;
+    const int64_t next = strip + 1 < strips ? columns * pitch : following - m * pitch;
     const int64_t blocks = block_count(row_end - row_begin, dot_rows(columns));
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = block_begin(block, row_end - row_begin, blocks);
       const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
       dot_for<Factor>(rows, columns)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, y + m * pitch,
-                                     pitch, sums + row * sums_pitch + m * kLanes, sums_pitch, add);
+                                     pitch, next + least(block, columns - 1) * pitch,
+                                     sums + row * sums_pitch + m * kLanes, sums_pitch, add);
     }
   }
 }
@@ -468,8 +484,9 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
       const int64_t outputs = box_pixels(b);
       const T* y_group = y + g * p.out_group;
       const Factor* panels = own;
-      int64_t pitch = p.out_channel;  // of dots
+      int64_t pitch = p.out_channel, following = 0;  // of dots
       if (plan.in_place) {
+        if (box + 1 < task.box_end) following = first_out(p, box_at(p, box + 1)) - first_out(p, b);
         panels = reinterpret_cast<const Factor*>(y_group);
       } else if (plan.dot) {
         pitch = pack_cells(p, runs, count, y_group, own);
@@ -490,7 +507,7 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
         const int64_t channels = least(p.channel_block, (task.row_end + p.taps - 1) / p.taps - c0);
         const Factor* tile = tile_at<T>(p, b, x, g, c0, channels, scratch, held);
         if (plan.dot) {
-          sum_dot(plan, task, c0, channels, tile, runs, count, panels, pitch, !first, lanes);
+          sum_dot(plan, task, c0, channels, tile, runs, count, panels, pitch, following, !first, lanes);
         } else {
           const bool foresees = p.raw && box + 1 < task.box_end;
           const Ahead ahead = foresees ? Ahead(p, box_at(p, box + 1), tile, channels) : Ahead();
