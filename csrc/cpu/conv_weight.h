@@ -234,50 +234,85 @@ inline int64_t taps_of_line(const GatherPlan& p) {
   return taps;
 }
 
-// What the next box reads of x where it stands: no prefetcher foresees parts of as many rows as there are channels.
-// Lines are asked for a few at a time while others are multiplied, into the second cache, for the first one is full of
-// those.
+// Lines of memory that the next box reads, which no prefetcher foresees: parts of as many rows as there are channels.
+// They are asked for a few at a time while others are multiplied.
 class Ahead {
  public:
-  Ahead() = default;
-  // The box's cells of `channels` channels from x on, as far as they are of one image and plane.
+  // `rows` rows of `size` numbers, which are `pitch` apart.
   template <typename T>
-  Ahead(const GatherPlan& p, const Box& b, const T* x, int64_t channels) {
-    if (b.size[0] > 1 || p.cells[0] > 1) return;
-    const int64_t cells[2] = {(b.size[2] - 1) * p.stride[1] + 1, (b.size[3] - 1) * p.stride[2] + 1};
-    const int64_t size = (cells[0] - 1) * p.in_axis[1] + (cells[1] - 1) * p.in_axis[2] + 1;
-    const bool inner = p.in_channel == 1;
-    first_ =
-        reinterpret_cast<uintptr_t>(x + b.first[0] * p.in_batch + b.first[1] * p.stride[0] * p.in_axis[0] +
-                                    b.first[2] * p.stride[1] * p.in_axis[1] + b.first[3] * p.stride[2] * p.in_axis[2]);
-    pitch_ = p.in_channel * static_cast<int64_t>(sizeof(T));
-    left_ = inner ? 1 : channels;
-    size_ = (inner ? size + channels - 1 : size) * static_cast<int64_t>(sizeof(T));
+  void add(const T* first, int64_t rows, int64_t pitch, int64_t size) {
+    constexpr int64_t kItem = sizeof(T);
+    region_[regions_++] = {reinterpret_cast<uintptr_t>(first), rows, pitch * kItem, size * kItem};
+    lines_ += rows * block_count(size * kItem, kLine);
   }
-  // Shares the lines out among so many calls of ask().
-  void spread(int64_t calls) { share_ = block_count(left_ * block_count(size_, kLine), calls); }
-  void ask() {
-    for (int64_t i = 0; i < share_ && left_ > 0; ++i) {
-      __builtin_prefetch(reinterpret_cast<const void*>(first_ + static_cast<uintptr_t>(offset_)), 0, 2);
-      offset_ += kLine;
-      if (offset_ < size_) continue;
+  // Shares the lines out among so many calls of next().
+  void spread(int64_t calls) { share_ = least(block_count(lines_, calls), kMostLines); }
+  // Those of one share, for so many steps.
+  LinesAhead next(int64_t depth) {
+    const int64_t wanted = least(share_, depth);
+    int64_t count = 0;
+    while (count < wanted && regions_ > 0) {
+      Region& r = region_[regions_ - 1];
+      const uintptr_t at = r.first + static_cast<uintptr_t>(offset_);
+      const int64_t some = least(wanted - count, block_count(r.size - offset_, kLine));
+      for (int64_t i = 0; i < some; ++i) line_[count + i] = reinterpret_cast<const void*>(at + i * kLine);
+      count += some;
+      offset_ += some * kLine;
+      if (offset_ < r.size) continue;
       offset_ = 0;
-      first_ += static_cast<uintptr_t>(pitch_);
-      --left_;
+      r.first += static_cast<uintptr_t>(r.pitch);
+      if (--r.rows == 0) --regions_;
     }
+    if (count == 0) line_[count++] = line_;
+    int64_t shift = 0;
+    while (depth >> shift >= 2 * count) ++shift;
+    for (const int64_t end = ((depth - 1) >> shift) + 1; count < end; ++count) line_[count] = line_[count - 1];
+    return {line_, shift};
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-  uintptr_t first_ = 0;
-  int64_t pitch_ = 0, left_ = 0, size_ = 0, offset_ = 0, share_ = 0;
+  static constexpr int64_t kLine = 64, kMostLines = 64;
+  struct Region {
+    uintptr_t first;
+    int64_t rows, pitch, size;  // bytes
+  };
+  Region region_[2];
+  int64_t regions_ = 0, offset_ = 0, lines_ = 0, share_ = 0;
+  const void* line_[2 * kMostLines];
 };
+
+// What a box reads of x where it stands, of `channels` channels from x on, as far as it is of one image and plane.
+template <typename T>
+void add_inputs(const GatherPlan& p, const Box& b, const T* x, int64_t channels, Ahead& ahead) {
+  if (b.size[0] > 1 || p.cells[0] > 1) return;
+  const int64_t cells[2] = {(b.size[2] - 1) * p.stride[1] + 1, (b.size[3] - 1) * p.stride[2] + 1};
+  const int64_t size = (cells[0] - 1) * p.in_axis[1] + (cells[1] - 1) * p.in_axis[2] + 1;
+  x += b.first[0] * p.in_batch;
+  for (int i = 0; i < 3; ++i) x += b.first[i + 1] * p.stride[i] * p.in_axis[i];
+  if (p.in_channel == 1) {
+    ahead.add(x, 1, 0, size + channels - 1);
+  } else {
+    ahead.add(x, channels, p.in_channel, size);
+  }
+}
 
 // Where the first output of a box stands.
 inline int64_t first_out(const GatherPlan& p, const Box& b) {
   int64_t at = p.out_offset + b.first[0] * p.out_batch;
   for (int i = 0; i < 3; ++i) at += b.first[i + 1] * p.out_axis[i];
   return at;
+}
+
+// And of y, of one image and plane.
+template <typename T>
+void add_outputs(const GatherPlan& p, const Box& b, const T* y, Ahead& ahead) {
+  if (b.size[0] > 1 || b.size[1] > 1) return;
+  const int64_t size = (b.size[2] - 1) * p.out_axis[1] + (b.size[3] - 1) * p.out_axis[2] + 1;
+  if (p.out_channel == 1) {
+    ahead.add(y + first_out(p, b), 1, 0, size + p.rows - 1);
+  } else {
+    ahead.add(y + first_out(p, b), p.rows, p.out_channel, size);
+  }
 }
 
 // What a task works on: a group, a share of its rows, and a share of the pass's boxes.
@@ -296,7 +331,7 @@ Sum* weight_sums(const WeightPlan& plan, void* sums, int64_t group, int64_t shar
 template <typename Factor, typename Sum>
 void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
                const int32_t* pixels, int64_t outputs, int64_t length, const Factor* panels, bool add, Sum* all_sums,
-               Ahead ahead) {
+               Ahead& ahead) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
@@ -318,12 +353,11 @@ void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64
       const int64_t first = block_begin(part, count, parts), some = block_begin(part + 1, count, parts) - first;
       const Factor* from[kMostOuterRows];
       for (int64_t r = 0; r < some; ++r) from[r] = tile + offset[(first + r) * step];
-      ahead.ask();
       Sum* part_sums = sums + first * step * columns.width;
       if (lines) {
         lines_for<Factor>(some, taps)(outputs, length, from, pixels, panel, part_sums, add);
       } else {
-        outer_for<Factor>(some, vectors)(outputs, from, pixels, panel, part_sums, add);
+        outer_for<Factor, LinesAhead>(some, vectors)(outputs, from, pixels, panel, part_sums, add, ahead.next(outputs));
       }
     }
   }
@@ -438,13 +472,19 @@ void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* 
         }
         q += some;
       }
+      Ahead ahead;
+      if (straight && p.raw && chunk + 1 < chunks) {
+        ahead.add(tile + (pixels[o_end] + offset[0]), real, p.in_channel, least(length - o_end % length, o_end - o));
+      }
+      ahead.spread(parts);
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t begin_row = block_begin(part, all_rows, parts);
         const int64_t rows = block_begin(part + 1, all_rows, parts) - begin_row, row = first_row + begin_row;
         const T* from[kMostOuterRows];
         for (int64_t r = 0; r < rows; ++r) from[r] = y + g * p.out_group + (row + r) * p.out_channel;
         T* part_sums = chunks == 1 ? sums : sums + begin_row * width;
-        outer_for<T>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0);
+        outer_for<T, LinesAhead>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0,
+                                                       ahead.next(o_end - o));
         if (chunk + 1 < chunks) continue;
         for (int64_t r = 0; r < rows; ++r) {
           copy_run(part_sums + r * width, 1, real, w + g * p.w_group + (row + r) * p.w_row + first);
@@ -509,8 +549,12 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
         if (plan.dot) {
           sum_dot(plan, task, c0, channels, tile, runs, count, panels, pitch, following, !first, lanes);
         } else {
-          const bool foresees = p.raw && box + 1 < task.box_end;
-          const Ahead ahead = foresees ? Ahead(p, box_at(p, box + 1), tile, channels) : Ahead();
+          Ahead ahead;
+          if (box + 1 < task.box_end) {
+            const Box next = box_at(p, box + 1);
+            if (plan.box_tasks > 1 && c0 * p.taps <= task.row_begin) add_outputs(p, next, y_group, ahead);
+            if (p.raw) add_inputs(p, next, tile, channels, ahead);
+          }
           sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, runs[0].length, panels, !first,
                     sums, ahead);
         }
