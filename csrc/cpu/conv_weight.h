@@ -472,19 +472,13 @@ void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* 
         }
         q += some;
       }
-      Ahead ahead;
-      if (straight && p.raw && chunk + 1 < chunks) {
-        ahead.add(tile + (pixels[o_end] + offset[0]), real, p.in_channel, least(length - o_end % length, o_end - o));
-      }
-      ahead.spread(parts);
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t begin_row = block_begin(part, all_rows, parts);
         const int64_t rows = block_begin(part + 1, all_rows, parts) - begin_row, row = first_row + begin_row;
         const T* from[kMostOuterRows];
         for (int64_t r = 0; r < rows; ++r) from[r] = y + g * p.out_group + (row + r) * p.out_channel;
         T* part_sums = chunks == 1 ? sums : sums + begin_row * width;
-        outer_for<T, LinesAhead>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0,
-                                                       ahead.next(o_end - o));
+        outer_for<T, RowsAhead>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0, {});
         if (chunk + 1 < chunks) continue;
         for (int64_t r = 0; r < rows; ++r) {
           copy_run(part_sums + r * width, 1, real, w + g * p.w_group + (row + r) * p.w_row + first);
