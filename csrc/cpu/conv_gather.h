@@ -491,7 +491,8 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
           const Factor* from[kMostOuterRows];
           for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
-          outer_for<Factor>(some, vectors)(depth, from, p.offset, weights, sums + q * r.width, c0 > 0 || p.bias);
+          outer_for<Factor, RowsAhead>(some, vectors)(depth, from, p.offset, weights, sums + q * r.width,
+                                                      c0 > 0 || p.bias, {});
         }
         // While the sums are in the first cache.
         if (last) {

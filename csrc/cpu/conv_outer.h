@@ -21,10 +21,28 @@ constexpr int kMostOuterRows = 9;
 // of them: a few rows further there will be the next.
 constexpr int64_t kRowsAhead = 48;
 
+// What is asked for with step k of multiply_outer(), `row` being where the first row is read.
+struct RowsAhead {
+  template <typename T>
+  void ask(const T* row, int64_t) const {
+    prefetch_ahead(row, kRowsAhead);
+  }
+};
+
+// Or lines of what comes next, a few steps apart, into the second cache: the first one is full of what is multiplied.
+struct LinesAhead {
+  const void* const* lines;
+  int64_t shift;
+  template <typename T>
+  void ask(const T*, int64_t k) const {
+    __builtin_prefetch(lines[k >> shift], 0, 2);
+  }
+};
+
 // sums[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
-template <typename T, int kRows, int kVecs>
+template <typename T, int kRows, int kVecs, typename Ahead>
 void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns,
-                    typename SumOf<T>::type* sums, bool add) {
+                    typename SumOf<T>::type* sums, bool add, Ahead ahead) {
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;
@@ -36,7 +54,7 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
   }
   for (int64_t k = 0; k < depth; ++k, columns += kVecs * kLanes) {
     const int64_t at = offset[k];
-    prefetch_ahead(row[0] + at, kRowsAhead);
+    ahead.ask(row[0] + at, k);
     V x[kVecs];
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(columns + j * kLanes);
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -52,24 +70,25 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
   }
 }
 
-template <typename T>
-using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, typename SumOf<T>::type*, bool);
+template <typename T, typename Ahead>
+using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, typename SumOf<T>::type*, bool,
+                               Ahead);
 
-template <typename T, int kVecs, int kRows = outer_rows(kVecs)>
-MultiplyOuter<T> outer_rows_for(int64_t rows) {
+template <typename T, typename Ahead, int kVecs, int kRows = outer_rows(kVecs)>
+MultiplyOuter<T, Ahead> outer_rows_for(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return outer_rows_for<T, kVecs, kRows - 1>(rows);
+    if (rows < kRows) return outer_rows_for<T, Ahead, kVecs, kRows - 1>(rows);
   }
-  return multiply_outer<T, kRows, kVecs>;
+  return multiply_outer<T, kRows, kVecs, Ahead>;
 }
 
 // The microkernel for a block of rows, of outer_rows(vectors) at most.
-template <typename T, int kVecs = kOuterVectors>
-MultiplyOuter<T> outer_for(int64_t rows, int64_t vectors) {
+template <typename T, typename Ahead, int kVecs = kOuterVectors>
+MultiplyOuter<T, Ahead> outer_for(int64_t rows, int64_t vectors) {
   if constexpr (kVecs > 1) {
-    if (vectors < kVecs) return outer_for<T, kVecs - 1>(rows, vectors);
+    if (vectors < kVecs) return outer_for<T, Ahead, kVecs - 1>(rows, vectors);
   }
-  return outer_rows_for<T, kVecs>(rows);
+  return outer_rows_for<T, Ahead, kVecs>(rows);
 }
 
 }  // namespace

@@ -93,10 +93,11 @@ inline __attribute__((always_inline)) void add_products(const T* const (&row)[kR
 }
 
 // sums[r][m][lane] (+)= sum over the runs' outputs q of that lane, of tile[offset[r] + source + q] * y[m * pitch + out
-// + q], r < kRows, m < kColumns. What stands behind a run may be an infinity, or not be memory.
+// + q], r < kRows, m < kColumns. What stands behind a run may be an infinity, or not be memory. With every vector the
+// line `ahead` of column 0's is asked for.
 template <typename T, int kRows, int kColumns>
 void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* offset, const T* y, int64_t pitch,
-                  typename SumOf<T>::type* sums, int64_t sums_pitch, bool add) {
+                  int64_t ahead, typename SumOf<T>::type* sums, int64_t sums_pitch, bool add) {
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   typedef decltype(V{} < V{}) Mask;
@@ -123,7 +124,10 @@ void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* 
     const T* row[kRows];
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) row[r] = tile + runs[i].source + offset[r];
     int64_t q = 0;
-    for (; q + kLanes <= length; q += kLanes) add_products(row, q, column, pitch, load_whole, acc);
+    for (; q + kLanes <= length; q += kLanes) {
+      prefetch_ahead<2>(column + q, ahead);
+      add_products(row, q, column, pitch, load_whole, acc);
+    }
     if (rest > 0) add_products(row, q, column, pitch, load_rest, acc);
   }
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -132,8 +136,8 @@ void multiply_dot(const Run* runs, int64_t count, const T* tile, const int32_t* 
 }
 
 template <typename T>
-using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, int64_t, typename SumOf<T>::type*,
-                             int64_t, bool);
+using MultiplyDot = void (*)(const Run*, int64_t, const T*, const int32_t*, const T*, int64_t, int64_t,
+                             typename SumOf<T>::type*, int64_t, bool);
 
 template <typename T, int kColumns, int kRows = dot_rows(kColumns)>
 MultiplyDot<T> dot_rows_for(int64_t rows) {
@@ -152,44 +156,164 @@ MultiplyDot<T> dot_for(int64_t rows, int64_t columns) {
   return dot_rows_for<T, kColumns>(rows);
 }
 
-// What the next box reads of x where it stands: no prefetcher foresees parts of as many rows as there are channels.
-// Lines are asked for a few at a time while others are multiplied, into the second cache, for the first one is full of
-// those.
+// Rows beside one vector of columns have a number loaded for every product, which is more than processors load. But
+// where neighbouring rows are kTaps taps that see neighbours, and so are neighbouring outputs, a few outputs
+// share what they see.
+constexpr int kLineOutputs = CONVARITH_REGISTERS >= 32 ? 4 : 2;
+constexpr int kMostLineTaps = 7;
+constexpr int lines_at_once(int64_t taps) {
+  return (CONVARITH_REGISTERS >= 32 ? 16 : 12) / static_cast<int>(taps);
+}
+
+// multiply_outer() of one vector, of the rows from[r] + t, t < kTaps, r < kLines, and the same sums. Outputs come in
+// runs of `length` that follow each other; offset has an entry for each output.
+template <typename T, int kTaps, int kLines>
+void multiply_lines(int64_t depth, int64_t length, const T* const* from, const int32_t* offset, const T* columns,
+                    typename SumOf<T>::type* sums, bool add) {
+  typedef typename Simd<T>::Vec V;
+  typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
+  constexpr int kLanes = Simd<T>::kLanes;
+  Sums acc[kLines * kTaps];
+  CONVARITH_UNROLL for (int i = 0; i < kLines * kTaps; ++i) acc[i] = Sums{};
+  const auto multiply = [&](auto outputs, int64_t at) __attribute__((always_inline)) {
+    constexpr int kOutputs = decltype(outputs)::value;
+    V y[kOutputs];
+    CONVARITH_UNROLL for (int o = 0; o < kOutputs; ++o) y[o] = load(columns + o * kLanes);
+    columns += kOutputs * kLanes;
+    CONVARITH_UNROLL for (int r = 0; r < kLines; ++r) {
+      CONVARITH_UNROLL for (int i = 0; i < kTaps + kOutputs - 1; ++i) {
+        V v = from[r][at + i] - V{};
+        keep(v);
+        CONVARITH_UNROLL for (int o = 0; o < kOutputs; ++o) {
+          const int t = i - o;
+          if (t >= 0 && t < kTaps) acc[r * kTaps + t] = multiply_add(acc[r * kTaps + t], v, y[o]);
+        }
+      }
+    }
+  };
+  for (int64_t begin = 0; begin < depth; begin += length) {
+    const int64_t at = offset[begin];
+    int64_t q = 0;
+    for (; q + kLineOutputs <= length; q += kLineOutputs) multiply(Constant<kLineOutputs>{}, at + q);
+    for (; q < length; ++q) multiply(Constant<1>{}, at + q);
+  }
+  CONVARITH_UNROLL for (int i = 0; i < kLines * kTaps; ++i) {
+    store(sums + i * kLanes, add ? load(sums + i * kLanes) + acc[i] : acc[i]);
+  }
+}
+
+template <typename T>
+using MultiplyLines = void (*)(int64_t, int64_t, const T* const*, const int32_t*, const T*, typename SumOf<T>::type*,
+                               bool);
+
+template <typename T, int kTaps, int kLines = lines_at_once(kTaps)>
+MultiplyLines<T> lines_of_taps_for(int64_t lines) {
+  if constexpr (kLines > 1) {
+    if (lines < kLines) return lines_of_taps_for<T, kTaps, kLines - 1>(lines);
+  }
+  return multiply_lines<T, kTaps, kLines>;
+}
+
+// The microkernel for so many lines, of lines_at_once(taps) at most.
+template <typename T>
+MultiplyLines<T> lines_for(int64_t lines, int64_t taps) {
+  if (taps == 3) return lines_of_taps_for<T, 3>(lines);
+  if (taps == 5) return lines_of_taps_for<T, 5>(lines);
+  return lines_of_taps_for<T, kMostLineTaps>(lines);
+}
+
+// The taps of a line where all rows are in lines that there is a microkernel for; otherwise 1.
+inline int64_t taps_of_line(const GatherPlan& p) {
+  if ((p.raw ? p.stride[2] * p.in_axis[2] : p.move[2] * p.tile_cell) != 1) return 1;
+  int64_t taps = 1;
+  while (taps < p.taps && p.offset[taps] == p.offset[0] + taps) ++taps;
+  if ((taps != 3 && taps != 5 && taps != kMostLineTaps) || p.taps % taps != 0) return 1;
+  for (int64_t t = 0; t < p.taps; ++t) {
+    if (p.offset[t] != p.offset[t - t % taps] + t % taps) return 1;
+  }
+  return taps;
+}
+
+// Lines of memory that the next box reads, which no prefetcher foresees: parts of as many rows as there are channels.
+// They are asked for a few at a time while others are multiplied.
 class Ahead {
  public:
-  Ahead() = default;
-  // The box's cells of `channels` channels from x on, as far as they are of one image and plane.
+  // `rows` rows of `size` numbers, which are `pitch` apart.
   template <typename T>
-  Ahead(const GatherPlan& p, const Box& b, const T* x, int64_t channels) {
-    if (b.size[0] > 1 || p.cells[0] > 1) return;
-    const int64_t cells[2] = {(b.size[2] - 1) * p.stride[1] + 1, (b.size[3] - 1) * p.stride[2] + 1};
-    const int64_t size = (cells[0] - 1) * p.in_axis[1] + (cells[1] - 1) * p.in_axis[2] + 1;
-    const bool inner = p.in_channel == 1;
-    first_ =
-        reinterpret_cast<uintptr_t>(x + b.first[0] * p.in_batch + b.first[1] * p.stride[0] * p.in_axis[0] +
-                                    b.first[2] * p.stride[1] * p.in_axis[1] + b.first[3] * p.stride[2] * p.in_axis[2]);
-    pitch_ = p.in_channel * static_cast<int64_t>(sizeof(T));
-    left_ = inner ? 1 : channels;
-    size_ = (inner ? size + channels - 1 : size) * static_cast<int64_t>(sizeof(T));
+  void add(const T* first, int64_t rows, int64_t pitch, int64_t size) {
+    constexpr int64_t kItem = sizeof(T);
+    region_[regions_++] = {reinterpret_cast<uintptr_t>(first), rows, pitch * kItem, size * kItem};
+    lines_ += rows * block_count(size * kItem, kLine);
   }
-  // Shares the lines out among so many calls of ask().
-  void spread(int64_t calls) { share_ = block_count(left_ * block_count(size_, kLine), calls); }
-  void ask() {
-    for (int64_t i = 0; i < share_ && left_ > 0; ++i) {
-      __builtin_prefetch(reinterpret_cast<const void*>(first_ + static_cast<uintptr_t>(offset_)), 0, 2);
-      offset_ += kLine;
-      if (offset_ < size_) continue;
+  // Shares the lines out among so many calls of next().
+  void spread(int64_t calls) { share_ = least(block_count(lines_, calls), kMostLines); }
+  // Those of one share, for so many steps.
+  LinesAhead next(int64_t depth) {
+    const int64_t wanted = least(share_, depth);
+    int64_t count = 0;
+    while (count < wanted && regions_ > 0) {
+      Region& r = region_[regions_ - 1];
+      const uintptr_t at = r.first + static_cast<uintptr_t>(offset_);
+      const int64_t some = least(wanted - count, block_count(r.size - offset_, kLine));
+      for (int64_t i = 0; i < some; ++i) line_[count + i] = reinterpret_cast<const void*>(at + i * kLine);
+      count += some;
+      offset_ += some * kLine;
+      if (offset_ < r.size) continue;
       offset_ = 0;
-      first_ += static_cast<uintptr_t>(pitch_);
-      --left_;
+      r.first += static_cast<uintptr_t>(r.pitch);
+      if (--r.rows == 0) --regions_;
     }
+    if (count == 0) line_[count++] = line_;
+    int64_t shift = 0;
+    while (depth >> shift >= 2 * count) ++shift;
+    for (const int64_t end = ((depth - 1) >> shift) + 1; count < end; ++count) line_[count] = line_[count - 1];
+    return {line_, shift};
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-  uintptr_t first_ = 0;
-  int64_t pitch_ = 0, left_ = 0, size_ = 0, offset_ = 0, share_ = 0;
+  static constexpr int64_t kLine = 64, kMostLines = 64;
+  struct Region {
+    uintptr_t first;
+    int64_t rows, pitch, size;  // bytes
+  };
+  Region region_[2];
+  int64_t regions_ = 0, offset_ = 0, lines_ = 0, share_ = 0;
+  const void* line_[2 * kMostLines];
 };
+
+// What a box reads of x where it stands, of `channels` channels from x on, as far as it is of one image and plane.
+template <typename T>
+void add_inputs(const GatherPlan& p, const Box& b, const T* x, int64_t channels, Ahead& ahead) {
+  if (b.size[0] > 1 || p.cells[0] > 1) return;
+  const int64_t cells[2] = {(b.size[2] - 1) * p.stride[1] + 1, (b.size[3] - 1) * p.stride[2] + 1};
+  const int64_t size = (cells[0] - 1) * p.in_axis[1] + (cells[1] - 1) * p.in_axis[2] + 1;
+  x += b.first[0] * p.in_batch;
+  for (int i = 0; i < 3; ++i) x += b.first[i + 1] * p.stride[i] * p.in_axis[i];
+  if (p.in_channel == 1) {
+    ahead.add(x, 1, 0, size + channels - 1);
+  } else {
+    ahead.add(x, channels, p.in_channel, size);
+  }
+}
+
+// Where the first output of a box stands.
+inline int64_t first_out(const GatherPlan& p, const Box& b) {
+  int64_t at = p.out_offset + b.first[0] * p.out_batch;
+  for (int i = 0; i < 3; ++i) at += b.first[i + 1] * p.out_axis[i];
+  return at;
+}
+
+// And of y, of one image and plane.
+template <typename T>
+void add_outputs(const GatherPlan& p, const Box& b, const T* y, Ahead& ahead) {
+  if (b.size[0] > 1 || b.size[1] > 1) return;
+  const int64_t size = (b.size[2] - 1) * p.out_axis[1] + (b.size[3] - 1) * p.out_axis[2] + 1;
+  if (p.out_channel == 1) {
+    ahead.add(y + first_out(p, b), 1, 0, size + p.rows - 1);
+  } else {
+    ahead.add(y + first_out(p, b), p.rows, p.out_channel, size);
+  }
+}
 
 // What a task works on: a group, a share of its rows, and a share of the pass's boxes.
 struct WeightTask {
@@ -202,37 +326,50 @@ Sum* weight_sums(const WeightPlan& plan, void* sums, int64_t group, int64_t shar
   return static_cast<Sum*>(sums) + (share * plan.gather.groups + group) * plan.row_count * plan.columns;
 }
 
-// The rows of the task in a block of channels; tile holds those channels of the box.
+// The rows of the task in a block of channels; tile holds those channels of the box, whose runs of outputs are `length`
+// long.
 template <typename Factor, typename Sum>
 void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
-               const int32_t* pixels, int64_t outputs, const Factor* panels, bool add, Sum* all_sums, Ahead ahead) {
+               const int32_t* pixels, int64_t outputs, int64_t length, const Factor* panels, bool add, Sum* all_sums,
+               Ahead& ahead) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
   const int64_t row_end = least(task.row_end, (c0 + channels) * p.taps);
   const int64_t blocks = row_blocks<Sum>(p);
+  const int32_t* offset = p.offset + (row_begin - c0 * p.taps);
+  const int64_t taps = taps_of_line(p);
+  const bool whole_lines = taps > 1 && row_begin % taps == 0 && row_end % taps == 0;
   ahead.spread(blocks * block_count(row_end - row_begin, kMostOuterRows));
   for (int64_t block = 0; block < blocks; ++block) {
     const RowBlock columns = row_block_at<Sum>(p, block);
     const int64_t vectors = columns.width / kLanes;
-    const int64_t parts = block_count(row_end - row_begin, outer_rows(vectors));
+    const bool lines = vectors == 1 && whole_lines;
+    const int64_t step = lines ? taps : 1, count = (row_end - row_begin) / step;
+    const int64_t parts = block_count(count, lines ? lines_at_once(taps) : outer_rows(vectors));
+    const Factor* panel = panels + columns.first * outputs;
     Sum* sums = all_sums + columns.first * plan.row_count + (row_begin - plan.first_row) * columns.width;
     for (int64_t part = 0; part < parts; ++part) {
-      const int64_t row = block_begin(part, row_end - row_begin, parts);
-      const int64_t rows = block_begin(part + 1, row_end - row_begin, parts) - row;
+      const int64_t first = block_begin(part, count, parts), some = block_begin(part + 1, count, parts) - first;
       const Factor* from[kMostOuterRows];
-      for (int64_t r = 0; r < rows; ++r) from[r] = tile + p.offset[row_begin - c0 * p.taps + row + r];
-      ahead.ask();
-      outer_for<Factor>(rows, vectors)(outputs, from, pixels, panels + columns.first * outputs,
-                                       sums + row * columns.width, add);
+      for (int64_t r = 0; r < some; ++r) from[r] = tile + offset[(first + r) * step];
+      Sum* part_sums = sums + first * step * columns.width;
+      if (lines) {
+        lines_for<Factor>(some, taps)(outputs, length, from, pixels, panel, part_sums, add);
+      } else {
+        outer_for<Factor, LinesAhead>(some, vectors)(outputs, from, pixels, panel, part_sums, add, ahead.next(outputs));
+      }
     }
   }
 }
 
-// Sums of lanes, [row of the task][column][lane]; column m of y stands at m * pitch.
+// Sums of lanes, [row of the task][column][lane]; column m of y stands at m * pitch. While all rows pass a block of
+// columns, the block that follows is asked for, a column with each block of rows; after the last one the first of the
+// next box, which stands `following` from this box's.
 template <typename Factor, typename Sum>
 void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t channels, const Factor* tile,
-             const Run* runs, int64_t count, const Factor* y, int64_t pitch, bool add, Sum* all_sums) {
+             const Run* runs, int64_t count, const Factor* y, int64_t pitch, int64_t following, bool add,
+             Sum* all_sums) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const GatherPlan& p = plan.gather;
   const int64_t row_begin = most(task.row_begin, c0 * p.taps);
@@ -242,12 +379,14 @@ void sum_dot(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64_t
   for (int64_t strip = 0; strip < strips; ++strip) {
     const int64_t m = block_begin(strip, p.rows, strips);
     const int64_t columns = block_begin(strip + 1, p.rows, strips) - m;
+    const int64_t next = strip + 1 < strips ? columns * pitch : following - m * pitch;
     const int64_t blocks = block_count(row_end - row_begin, dot_rows(columns));
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = block_begin(block, row_end - row_begin, blocks);
       const int64_t rows = block_begin(block + 1, row_end - row_begin, blocks) - row;
       dot_for<Factor>(rows, columns)(runs, count, tile, p.offset + (row_begin - c0 * p.taps) + row, y + m * pitch,
-                                     pitch, sums + row * sums_pitch + m * kLanes, sums_pitch, add);
+                                     pitch, next + least(block, columns - 1) * pitch,
+                                     sums + row * sums_pitch + m * kLanes, sums_pitch, add);
     }
   }
 }
@@ -339,7 +478,7 @@ void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* 
         const T* from[kMostOuterRows];
         for (int64_t r = 0; r < rows; ++r) from[r] = y + g * p.out_group + (row + r) * p.out_channel;
         T* part_sums = chunks == 1 ? sums : sums + begin_row * width;
-        outer_for<T>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0);
+        outer_for<T, RowsAhead>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0, {});
         if (chunk + 1 < chunks) continue;
         for (int64_t r = 0; r < rows; ++r) {
           copy_run(part_sums + r * width, 1, real, w + g * p.w_group + (row + r) * p.w_row + first);
@@ -379,8 +518,9 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
       const int64_t outputs = box_pixels(b);
       const T* y_group = y + g * p.out_group;
       const Factor* panels = own;
-      int64_t pitch = p.out_channel;  // of dots
+      int64_t pitch = p.out_channel, following = 0;  // of dots
       if (plan.in_place) {
+        if (box + 1 < task.box_end) following = first_out(p, box_at(p, box + 1)) - first_out(p, b);
         panels = reinterpret_cast<const Factor*>(y_group);
       } else if (plan.dot) {
         pitch = pack_cells(p, runs, count, y_group, own);
@@ -401,11 +541,16 @@ void weight_sum(const WeightPlan& plan, const void* x_data, const void* y_data, 
         const int64_t channels = least(p.channel_block, (task.row_end + p.taps - 1) / p.taps - c0);
         const Factor* tile = tile_at<T>(p, b, x, g, c0, channels, scratch, held);
         if (plan.dot) {
-          sum_dot(plan, task, c0, channels, tile, runs, count, panels, pitch, !first, lanes);
+          sum_dot(plan, task, c0, channels, tile, runs, count, panels, pitch, following, !first, lanes);
         } else {
-          const bool foresees = p.raw && box + 1 < task.box_end;
-          const Ahead ahead = foresees ? Ahead(p, box_at(p, box + 1), tile, channels) : Ahead();
-          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, panels, !first, sums, ahead);
+          Ahead ahead;
+          if (box + 1 < task.box_end) {
+            const Box next = box_at(p, box + 1);
+            if (plan.box_tasks > 1 && c0 * p.taps <= task.row_begin) add_outputs(p, next, y_group, ahead);
+            if (p.raw) add_inputs(p, next, tile, channels, ahead);
+          }
+          sum_outer(plan, task, c0, channels, tile + runs[0].source, pixels, outputs, runs[0].length, panels, !first,
+                    sums, ahead);
         }
       }
     }
