@@ -190,6 +190,27 @@ inline PixelBox pixel_box(const ChannelwisePlan& p, int64_t task, int64_t lanes)
   return b;
 }
 
+// Asks for the memory of some rows of pixels of a block of channels in the order in which it stands, a vector of each
+// row at a time.
+template <typename T>
+class PixelsAhead {
+ public:
+  PixelsAhead(const T* first, int64_t row, int64_t rows, int64_t pixel, const ChannelBlock& c, int64_t lanes)
+      : at_(first), row_(row), rows_(rows), lanes_(lanes), vectors_(c.vectors), next_(pixel - c.vectors * lanes) {}
+
+  void ask(int64_t count) {
+    for (int64_t i = 0; i < count; ++i, at_ += lanes_) {
+      for (int64_t r = 0; r < rows_; ++r) prefetch_ahead(at_, r * row_);
+      if (++vector_ == vectors_) vector_ = 0, at_ += next_;
+    }
+  }
+
+ private:
+  const T* at_;
+  const int64_t row_, rows_, lanes_, vectors_, next_;
+  int64_t vector_ = 0;
+};
+
 // The input itself as what a box sees. Boxes are whole rows.
 template <typename T>
 class PixelImage {
@@ -204,6 +225,13 @@ class PixelImage {
 
   void fill(int64_t) {}
   const T* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : in_ + y * p_.in_axis[0]; }
+
+  // From a column of a row on, the rows that the next row of outputs is the first to see.
+  PixelsAhead<T> ahead(int64_t y, int64_t column, const ChannelBlock& c) const {
+    const int64_t rows = y < 0 ? 0 : most<int64_t>(0, least(p_.in_step[0], p_.source[0] - y));
+    return {rows > 0 ? row(y) + column * pixel : in_, p_.in_axis[0], rows, pixel, c,
+            Simd<typename SumOf<T>::type>::kLanes};
+  }
 
   const int64_t columns, pixel;  // from one to the next
 
@@ -236,6 +264,9 @@ class PixelTile {
     right_ = most(left_, least(p.cells, p.source[1] - seen[1]));
     in_ = in + box.image * p.in_batch + box.channels.first * p.in_channel + (seen[1] + left_) * p.in_axis[1];
   }
+
+  // Rows are asked for as they are filled.
+  PixelsAhead<In> ahead(int64_t, int64_t, const ChannelBlock& c) const { return {cells_, 0, 0, pixel, c, kLanes}; }
 
   // The row of the image, once it was filled; null where there is none.
   const In* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : place(y); }
@@ -384,10 +415,15 @@ void channelwise_box(const ChannelwisePlan& p, const PixelBox& box, Source sourc
       for (int64_t i = 0; i < columns;) {
         PixelBlock<In, To> block;
         const int64_t size = pixel_block_for(columns, columns - i, &block), first = least(i, columns - size);
+        auto ahead = source.ahead(j * p.in_step[0] + p.high[0] + 1, first * p.in_step[1], c);
         for (int64_t v = 0; v < c.vectors; ++v) {
           const int64_t channel = vector_at(c, v, kLanes);
           const PixelOut<To> to = {out + (first * p.out_step[1] + x) * out_pixel + channel, p.out_step[1] * out_pixel,
                                    c.skip, bias + v * kLanes};
+          if (p.direct) {
+            ahead.ask(size * p.in_step[1]);
+            for (int64_t q = 0; q < size; ++q) prefetch<1>(to.to + q * to.pixel, 1);
+          }
           block(lines, line_count, runs, run_count, first * p.in_step[1], row, channel, w + v * vector_weights, to);
         }
         i = first + size;
@@ -409,7 +445,7 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
   void* lines = scratch + p.at_lines;
   const int64_t vector_weights = p.kernel[0] * p.kernel[1] * p.members * kLanes;
   if (p.channels < kLanes) fill_zero(w, p.at_output / static_cast<int64_t>(sizeof(Sum)));  // lanes of no channel
-  int64_t packed = -1;  // block
+  int64_t packed = -1;                                                                     // block
   for (int64_t task = begin; task < end; ++task) {
     const PixelBox box = pixel_box(p, task, kLanes);
     const ChannelBlock& c = box.channels;
@@ -494,6 +530,15 @@ void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_
   }
 }
 
+template <typename T, int kStep, int kLines>
+inline auto weigh_slide_for(int taps) {
+  if constexpr (kLines < 3) {  // otherwise sums are few
+    if (taps == 7) return weigh_slide<T, 7, kStep, kLines>;
+    if (taps == 5) return weigh_slide<T, 5, kStep, kLines>;
+  }
+  return weigh_slide<T, 3, kStep, kLines>;
+}
+
 // All taps of some lines, by one row of outputs.
 template <typename T, int kLines>
 void weigh_lines(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t x_pixel, const T* y, int64_t y_pixel) {
@@ -501,19 +546,15 @@ void weigh_lines(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t x_pi
   const int64_t apart = taps > 1 ? (p.high[1] - p.low[1]) / (taps - 1) : 1;
   for (int64_t t = 0; t < taps;) {
     const int64_t column = p.low[1] + t * apart;
-    const int run = taps - t >= 7 ? 7 : taps - t >= 5 ? 5 : taps - t >= 3 ? 3 : 1;
+    const int run = kLines < 3 && taps - t >= 7 ? 7 : kLines < 3 && taps - t >= 5 ? 5 : taps - t >= 3 ? 3 : 1;
     if (run > 1 && step == 1) {  // outputs that are `apart` see the same inputs
       for (int64_t r = 0; r < least(apart, count); ++r) {
-        const auto weigh = run == 7   ? weigh_slide<T, 7, 1, kLines>
-                           : run == 5 ? weigh_slide<T, 5, 1, kLines>
-                                      : weigh_slide<T, 3, 1, kLines>;
+        const auto weigh = weigh_slide_for<T, 1, kLines>(run);
         weigh(lines, slide_from(column + r, apart, x_pixel, size), y + r * y_pixel, apart * y_pixel,
               steps_up(count - r, apart), t);
       }
     } else if (run > 1 && step == 2 && apart == 1) {
-      const auto weigh = run == 7   ? weigh_slide<T, 7, 2, kLines>
-                         : run == 5 ? weigh_slide<T, 5, 2, kLines>
-                                    : weigh_slide<T, 3, 2, kLines>;
+      const auto weigh = weigh_slide_for<T, 2, kLines>(run);
       weigh(lines, slide_from(column, 1, x_pixel, size), y, y_pixel, count, t);
     } else {
       weigh_slide<T, 1, 1, kLines>(lines, slide_from(column, step, x_pixel, size), y, y_pixel, count, t++);
@@ -548,12 +589,22 @@ void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int
   constexpr int kLanes = Simd<T>::kLanes, kLines = CONVARITH_REGISTERS >= 32 ? 2 : 1;
   const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t row = begin; row < end; ++row) {
+    const int64_t seen = row * p.in_step[0] + p.high[0] + 1;  // first by the next row of outputs
+    const int64_t rows = seen < 0 ? 0 : most<int64_t>(0, least(p.in_step[0], p.source[0] - seen));
+    PixelsAhead<T> x_ahead(rows > 0 ? x + seen * x_row : x, x_row, rows, x_pixel, c, kLanes);
+    PixelsAhead<T> y_ahead(row + 1 < end ? y + (row + 1) * y_row : y, y_row, row + 1 < end, y_pixel, c, kLanes);
     for (int64_t v = 0; v < c.vectors; ++v) {
+      if (p.direct) {
+        x_ahead.ask(p.source[1]);
+        y_ahead.ask(p.grid[1]);
+      }
       const int64_t at = vector_at(c, v, kLanes);
       const T* grad = y + row * y_row + at;
-      const int64_t count =
-          tap_lines(p, row, x + at, x_row, sums + v * taps * kLanes, p.kernel[1] * kLanes, lines);
+      const int64_t count = tap_lines(p, row, x + at, x_row, sums + v * taps * kLanes, p.kernel[1] * kLanes, lines);
       int64_t i = 0;
+      if constexpr (kLines > 1) {
+        for (; p.kernel[1] < 5 && i + 3 <= count; i += 3) weigh_lines<T, 3>(p, lines + i, x_pixel, grad, y_pixel);
+      }
       for (; i + kLines <= count; i += kLines) weigh_lines<T, kLines>(p, lines + i, x_pixel, grad, y_pixel);
       for (; i < count; ++i) weigh_lines<T, 1>(p, lines + i, x_pixel, grad, y_pixel);
     }

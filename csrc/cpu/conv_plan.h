@@ -229,8 +229,8 @@ struct RowTap {
 // Taps of a row of the kernel, by which an output sees neighbours: 1, or of outputs that are neighbours as well 3, 5
 // or 7.
 struct ColumnRun {
-  int64_t taps, column;         // of the first tap: column of the input, or of the tile, that output 0 of the phase sees
-  int64_t member;               // elements from the pixel
+  int64_t taps, column;  // of the first tap: column of the input, or of the tile, that output 0 of the phase sees
+  int64_t member;        // elements from the pixel
   int64_t weight, weight_step;  // elements from the row's, and from one tap to the next
 };
 
