@@ -186,7 +186,9 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
   constexpr int kLanes = Window::kLanes, kLines = kPairs + 2;
   const int64_t size = p.source[1], first = column / 2;
   V sums[2 * kPairs][kVecs][2] = {};
+  ask_outputs<T, 2 * kPairs, 2 * kVecs - 1>(p, out, column, rows);
   for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    ask_inputs<T, kPairs, kVecs, 1>(p, lines[kLines - 1], first);
     V v[kTaps3];
     spread_weights(p, w, v);
     CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
