@@ -8,159 +8,179 @@
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-constexpr int kPixels = CONVARITH_REGISTERS >= 32 ? 7 : 4;  // of a block: most networks' sizes are multiples
-constexpr int kFewPixels = CONVARITH_REGISTERS >= 32 ? 3 : 2;
+// Outputs of a block: most networks' sizes are multiples.
+constexpr int kPixels = CONVARITH_REGISTERS >= 32 ? 14 : 7;
+constexpr int kHalfPixels = 7, kFewPixels = 3;
 
-// A row of the input and the weights by which two rows of outputs see it.
+// A row of the input and the weights by which a row of outputs sees it.
 template <typename In>
-struct PairLine {
+struct PixelLine {
   const In* in;
-  const typename SumOf<In>::type* w[2];
+  int64_t w;
 };
 
-// Lines that only the first row sees stand first, then those that both see.
-template <typename In>
-struct PairLines {
-  const PairLine<In>* line;
-  int64_t counts[3];  // first, both, second
+// Columns of the input that a row of outputs sees: neighbours are `pixel` elements apart, and others' than the first
+// `size` are not there.
+struct PixelRow {
+  int64_t pixel, step, size;
 };
 
-// A block has two rows of one vector, or one row of two vectors: kRows * kVecs == 2. The second vector stands `last`
-// behind the first.
-//
-// sums[row][x][vector] += sum over lines and taps of w * in[x * step + tap] for the rows [kBegin, kEnd).
-template <int kBegin, int kEnd, int kRows, int kCount, int kVecs, typename In>
-inline __attribute__((always_inline)) const PairLine<In>* add_pixels(
-    const PairLine<In>* line, int64_t lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
-    int64_t last, typename Simd<typename SumOf<In>::type>::Vec (&sums)[kRows][kCount][kVecs]) {
-  typedef Simd<typename SumOf<In>::type> S;
-  for (const PairLine<In>* end = line + lines; line < end; ++line) {
-    for (int64_t t = 0; t < tap_count; ++t) {
-      const In* from = line->in + at + taps[t].input;
-      typename S::Vec w[kRows][kVecs];
-      CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) {
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-          w[r][j] = load(line->w[r] + taps[t].weight * kVecs + j * S::kLanes);
-        }
-      }
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, from += step) {
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-          auto v = load_wide(from + j * last);
-          if (kEnd - kBegin == 2) keep(v);
-          CONVARITH_UNROLL for (int r = kBegin; r < kEnd; ++r) sums[r][x][j] += w[r][j] * v;
-        }
-      }
+// sums[x] += sum over a run's taps t of w[t] * input x + t, counted from `column`, of those that are there. Every input
+// is loaded once for all outputs that see it.
+template <int kTaps, bool kWhole, int kCount, typename In, typename Sum = typename SumOf<In>::type>
+inline __attribute__((always_inline)) void add_run(const In* in, int64_t column, const PixelRow& row, const Sum* w,
+                                                   int64_t w_step, typename Simd<Sum>::Vec (&sums)[kCount]) {
+  typename Simd<Sum>::Vec v[kTaps];
+  CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
+    v[t] = load(w + t * w_step);
+    keep(v[t]);
+  }
+  in += column * row.pixel;
+  _Pragma("GCC unroll 32") for (int q = 0; q < kCount + kTaps - 1; ++q, in += row.pixel) {
+    if (!kWhole && static_cast<uint64_t>(column + q) >= static_cast<uint64_t>(row.size)) continue;
+    auto x = load_wide(in);
+    keep(x);
+    CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
+      if (q >= t && q - t < kCount) sums[q - t] += v[t] * x;
     }
   }
-  return line;
+}
+
+// The same of a single tap, by which outputs see inputs a step apart.
+template <int kCount, typename In, typename Sum = typename SumOf<In>::type>
+inline __attribute__((always_inline)) void add_tap(const In* in, int64_t column, const PixelRow& row, const Sum* w,
+                                                   typename Simd<Sum>::Vec (&sums)[kCount]) {
+  const auto v = load(w);
+  const int64_t apart = row.step * row.pixel;
+  in += column * row.pixel;
+  if (column >= 0 && column + (kCount - 1) * row.step < row.size) {
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in += apart) sums[x] += v * load_wide(in);
+  } else {
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in += apart, column += row.step) {
+      if (static_cast<uint64_t>(column) < static_cast<uint64_t>(row.size)) sums[x] += v * load_wide(in);
+    }
+  }
+}
+
+template <int kTaps, int kCount, typename In, typename Sum = typename SumOf<In>::type>
+inline __attribute__((always_inline)) void add_taps(const In* in, int64_t column, const PixelRow& row, const Sum* w,
+                                                    int64_t w_step, typename Simd<Sum>::Vec (&sums)[kCount]) {
+  if constexpr (kCount < kHalfPixels) {
+    CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) add_tap(in, column + t, row, w + t * w_step, sums);
+  } else if (column >= 0 && column + kCount + kTaps - 1 <= row.size) {
+    add_run<kTaps, true>(in, column, row, w, w_step, sums);
+  } else {
+    add_run<kTaps, false>(in, column, row, w, w_step, sums);
+  }
 }
 
 // Where a run of outputs goes, and what is added to it.
 template <typename To>
 struct PixelOut {
   To* to;
-  int64_t row, pixel, last;  // from one row, pixel, vector to the next, in elements
-  int64_t rows;              // 1 or 2
-  int64_t skip;              // first lanes, which are others' outputs
+  int64_t pixel;  // from one to the next, in elements
+  int64_t skip;   // first lanes, which are others' outputs
   const typename SumOf<To>::type* bias;
 };
 
-template <int kVecs, int kCount, typename In, typename To>
-void pixel_block(const PairLines<In>& lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
-                 const PixelOut<To>& out, int64_t first) {
-  typedef typename SumOf<In>::type Sum;
-  constexpr int kLanes = Simd<Sum>::kLanes, kRows = 2 / kVecs;
-  typename Simd<Sum>::Vec sums[kRows][kCount][kVecs] = {};
-  const PairLine<In>* line = lines.line;
-  line = add_pixels<0, 1>(line, lines.counts[0], taps, tap_count, at, step, out.last, sums);
-  if constexpr (kRows == 2) {
-    line = add_pixels<0, 2>(line, lines.counts[1], taps, tap_count, at, step, out.last, sums);
-    add_pixels<1, 2>(line, lines.counts[2], taps, tap_count, at, step, out.last, sums);
-  }
-  // Of their own: what `out` points to is read again after every store.
-  const int64_t pixel = out.pixel, last = out.last, skip = out.skip;
-  typename Simd<Sum>::Vec bias[kVecs];
-  CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) bias[j] = load(out.bias + j * kLanes);
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    if (r >= out.rows) break;
-    To* to = out.to + r * out.row + first * pixel;
-    if (skip == 0) {
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += pixel) {
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) store_narrow(to + j * last, sums[r][x][j] + bias[j]);
+// kCount outputs of the vector of channels that begins at `channel`. Through a tap at column 0 the first sees input
+// `column`.
+template <int kCount, typename In, typename To, typename Sum = typename SumOf<In>::type>
+void pixel_block(const PixelLine<In>* line, int64_t lines, const ColumnRun* runs, int64_t run_count, int64_t column,
+                 const PixelRow& row, int64_t channel, const Sum* weights, const PixelOut<To>& out) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  typename Simd<Sum>::Vec sums[kCount] = {};
+  for (const PixelLine<In>* end = line + lines; line < end; ++line) {
+    for (const ColumnRun* run = runs; run < runs + run_count; ++run) {
+      const In* in = line->in + channel + run->member;
+      const Sum* w = weights + line->w + run->weight;
+      const int64_t at = column + run->column;
+      switch (run->taps) {
+        case 7:
+          add_taps<7>(in, at, row, w, run->weight_step, sums);
+          break;
+        case 5:
+          add_taps<5>(in, at, row, w, run->weight_step, sums);
+          break;
+        case 3:
+          add_taps<3>(in, at, row, w, run->weight_step, sums);
+          break;
+        default:
+          add_tap(in, at, row, w, sums);
       }
-    } else {  // of one vector
-      Sum all[kCount][kLanes];
-      CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(all[x], sums[r][x][0] + bias[0]);
-      for (int x = 0; x < kCount; ++x, to += pixel) scatter_run(all[x] + skip, kLanes - skip, to + skip, 1);
     }
   }
-}
-
-// `count` pixels that see the same taps; where a block does not fit, it overlaps the one before it.
-template <int kVecs, typename In, typename To>
-void pixel_run(const PairLines<In>& lines, const ColumnTap* taps, int64_t tap_count, int64_t at, int64_t step,
-               const PixelOut<To>& out, int64_t count) {
-  for (int64_t x = 0; x < count;) {
-    const int64_t left = count - x;
-    const int64_t size = count >= kPixels && left > kFewPixels ? kPixels : (count >= kFewPixels ? kFewPixels : 1);
-    const int64_t first = least(x, count - size);
-    const auto block = size == kPixels      ? pixel_block<kVecs, kPixels, In, To>
-                       : size == kFewPixels ? pixel_block<kVecs, kFewPixels, In, To>
-                                            : pixel_block<kVecs, 1, In, To>;
-    block(lines, taps, tap_count, at + first * step, step, out, first);
-    x = first + size;
+  // Of their own: what `out` points to is read again after every store.
+  const int64_t pixel = out.pixel, skip = out.skip;
+  const auto bias = load(out.bias);
+  To* to = out.to;
+  if (skip == 0) {
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += pixel) store_narrow(to, sums[x] + bias);
+  } else {
+    Sum all[kCount][kLanes];
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(all[x], sums[x] + bias);
+    for (int x = 0; x < kCount; ++x, to += pixel) scatter_run(all[x] + skip, kLanes - skip, to + skip, 1);
   }
 }
 
-// Outputs from j on, of a phase's `columns`, that meet the input with the same taps [begin, end): one output beside an
-// edge, else all that meet it with every tap.
-struct Meeting {
-  int64_t begin, end, outputs;
-};
+template <typename In, typename To>
+using PixelBlock = void (*)(const PixelLine<In>*, int64_t, const ColumnRun*, int64_t, int64_t, const PixelRow&, int64_t,
+                            const typename SumOf<In>::type*, const PixelOut<To>&);
 
-inline Meeting meeting(const ChannelwisePlan& p, const ColumnTap* taps, int64_t count, int64_t j, int64_t columns) {
-  const int64_t at = j * p.in_step[1];
-  Meeting m = {0, count, 1};
-  while (m.begin < count && taps[m.begin].column + at < 0) ++m.begin;
-  while (m.end > m.begin && taps[m.end - 1].column + at >= p.source[1]) --m.end;
-  if (count == 0) {
-    m.outputs = columns - j;
-  } else if (m.end - m.begin == count) {
-    m.outputs = least(columns - j, steps_up(p.source[1] - taps[count - 1].column - at, p.in_step[1]));
+// Outputs of the next block, of a row of `count` of which `left` are left: where it does not fit, it overlaps the one
+// before it.
+template <typename In, typename To>
+inline int64_t pixel_block_for(int64_t count, int64_t left, PixelBlock<In, To>* block) {
+  if (count >= kPixels && left > (kPixels > kHalfPixels ? kHalfPixels : kFewPixels)) {
+    *block = pixel_block<kPixels, In, To>;
+    return kPixels;
   }
-  return m;
+  if (kPixels > kHalfPixels && count >= kHalfPixels && left > kFewPixels) {
+    *block = pixel_block<kHalfPixels, In, To>;
+    return kHalfPixels;
+  }
+  *block = count >= kFewPixels ? pixel_block<kFewPixels, In, To> : pixel_block<1, In, To>;
+  return count >= kFewPixels ? kFewPixels : 1;
 }
 
-// Channels of a task: two vectors where pixels are not copied, of which the first block has one if they are odd in
-// number; otherwise one. The last vector overlaps the one before it.
+// Channels of a task: some vectors where pixels are not copied, otherwise one. The last vector of all overlaps the one
+// before it.
 struct ChannelBlock {
   int64_t first, size, vectors;
-  int64_t last;  // from the first vector to the second
   int64_t skip;  // first channels, which are also the block's before
 };
 
 inline ChannelBlock channel_block(const ChannelwisePlan& p, int64_t index, int64_t lanes) {
-  const int64_t odd = block_count(p.channels, lanes) % 2;
-  if (p.direct && (!odd || index > 0)) {
-    const int64_t first = (2 * index - odd) * lanes, size = least(2 * lanes, p.channels - first);
-    return {first, size, 2, size - lanes, 0};
+  if (p.direct) {
+    const int64_t vectors = block_count(p.channels, lanes);
+    const int64_t begin = block_begin(index, vectors, p.blocks), end = block_begin(index + 1, vectors, p.blocks);
+    return {begin * lanes, least(end * lanes, p.channels) - begin * lanes, end - begin, 0};
   }
   const int64_t begin = index * lanes;
   const int64_t first = p.transposing ? begin : least(begin, p.channels - lanes);
-  return {first, least(lanes, p.channels - first), 1, 0, begin - first};
+  return {first, least(lanes, p.channels - first), 1, begin - first};
+}
+
+// From the first channel of a block to those of a vector.
+inline int64_t vector_at(const ChannelBlock& c, int64_t vector, int64_t lanes) {
+  return vector == 0 ? 0 : least(vector * lanes, c.size - lanes);
 }
 
 // A box of outputs of a block of channels.
 struct PixelBox {
-  int64_t image;
+  int64_t image, block;
   ChannelBlock channels;
   int64_t first[2], end[2];
 };
 
+// Blocks of one vector follow each other, for what they see are parts of the same lines of memory; larger ones come
+// after all boxes, for their weights are packed but once.
 inline PixelBox pixel_box(const ChannelwisePlan& p, int64_t task, int64_t lanes) {
   PixelBox b;
-  b.channels = channel_block(p, task % p.blocks, lanes);
-  task /= p.blocks;
+  const int64_t boxes = p.batch * p.boxes[0] * p.boxes[1];
+  b.block = p.direct ? task / boxes : task % p.blocks;
+  b.channels = channel_block(p, b.block, lanes);
+  task = p.direct ? task % boxes : task / p.blocks;
   const int64_t index[2] = {task / p.boxes[1] % p.boxes[0], task % p.boxes[1]};
   b.image = task / p.boxes[1] / p.boxes[0];
   for (int i = 0; i < 2; ++i) {
@@ -170,20 +190,50 @@ inline PixelBox pixel_box(const ChannelwisePlan& p, int64_t task, int64_t lanes)
   return b;
 }
 
+// Asks for the memory of some rows of pixels of a block of channels in the order in which it stands, a vector of each
+// row at a time.
+template <typename T>
+class PixelsAhead {
+ public:
+  PixelsAhead(const T* first, int64_t row, int64_t rows, int64_t pixel, const ChannelBlock& c, int64_t lanes)
+      : at_(first), row_(row), rows_(rows), lanes_(lanes), vectors_(c.vectors), next_(pixel - c.vectors * lanes) {}
+
+  void ask(int64_t count) {
+    for (int64_t i = 0; i < count; ++i, at_ += lanes_) {
+      for (int64_t r = 0; r < rows_; ++r) prefetch_ahead(at_, r * row_);
+      if (++vector_ == vectors_) vector_ = 0, at_ += next_;
+    }
+  }
+
+ private:
+  const T* at_;
+  const int64_t row_, rows_, lanes_, vectors_, next_;
+  int64_t vector_ = 0;
+};
+
 // The input itself as what a box sees. Boxes are whole rows.
 template <typename T>
 class PixelImage {
  public:
   typedef T In;
-  static constexpr bool kPadded = false;
 
   PixelImage(const ChannelwisePlan& p, const PixelBox& box, const T* in)
-      : pixel(p.in_axis[1]), p_(p), in_(in + box.image * p.in_batch + box.channels.first * p.in_channel) {}
+      : columns(p.source[1]),
+        pixel(p.in_axis[1]),
+        p_(p),
+        in_(in + box.image * p.in_batch + box.channels.first * p.in_channel) {}
 
   void fill(int64_t) {}
   const T* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : in_ + y * p_.in_axis[0]; }
 
-  const int64_t pixel;  // from one to the next
+  // From a column of a row on, the rows that the next row of outputs is the first to see.
+  PixelsAhead<T> ahead(int64_t y, int64_t column, const ChannelBlock& c) const {
+    const int64_t rows = y < 0 ? 0 : most<int64_t>(0, least(p_.in_step[0], p_.source[0] - y));
+    return {rows > 0 ? row(y) + column * pixel : in_, p_.in_axis[0], rows, pixel, c,
+            Simd<typename SumOf<T>::type>::kLanes};
+  }
+
+  const int64_t columns, pixel;  // from one to the next
 
  private:
   const ChannelwisePlan& p_;
@@ -196,11 +246,11 @@ template <typename T>
 class PixelTile {
  public:
   typedef typename SumOf<T>::type In;
-  static constexpr bool kPadded = true;
   static constexpr int kLanes = Simd<In>::kLanes;
 
   PixelTile(const ChannelwisePlan& p, const PixelBox& box, const T* in, In* cells, In* flat)
-      : pixel(p.members * kLanes),
+      : columns(p.cells),
+        pixel(p.members * kLanes),
         p_(p),
         channels_(box.channels.size),
         more_(box.channels.first + kLanes < p.channels),
@@ -214,6 +264,9 @@ class PixelTile {
     right_ = most(left_, least(p.cells, p.source[1] - seen[1]));
     in_ = in + box.image * p.in_batch + box.channels.first * p.in_channel + (seen[1] + left_) * p.in_axis[1];
   }
+
+  // Rows are asked for as they are filled.
+  PixelsAhead<In> ahead(int64_t, int64_t, const ChannelBlock& c) const { return {cells_, 0, 0, pixel, c, kLanes}; }
 
   // The row of the image, once it was filled; null where there is none.
   const In* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : place(y); }
@@ -236,7 +289,7 @@ class PixelTile {
     }
   }
 
-  const int64_t pixel;  // from one to the next
+  const int64_t columns, pixel;  // from one to the next
 
  private:
   In* place(int64_t y) const { return cells_ + y % p_.tile_rows * p_.tile_pitch; }
@@ -291,43 +344,29 @@ class PixelTile {
   In *cells_, *flat_;
 };
 
-// The lines of the rows of outputs j and, of two, j + 1 of a phase.
-template <int kVecs, typename Source, typename In = typename Source::In>
-PairLines<In> pair_lines(const ChannelwisePlan& p, const Source& source, int64_t phase, int64_t j, int64_t rows,
-                         const typename SumOf<In>::type* w, PairLine<In>* lines) {
-  const int64_t w_row = p.kernel[1] * p.members * kVecs * Simd<typename SumOf<In>::type>::kLanes;
-  PairLines<In> result = {lines, {}};
-  const auto add = [&](int part, int64_t y, int64_t w0, int64_t w1) {
-    const In* in = source.row(y);
-    if (in == nullptr) return;
-    *lines++ = {in, {w + w0 * w_row, w + w1 * w_row}};
-    ++result.counts[part];
-  };
-  const RowTap *const begin = p.row_tap + p.row_begin[phase], *const end = p.row_tap + p.row_begin[phase + 1];
-  const int64_t y = j * p.in_step[0];
-  for (const RowTap* t = begin; t < end; ++t) {
-    if (rows == 1 || t->below < 0) add(0, y + t->input, t->weight, t->weight);
+// The rows that row `j` of a phase's outputs sees; returns how many there are.
+template <typename Source, typename In = typename Source::In>
+int64_t pixel_lines(const ChannelwisePlan& p, const Source& source, int64_t phase, int64_t j, PixelLine<In>* lines) {
+  const int64_t w_row = p.kernel[1] * p.members * Simd<typename SumOf<In>::type>::kLanes;
+  int64_t count = 0;
+  for (int64_t t = p.row_begin[phase]; t < p.row_begin[phase + 1]; ++t) {
+    const In* in = source.row(j * p.in_step[0] + p.row_tap[t].input);
+    if (in != nullptr) lines[count++] = {in, p.row_tap[t].weight * w_row};
   }
-  if (rows == 1) return result;
-  for (const RowTap* t = begin; t < end; ++t) {
-    if (t->below >= 0) add(1, y + t->input, t->weight, t->below);
-  }
-  for (const RowTap* t = begin; t < end; ++t) {
-    if (!t->above) add(2, y + p.in_step[0] + t->input, t->weight, t->weight);
-  }
-  return result;
+  return count;
 }
 
-// Weights of a vector of channels: [row of taps][tap][member], `pitch` apart.
+// Weights of a vector of channels: [row of taps][tap][member].
 template <typename T, typename Sum>
-void pack_lanes(const ChannelwisePlan& p, const T* w, int64_t channel, int64_t channels, Sum* packed, int64_t pitch) {
+void pack_lanes(const ChannelwisePlan& p, const T* w, int64_t channel, int64_t channels, Sum* packed) {
+  constexpr int kLanes = Simd<Sum>::kLanes;
   const int64_t taps = p.kernel[0] * p.kernel[1];
   if (p.members == 1 && p.w_axis[1] == 1 && p.w_axis[0] == p.kernel[1]) {
-    return transpose(w + channel * p.w_group, p.w_group, channels, taps, packed, pitch);
+    return transpose(w + channel * p.w_group, p.w_group, channels, taps, packed, kLanes);
   }
   for (int64_t t = 0; t < taps; ++t) {
     const T* tap = w + t / p.kernel[1] * p.w_axis[0] + t % p.kernel[1] * p.w_axis[1];
-    for (int64_t c = 0; c < p.members; ++c, packed += pitch) {
+    for (int64_t c = 0; c < p.members; ++c, packed += kLanes) {
       for (int64_t l = 0; l < channels; ++l) {
         const int64_t group = (channel + l) / p.members, row = (channel + l) % p.members;
         packed[l] = widen(tap[group * p.w_group + row * p.w_row + c * p.w_member]);
@@ -354,36 +393,40 @@ void pixels_to_memory(const ChannelwisePlan& p, const typename SumOf<T>::type* p
   }
 }
 
-// The outputs of a box, to out.
-template <int kVecs, typename Source, typename To>
+// The outputs of a box, to out. The weights are [vector][row of taps][tap][member], and the biases follow them.
+template <typename Source, typename To>
 void channelwise_box(const ChannelwisePlan& p, const PixelBox& box, Source source, const typename SumOf<To>::type* w,
-                     const typename SumOf<To>::type* bias, void* line_data, To* out, int64_t out_row,
-                     int64_t out_pixel) {
-  auto* lines = static_cast<PairLine<typename Source::In>*>(line_data);
-  constexpr int kRows = 2 / kVecs;
-  const int64_t step = p.in_step[1] * source.pixel;
-  for (int64_t j = box.first[0] / p.out_step[0]; j * p.out_step[0] < box.end[0]; j += kRows) {
-    source.fill((j + kRows - 1) * p.in_step[0] + p.high[0] + 1);
-    for (int64_t phase = 0; phase < p.out_step[0] && j * p.out_step[0] + phase < box.end[0]; ++phase) {
-      const int64_t y = j * p.out_step[0] + phase, rows = y + p.out_step[0] < box.end[0] ? kRows : 1;
-      const auto pair = pair_lines<kVecs>(p, source, phase, j, rows, w, lines);
-      for (int64_t x = 0; x < least(p.out_step[1], box.end[1] - box.first[1]); ++x) {
-        const ColumnTap* taps = p.column_tap + p.column_begin[x];
-        const int64_t tap_count = p.column_begin[x + 1] - p.column_begin[x];
-        const int64_t columns = steps_up(box.end[1] - box.first[1] - x, p.out_step[1]);
-        PixelOut<To> to = {out + (y - box.first[0]) * out_row + x * out_pixel,
-                           p.out_step[0] * out_row,
-                           p.out_step[1] * out_pixel,
-                           box.channels.last,
-                           rows,
-                           box.channels.skip,
-                           bias};
-        for (int64_t i = 0; i < columns;) {
-          const Meeting m = Source::kPadded ? Meeting{0, tap_count, columns} : meeting(p, taps, tap_count, i, columns);
-          pixel_run<kVecs>(pair, taps + m.begin, m.end - m.begin, i * step, step, to, m.outputs);
-          i += m.outputs;
-          to.to += m.outputs * to.pixel;
+                     void* line_data, To* out, int64_t out_row, int64_t out_pixel) {
+  typedef typename Source::In In;
+  constexpr int kLanes = Simd<typename SumOf<To>::type>::kLanes;
+  const ChannelBlock& c = box.channels;
+  const int64_t vector_weights = p.kernel[0] * p.kernel[1] * p.members * kLanes;
+  const auto* bias = w + c.vectors * vector_weights;
+  PixelLine<In>* lines = static_cast<PixelLine<In>*>(line_data);
+  const PixelRow row = {source.pixel, p.in_step[1], source.columns};
+  for (int64_t y = box.first[0]; y < box.end[0]; ++y, out += out_row) {
+    const int64_t j = y / p.out_step[0];
+    source.fill(j * p.in_step[0] + p.high[0] + 1);
+    const int64_t line_count = pixel_lines(p, source, y % p.out_step[0], j, lines);
+    for (int64_t x = 0; x < least(p.out_step[1], box.end[1] - box.first[1]); ++x) {
+      const ColumnRun* runs = p.column_run + p.column_begin[x];
+      const int64_t run_count = p.column_begin[x + 1] - p.column_begin[x];
+      const int64_t columns = steps_up(box.end[1] - box.first[1] - x, p.out_step[1]);
+      for (int64_t i = 0; i < columns;) {
+        PixelBlock<In, To> block;
+        const int64_t size = pixel_block_for(columns, columns - i, &block), first = least(i, columns - size);
+        auto ahead = source.ahead(j * p.in_step[0] + p.high[0] + 1, first * p.in_step[1], c);
+        for (int64_t v = 0; v < c.vectors; ++v) {
+          const int64_t channel = vector_at(c, v, kLanes);
+          const PixelOut<To> to = {out + (first * p.out_step[1] + x) * out_pixel + channel, p.out_step[1] * out_pixel,
+                                   c.skip, bias + v * kLanes};
+          if (p.direct) {
+            ahead.ask(size * p.in_step[1]);
+            for (int64_t q = 0; q < size; ++q) prefetch<1>(to.to + q * to.pixel, 1);
+          }
+          block(lines, line_count, runs, run_count, first * p.in_step[1], row, channel, w + v * vector_weights, to);
         }
+        i = first + size;
       }
     }
   }
@@ -400,29 +443,32 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
   Sum* flat = reinterpret_cast<Sum*>(scratch + p.at_flat);
   Sum* results = reinterpret_cast<Sum*>(scratch + p.at_output);
   void* lines = scratch + p.at_lines;
+  const int64_t vector_weights = p.kernel[0] * p.kernel[1] * p.members * kLanes;
   if (p.channels < kLanes) fill_zero(w, p.at_output / static_cast<int64_t>(sizeof(Sum)));  // lanes of no channel
+  int64_t packed = -1;                                                                     // block
   for (int64_t task = begin; task < end; ++task) {
     const PixelBox box = pixel_box(p, task, kLanes);
     const ChannelBlock& c = box.channels;
-    Sum bias[2 * kLanes] = {};
-    for (int64_t j = 0; j < c.vectors; ++j) {
-      const int64_t first = c.first + j * c.last, size = least<int64_t>(kLanes, c.size);
-      pack_lanes(p, static_cast<const T*>(w_data), first, size, w + j * kLanes, c.vectors * kLanes);
-      if (p.bias) copy_run(static_cast<const T*>(p.bias) + first, 1, size, bias + j * kLanes);
+    for (int64_t v = 0; v < c.vectors && box.block != packed; ++v) {
+      const int64_t first = c.first + vector_at(c, v, kLanes), size = least<int64_t>(kLanes, c.size);
+      Sum* bias = w + c.vectors * vector_weights + v * kLanes;
+      pack_lanes(p, static_cast<const T*>(w_data), first, size, w + v * vector_weights);
+      store(bias, typename Simd<Sum>::Vec{});
+      if (p.bias) copy_run(static_cast<const T*>(p.bias) + first, 1, size, bias);
     }
+    packed = box.block;
     T* out = static_cast<T*>(out_data) + box.image * p.out_batch + c.first * p.out_channel +
              box.first[0] * p.out_axis[0] + box.first[1] * p.out_axis[1];
     if (p.direct) {
-      const auto outputs = c.vectors == 2 ? channelwise_box<2, PixelImage<T>, T> : channelwise_box<1, PixelImage<T>, T>;
-      outputs(p, box, PixelImage<T>(p, box, in), w, bias, lines, out, p.out_axis[0], p.out_axis[1]);
+      channelwise_box(p, box, PixelImage<T>(p, box, in), w, lines, out, p.out_axis[0], p.out_axis[1]);
       continue;
     }
     const PixelTile<T> tile(p, box, in, cells, flat);
     if (p.transposing) {  // boxes are whole rows
-      channelwise_box<1>(p, box, tile, w, bias, lines, results, p.grid[1] * kLanes, kLanes);
+      channelwise_box(p, box, tile, w, lines, results, p.grid[1] * kLanes, kLanes);
       pixels_to_memory(p, results, (box.end[0] - box.first[0]) * p.grid[1], c.size, out, flat);
     } else {
-      channelwise_box<1>(p, box, tile, w, bias, lines, out, p.out_axis[0], p.out_axis[1]);
+      channelwise_box(p, box, tile, w, lines, out, p.out_axis[0], p.out_axis[1]);
     }
   }
 }
@@ -484,26 +530,31 @@ void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_
   }
 }
 
+template <typename T, int kStep, int kLines>
+inline auto weigh_slide_for(int taps) {
+  if constexpr (kLines < 3) {  // otherwise sums are few
+    if (taps == 7) return weigh_slide<T, 7, kStep, kLines>;
+    if (taps == 5) return weigh_slide<T, 5, kStep, kLines>;
+  }
+  return weigh_slide<T, 3, kStep, kLines>;
+}
+
 // All taps of some lines, by one row of outputs.
 template <typename T, int kLines>
 void weigh_lines(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t x_pixel, const T* y, int64_t y_pixel) {
   const int64_t taps = p.kernel[1], step = p.in_step[1], count = p.grid[1], size = p.source[1];
-  const int64_t apart = taps > 1 ? p.column_tap[1].column - p.column_tap[0].column : 1;
+  const int64_t apart = taps > 1 ? (p.high[1] - p.low[1]) / (taps - 1) : 1;
   for (int64_t t = 0; t < taps;) {
-    const int64_t column = p.column_tap[t].column;
-    const int run = taps - t >= 7 ? 7 : taps - t >= 5 ? 5 : taps - t >= 3 ? 3 : 1;
+    const int64_t column = p.low[1] + t * apart;
+    const int run = kLines < 3 && taps - t >= 7 ? 7 : kLines < 3 && taps - t >= 5 ? 5 : taps - t >= 3 ? 3 : 1;
     if (run > 1 && step == 1) {  // outputs that are `apart` see the same inputs
       for (int64_t r = 0; r < least(apart, count); ++r) {
-        const auto weigh = run == 7   ? weigh_slide<T, 7, 1, kLines>
-                           : run == 5 ? weigh_slide<T, 5, 1, kLines>
-                                      : weigh_slide<T, 3, 1, kLines>;
+        const auto weigh = weigh_slide_for<T, 1, kLines>(run);
         weigh(lines, slide_from(column + r, apart, x_pixel, size), y + r * y_pixel, apart * y_pixel,
               steps_up(count - r, apart), t);
       }
     } else if (run > 1 && step == 2 && apart == 1) {
-      const auto weigh = run == 7   ? weigh_slide<T, 7, 2, kLines>
-                         : run == 5 ? weigh_slide<T, 5, 2, kLines>
-                                    : weigh_slide<T, 3, 2, kLines>;
+      const auto weigh = weigh_slide_for<T, 2, kLines>(run);
       weigh(lines, slide_from(column, 1, x_pixel, size), y, y_pixel, count, t);
     } else {
       weigh_slide<T, 1, 1, kLines>(lines, slide_from(column, step, x_pixel, size), y, y_pixel, count, t++);
@@ -538,11 +589,22 @@ void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int
   constexpr int kLanes = Simd<T>::kLanes, kLines = CONVARITH_REGISTERS >= 32 ? 2 : 1;
   const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t row = begin; row < end; ++row) {
-    for (int64_t j = 0; j < c.vectors; ++j) {
-      const T* grad = y + row * y_row + j * c.last;
-      const int64_t count =
-          tap_lines(p, row, x + j * c.last, x_row, sums + j * taps * kLanes, p.kernel[1] * kLanes, lines);
+    const int64_t seen = row * p.in_step[0] + p.high[0] + 1;  // first by the next row of outputs
+    const int64_t rows = seen < 0 ? 0 : most<int64_t>(0, least(p.in_step[0], p.source[0] - seen));
+    PixelsAhead<T> x_ahead(rows > 0 ? x + seen * x_row : x, x_row, rows, x_pixel, c, kLanes);
+    PixelsAhead<T> y_ahead(row + 1 < end ? y + (row + 1) * y_row : y, y_row, row + 1 < end, y_pixel, c, kLanes);
+    for (int64_t v = 0; v < c.vectors; ++v) {
+      if (p.direct) {
+        x_ahead.ask(p.source[1]);
+        y_ahead.ask(p.grid[1]);
+      }
+      const int64_t at = vector_at(c, v, kLanes);
+      const T* grad = y + row * y_row + at;
+      const int64_t count = tap_lines(p, row, x + at, x_row, sums + v * taps * kLanes, p.kernel[1] * kLanes, lines);
       int64_t i = 0;
+      if constexpr (kLines > 1) {
+        for (; p.kernel[1] < 5 && i + 3 <= count; i += 3) weigh_lines<T, 3>(p, lines + i, x_pixel, grad, y_pixel);
+      }
       for (; i + kLines <= count; i += kLines) weigh_lines<T, kLines>(p, lines + i, x_pixel, grad, y_pixel);
       for (; i < count; ++i) weigh_lines<T, 1>(p, lines + i, x_pixel, grad, y_pixel);
     }
@@ -578,9 +640,9 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
       }
     }
     T* sums = static_cast<T*>(sums_data) + (part * p.channels + c.first) * taps;
-    for (int64_t j = 0; j < c.vectors; ++j) {
-      transpose(lanes + j * taps * kLanes, kLanes, taps, least<int64_t>(kLanes, c.size), sums + j * c.last * taps,
-                taps);
+    for (int64_t v = 0; v < c.vectors; ++v) {
+      transpose(lanes + v * taps * kLanes, kLanes, taps, least<int64_t>(kLanes, c.size),
+                sums + vector_at(c, v, kLanes) * taps, taps);
     }
   }
 }

@@ -141,7 +141,7 @@ struct Channelwise : Plan {
   Pass pass = Pass::kOutput;
   ChannelwisePlan plan = {};
   std::vector<RowTap> row_tap;
-  std::vector<ColumnTap> column_tap;
+  std::vector<ColumnRun> column_run;
   std::vector<int64_t> row_begin, column_begin;
   int64_t macs = 0;
 };
@@ -171,44 +171,49 @@ int64_t whole(int64_t size, int64_t part, int64_t step) {
 // The taps of all phases of both axes.
 void tabulate(Channelwise& result, const std::array<AxisPhases, 2>& axes, int64_t lanes) {
   ChannelwisePlan& d = result.plan;
-  const int64_t cell = d.members * lanes;
   for (const auto& taps : axes[0].taps) {
     result.row_begin.push_back(static_cast<int64_t>(result.row_tap.size()));
-    for (const auto& tap : taps) {
-      RowTap row = {tap.input, tap.tap, -1, false};
-      for (const auto& other : taps) {
-        if (other.input + d.in_step[0] == tap.input) row.below = other.tap;
-        if (tap.input + d.in_step[0] == other.input) row.above = true;
-      }
-      result.row_tap.push_back(row);
-    }
-  }
-  for (const auto& taps : axes[1].taps) {
-    result.column_begin.push_back(static_cast<int64_t>(result.column_tap.size()));
-    for (const auto& tap : taps) {
-      if (result.pass == Pass::kWeight) {
-        result.column_tap.push_back({tap.input, tap.tap, tap.input * (d.transposing ? lanes : d.in_axis[1])});
-        continue;
-      }
-      if (d.direct) {
-        result.column_tap.push_back({tap.input, tap.tap * cell, tap.input * d.in_axis[1]});
-        continue;
-      }
-      for (int64_t c = 0; c < d.members; ++c) {
-        result.column_tap.push_back({tap.input, tap.tap * cell + c * lanes, (tap.input - d.low[1]) * cell + c * lanes});
-      }
-    }
+    for (const auto& tap : taps) result.row_tap.push_back({tap.input, tap.tap});
   }
   result.row_begin.push_back(static_cast<int64_t>(result.row_tap.size()));
-  result.column_begin.push_back(static_cast<int64_t>(result.column_tap.size()));
   d.row_tap = result.row_tap.data();
   d.row_begin = result.row_begin.data();
-  d.column_tap = result.column_tap.data();
+  if (result.pass == Pass::kWeight) return;
+  const int64_t first = d.direct ? 0 : d.low[1];
+  for (const auto& taps : axes[1].taps) {
+    result.column_begin.push_back(static_cast<int64_t>(result.column_run.size()));
+    for (size_t t = 0; t < taps.size();) {
+      size_t size = 1;
+      while (d.in_step[1] == 1 && t + size < taps.size() &&
+             taps[t + size].input == taps[t].input + static_cast<int64_t>(size)) {
+        ++size;
+      }
+      size = size >= 7 ? 7 : size >= 5 ? 5 : size >= 3 ? 3 : 1;
+      const int64_t apart = size > 1 ? taps[t + 1].tap - taps[t].tap : 0;
+      for (int64_t c = 0; c < d.members; ++c) {
+        result.column_run.push_back({static_cast<int64_t>(size), taps[t].input - first, c * lanes,
+                                     (taps[t].tap * d.members + c) * lanes, apart * d.members * lanes});
+      }
+      t += size;
+    }
+  }
+  result.column_begin.push_back(static_cast<int64_t>(result.column_run.size()));
+  d.column_run = result.column_run.data();
   d.column_begin = result.column_begin.data();
 }
 
 constexpr int64_t kTileBytes = int64_t{32} << 10, kMostTileBytes = int64_t{1} << 18;
 constexpr int64_t kBoxBytes = int64_t{384} << 10;  // of all channels of the inputs that a box sees
+
+// Of the weights and biases of a block, and of the lines that a row of outputs sees.
+int64_t weight_bytes(const ChannelwisePlan& d, const ConvKernels& k) {
+  const int64_t vectors = d.direct ? parts(parts(d.channels, k.lanes), d.blocks) : 1;
+  return aligned(vectors * (d.kernel[0] * d.kernel[1] * d.members + 1) * k.lanes * k.sum_item);
+}
+
+int64_t line_bytes(const ChannelwisePlan& d) {
+  return aligned(2 * d.kernel[0] * static_cast<int64_t>(sizeof(void*)));
+}
 
 // Boxes, tile and scratch of a plan for outputs; false where a tile would be too large.
 bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
@@ -218,7 +223,7 @@ bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
   const bool short_rows = d.transposing && 4 * d.source[1] < 3 * k.lanes && d.low[1] <= 0 &&
                           d.high[1] + (d.grid[1] - 1) / d.out_step[1] * d.in_step[1] + 1 >= d.source[1];
   d.fill_rows = short_rows ? parts(4 * k.lanes, d.source[1]) : 1;
-  d.tile_rows = std::min(d.source[0], window + d.in_step[0] + d.fill_rows - 1);
+  d.tile_rows = std::min(d.source[0], window + d.fill_rows - 1);
   const int64_t columns = (kTileBytes / (std::max<int64_t>(1, d.tile_rows) * cell) - span) / d.in_step[1];
   constexpr int64_t kLeastColumns = 14;
   d.box[1] =
@@ -228,49 +233,56 @@ bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
   const int64_t tile_bytes = d.tile_rows * d.tile_pitch * k.sum_item;
   if (tile_bytes > kMostTileBytes) return false;
   const int64_t rows = kBoxBytes / (d.source[1] * (d.transposing ? vector : d.channels * k.item)) / d.in_step[0];
-  d.box[0] = whole(d.grid[0], std::max(4 * window, rows) * d.out_step[0], 2 * d.out_step[0]);
+  d.box[0] = whole(d.grid[0], std::max(4 * window, rows) * d.out_step[0], d.out_step[0]);
   for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
   d.flat_pixels = std::max(4 * k.lanes, d.fill_rows * d.source[1]);
-  d.at_input = aligned(d.kernel[0] * d.kernel[1] * d.members * vector);
+  d.at_input = weight_bytes(d, k);
   d.at_output = d.at_input + aligned(tile_bytes);
   d.at_flat = d.at_output + (d.transposing ? d.box[0] * d.grid[1] * vector : 0);
   d.at_lines = d.at_flat + (d.transposing ? d.flat_pixels * vector : 0);
-  d.scratch = d.at_lines + aligned(2 * d.kernel[0] * 3 * static_cast<int64_t>(sizeof(void*)));
+  d.scratch = d.at_lines + line_bytes(d);
   return true;
 }
 
-// Rows whose channels all stay in the second cache with what they see: every block of channels has a part of each line
-// that the memory hands out.
-int64_t direct_rows(const ChannelwisePlan& d, const ConvKernels& k) {
+// Where pixels are read in place: rows whose channels stay in the second cache with what they see, and blocks of
+// channels whose weights stay in the first with it. Memory hands out neighbours sooner, so blocks are small only where
+// there would be few tasks. The last vector has the one before it in its block.
+void cut_in_place(ChannelwisePlan& d, const ConvKernels& k, int64_t images) {
+  constexpr int64_t kRowBytes = int64_t{1} << 18, kWeightBytes = int64_t{24} << 10, kEnough = 16;
   const int64_t row_bytes = d.channels * k.item * (d.grid[1] + d.source[1]);
-  return std::max<int64_t>(2 * d.kernel[0], (1 << 18) / row_bytes);
-}
-
-// Boxes and scratch of a plan for outputs that reads the input where it stands.
-void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
-  d.box[0] = whole(d.grid[0], direct_rows(d, k), d.out_step[0]);
+  d.box[0] = whole(d.grid[0], std::max<int64_t>(2 * d.kernel[0], kRowBytes / row_bytes), d.out_step[0]);
   d.box[1] = d.grid[1];
   for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
-  d.at_lines = aligned(2 * k.lanes * d.kernel[0] * d.kernel[1] * k.sum_item);
-  d.scratch = d.at_lines + aligned(2 * d.kernel[0] * 3 * static_cast<int64_t>(sizeof(void*)));
+  const int64_t vectors = parts(d.channels, k.lanes);
+  const int64_t wanted = std::max(parts(vectors * d.kernel[0] * d.kernel[1] * k.lanes * k.sum_item, kWeightBytes),
+                                  parts(kEnough, images * d.boxes[0]));
+  d.blocks = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, vectors / 2));
+}
+
+// The same, and scratch, of a plan for outputs.
+void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
+  cut_in_place(d, k, d.batch);
+  d.at_lines = weight_bytes(d, k);
+  d.scratch = d.at_lines + line_bytes(d);
 }
 
 // The same of a plan for the weight's gradient.
 void lay_out_sums(ChannelwisePlan& d, const ConvKernels& k) {
-  d.box[0] = d.transposing ? d.grid[0] : even_part(d.grid[0], direct_rows(d, k));
-  d.boxes[0] = parts(d.grid[0], d.box[0]);
+  d.box[0] = d.grid[0];
+  d.boxes[0] = 1;
+  if (d.direct) cut_in_place(d, k, 1);
   // Parts are small enough for that, and have sums far smaller than themselves.
   const int64_t pixels = d.batch * d.grid[0] * d.grid[1], taps = d.kernel[0] * d.kernel[1];
   d.parts = std::clamp<int64_t>(pixels / (8 * taps), 1, d.batch * d.boxes[0]);
-  d.at_input = aligned(2 * k.lanes * taps * k.sum_item);
+  d.at_input = weight_bytes(d, k);
   d.at_output = d.at_input + aligned(d.transposing ? d.source[0] * d.source[1] * k.lanes * k.sum_item : 0);
   d.at_lines = d.at_output + aligned(d.transposing ? d.grid[0] * d.grid[1] * k.lanes * k.sum_item : 0);
-  d.scratch = d.at_lines + aligned(d.kernel[0] * 2 * static_cast<int64_t>(sizeof(void*)));
+  d.scratch = d.at_lines + line_bytes(d);
 }
 
 // Planes up to this size are transposed; with a stride, where the sweeps would split rows, larger ones are.
 constexpr int64_t kTransposedPixels = 256, kTransposedStridedPixels = 4096;
-// Kernels of few taps read the input where it stands: a copy would cost more than it saves.
+// Where outputs that are neighbours do not see the same inputs, kernels of many taps read them from a copy.
 constexpr int64_t kDirectTaps = 9;
 
 PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
@@ -321,8 +333,9 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   d.w_row = transposed ? p.w.channel : p.w.batch;
   d.w_member = transposed ? p.w.batch : p.w.channel;
   result.macs = d.batch * d.channels * d.members * p.output_numel() * p.kernel_numel();
-  d.direct = !d.transposing && (sums || (d.members == 1 && p.kernel_numel() <= kDirectTaps));
-  d.blocks = parts(d.channels, (d.direct ? 2 : 1) * k.lanes);
+  const bool slides = p.axis[2].stride == 1 && p.axis[2].dilation == 1;
+  d.direct = !d.transposing && (sums || (d.members == 1 && (slides || p.kernel_numel() <= kDirectTaps)));
+  d.blocks = parts(d.channels, k.lanes);
   if (sums) {
     lay_out_sums(d, k);
   } else if (d.direct) {

@@ -123,6 +123,25 @@ inline __attribute__((always_inline)) void store_block(const DepthwisePlan& p,
   }
 }
 
+// Asks for the outputs of a block.
+template <typename T, int kRows, int kVecs>
+inline __attribute__((always_inline)) void ask_outputs(const DepthwisePlan& p, T* out, int64_t column, int64_t rows) {
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    T* line = out + least<int64_t>(r, rows - 1) * p.out_axis[0] + column;
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) prefetch<1>(line + j * Lanes<T>::kLanes, 1);
+  }
+}
+
+// Asks for the inputs that the block below is the first to see, given this one's last line.
+template <typename T, int kRows, int kVecs, int kStep>
+inline __attribute__((always_inline)) void ask_inputs(const DepthwisePlan& p, const T* last_line, int64_t column) {
+  CONVARITH_UNROLL for (int i = 1; i <= kRows * kStep; ++i) {
+    CONVARITH_UNROLL for (int j = 0; j < kVecs * kStep; ++j) {
+      prefetch_ahead(last_line, i * p.in_axis[0] + column * kStep + j * Lanes<T>::kLanes);
+    }
+  }
+}
+
 // The first `rows` of kRows x kVecs outputs from column `column` on, by one row of weights. `lines` are the rows of
 // inputs that they see, [channel][row].
 template <typename T, int kRows, int kVecs, int kStep, int kLow>
@@ -133,7 +152,9 @@ void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const
   constexpr int kLanes = Window::kLanes, kLines = (kRows - 1) * kStep + 3;
   const int64_t size = p.source[1], first = column * kStep;
   V sums[kRows][kVecs] = {};
+  ask_outputs<T, kRows, kVecs>(p, out, column, rows);
   for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    ask_inputs<T, kRows, kVecs, kStep>(p, lines[kLines - 1], column);
     V v[kTaps3];
     spread_weights(p, w, v);
     CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
@@ -165,7 +186,9 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
   constexpr int kLanes = Window::kLanes, kLines = kPairs + 2;
   const int64_t size = p.source[1], first = column / 2;
   V sums[2 * kPairs][kVecs][2] = {};
+  ask_outputs<T, 2 * kPairs, 2 * kVecs - 1>(p, out, column, rows);
   for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    ask_inputs<T, kPairs, kVecs, 1>(p, lines[kLines - 1], first);
     V v[kTaps3];
     spread_weights(p, w, v);
     CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
@@ -212,7 +235,9 @@ void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column,
   typedef typename Lanes<T>::Sums V;
   constexpr int kLanes = Lanes<T>::kLanes, kLines = kRows + kSize - 1;
   V sums[kRows][kVecs] = {};
+  ask_outputs<T, kRows, kVecs>(p, out, column, rows);
   for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+    ask_inputs<T, kRows, kVecs, 1>(p, lines[kLines - 1], column);
     const int64_t* tap_weight = p.tap_weight;
     for (int64_t at = column + p.low[1]; at < column + p.low[1] + kSize; ++at, tap_weight += kSize) {
       V v[kSize];
@@ -354,6 +379,7 @@ void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int6
   typedef TapWindow<T, kStep, kLow> Window;
   typedef typename Window::V V;
   constexpr int kLanes = Window::kLanes, kRows = 2, kLines = (kRows - 1) * kStep + 3;
+  constexpr int kAhead = 2 * kRows;  // rows of outputs that are asked for ahead
   const int64_t vectors = block_count(p.grid[1], kLanes);
   V acc[kTaps3];
   CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) acc[i] = load(sums + i * kLanes);
@@ -366,6 +392,12 @@ void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int6
     Window window[kLines];
     CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) window[i].begin(lines[i], 0, p.source[1], vectors > 1);
     const auto add = [&](int64_t v, bool last, bool whole) __attribute__((always_inline)) {
+      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) prefetch_ahead(grad[r], kAhead * p.out_axis[0] + v * kLanes);
+      CONVARITH_UNROLL for (int i = kLines - kRows * kStep; i < kLines; ++i) {
+        CONVARITH_UNROLL for (int j = 0; j < kStep; ++j) {
+          prefetch_ahead(lines[i], kAhead * kStep * p.in_axis[0] + (v * kStep + j) * kLanes);
+        }
+      }
       V g[kRows];
       CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
         g[r] = last ? load_left(grad[r], v * kLanes, p.grid[1] - v * kLanes) : load_wide(grad[r] + v * kLanes);

@@ -224,13 +224,14 @@ struct DepthwisePlan {
 // l.
 struct RowTap {
   int64_t input, weight;  // row of the input that output 0 of the phase sees, row of the kernel
-  int64_t below;          // row of the kernel by which the next output sees the same row, or -1
-  bool above;             // whether the output before sees the same row as well
 };
 
-struct ColumnTap {
-  int64_t column, weight;  // as above, of the column; of outputs, the weight's elements from the row's
-  int64_t input;           // elements from pixel 0, or from the tile's first cell
+// Taps of a row of the kernel, by which an output sees neighbours: 1, or of outputs that are neighbours as well 3, 5
+// or 7.
+struct ColumnRun {
+  int64_t taps, column;  // of the first tap: column of the input, or of the tile, that output 0 of the phase sees
+  int64_t member;        // elements from the pixel
+  int64_t weight, weight_step;  // elements from the row's, and from one tap to the next
 };
 
 struct ChannelwisePlan {
@@ -248,10 +249,10 @@ struct ChannelwisePlan {
   int64_t out_step[2], in_step[2];
   const RowTap* row_tap;
   const int64_t* row_begin;  // [phase]: first of row_tap
-  const ColumnTap* column_tap;
+  const ColumnRun* column_run;
   const int64_t* column_begin;
 
-  // Outputs. The tile is a ring of rows, as many as a pair of rows of outputs sees.
+  // Outputs. The tile is a ring of rows, as many as a row of outputs sees.
   int64_t low[2], high[2];               // of the inputs that output 0 of all phases sees
   int64_t cells, tile_pitch, tile_rows;  // cells of a row; the pitch in elements
   int64_t fill_rows;                     // that are filled together
