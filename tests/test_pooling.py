@@ -184,8 +184,8 @@ def test_any_taps(window, dtype, shape):
 
 
 def test_where_the_backward_pass_goes_by_taps():
-    """Where rows of outputs are long, or short enough for registers, and a byte counts the window's elements; gradients
-    are torch's either way."""
+    """Where rows of outputs are long, or short enough for registers, or planes small, and a byte counts the window's
+    elements; gradients are torch's either way."""
     for dtype, width in ((torch.float32, 64), (torch.float64, 128)):
         for shorter in (0, 2):
             x = distinct(1, 2, 4, width - shorter).to(dtype)
@@ -197,7 +197,8 @@ def test_where_the_backward_pass_goes_by_taps():
             assert _ops.taps_pay(x, (kernel, kernel), (stride, stride)) == (stride == 1)
             ours, theirs = (partial(m.max_pool2d, kernel_size=kernel, stride=stride) for m in (C, F))
             same(ours, theirs, x)
-    x = distinct(1, 40, 4, 4).to(memory_format=torch.channels_last)
+    assert _ops.taps_pay(distinct(1, 40, 4, 4).float(), (2, 2), (2, 2))  # many small planes
+    x = distinct(1, 20, 4, 4).to(memory_format=torch.channels_last)
     assert _ops.taps_pay(x.float(), (2, 2), (2, 2))
     assert not _ops.taps_pay(x.float().contiguous(), (2, 2), (2, 2))
     x = distinct(1, 1, 17, 600).float()
@@ -357,6 +358,58 @@ def test_channels_last(axes):
         assert torch.equal(
             of("max", axes)(last.detach(), kernel, stride, padding), of("max", axes)(x, kernel, stride, padding)
         )
+
+
+@pytest.mark.parametrize("shape", [(2, 60, 131, 133), (700, 8, 22, 21), (2800, 8, 11, 11)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_than_caches_hold(dtype, layout, shape):
+    """Results that go past the caches in whole lines, wherever they begin; planes of all sizes."""
+    for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 1)):
+        x = (
+            small_integers(*shape)
+            .to(dtype, memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+            .requires_grad_()
+        )
+        pools = [
+            lambda m, v: m.avg_pool2d(v, kernel, stride, padding, divisor_override=1),  # noqa: B023
+            lambda m, v: m.max_pool2d(v, kernel, stride, padding),  # noqa: B023
+        ]
+        for pool in pools:
+            ys = [pool(m, x) for m in (C, F)]
+            g = small_integers(*ys[1].shape, seed=1).to(dtype)
+            grads = [torch.autograd.grad(y, x, g)[0] for y in ys]
+            assert all(torch.equal(ours, theirs) for ours, theirs in (ys, grads))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_many_small_planes(dtype):
+    """Planes that are gathered whole, by every step that a window and its stride may have."""
+    for size, kernel, stride, padding in (
+        ((14, 14), 2, 2, 0), ((13, 9), 3, 2, 1), ((7, 7), 3, 1, 1), ((4, 11), 3, 3, 0), ((6, 6), 2, 3, 1),
+        ((1, 5), 1, 2, 0), ((3, 4, 5), 2, 2, 1),
+    ):  # fmt: skip
+        axes = len(size)
+        if axes == 3 and dtype == torch.bfloat16:  # which torch has not
+            continue
+        x = small_integers(5, 13, *size).to(dtype).requires_grad_()
+        for kind in ("avg", "max"):
+            options = {"divisor_override": 1} if kind == "avg" and axes > 1 else {}
+            ys = [getattr(m, f"{kind}_pool{axes}d")(x, kernel, stride, padding, **options) for m in (C, F)]
+            g = small_integers(*ys[1].shape, seed=1).to(dtype)
+            grads = [torch.autograd.grad(y, x, g)[0] for y in ys]
+            assert all(torch.equal(ours, theirs) for ours, theirs in (ys, grads))
+            if kind == "avg" and dtype != torch.bfloat16:  # whose sums torch rounds
+                ours, theirs = (
+                    getattr(m, f"avg_pool{axes}d")(x, kernel, stride, padding, count_include_pad=False) for m in (C, F)
+                )
+                grads = [torch.autograd.grad(y, x, g)[0] for y in (ours, theirs)]
+                torch.testing.assert_close(*grads)
+        p = 2.5 if dtype == torch.float32 else 2
+        if axes == 2 and dtype != torch.bfloat16:
+            positive = (x.detach().abs() + 1).requires_grad_()
+            grads = [torch.autograd.grad(m.lp_pool2d(positive, p, kernel, stride).sum(), positive)[0] for m in (C, F)]
+            torch.testing.assert_close(*grads)
 
 
 def test_window_wholly_in_the_padding_is_refused():

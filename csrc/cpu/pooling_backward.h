@@ -3,6 +3,7 @@
 // g * y^(1-p), and their sum is multiplied by |x|^(p-1) sign(x).
 #pragma once
 
+#include "pooling_flat.h"
 #include "pooling_forward.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -11,6 +12,7 @@ namespace {
 template <typename T>
 struct AverageBackward {
   typedef typename Lanes<T>::Sums Sums;
+  static constexpr bool kIsAverage = true;
 
   explicit AverageBackward(const PoolPlan&) {}
   static Sums share(const T* g, const T*, int64_t count) { return load_up_to(g, count); }
@@ -20,6 +22,7 @@ struct AverageBackward {
 template <int kPower, bool kSigned, typename T>
 struct NormBackward {
   typedef typename Lanes<T>::Sums Sums;
+  static constexpr bool kIsAverage = false;
 
   explicit NormBackward(const PoolPlan& plan) : powers(plan.exponent) {}
   Sums share(const T* g, const T* y, int64_t count) const {
@@ -195,13 +198,111 @@ void short_backward_rows(const Policy& policy, const PoolPlan& plan, const Find&
   });
 }
 
+// With many channels behind the last axis, means: pixels of y are summed as they stand, all with the same weight.
+template <typename T>
+void average_pixels_backward(const PoolPlan& plan, const T* g, T* result, int64_t begin, int64_t end) {
+  typedef typename Lanes<T>::Sums Sums;
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t inner = plan.inner, line_size = plan.output[2] * inner, n = plan.input[2] * inner;
+  const auto scale = every<Sums>(static_cast<typename Lanes<T>::Sum>(plan.scale));
+  Stream<T> out(result + begin * n, (end - begin) * n);
+  for (Row row(begin, plan.input); begin < end; ++begin, row.advance()) {
+    const Lines lines(plan.lines, row.i0, row.i1);
+    const T* from = g + row.plane * plan.output[0] * plan.output[1] * line_size + lines.start;
+    for (int64_t i = 0; i < plan.input[2]; ++i) {
+      const int64_t *offset = plan.offsets + plan.offsets_begin[i % plan.stride],
+                    *offsets_end = plan.offsets + plan.offsets_begin[i % plan.stride + 1];
+      const int64_t column = i / plan.stride * inner;
+      while (offset < offsets_end && column + *offset < 0) ++offset;  // they rise
+      while (offset < offsets_end && column + offsets_end[-1] >= line_size) --offsets_end;
+      for_each_run<Sums, kPixelRun>(0, inner, [&](auto vectors, int64_t e, int64_t count) {
+        constexpr int kVectors = decltype(vectors)::value, kWhole = (kVectors - 1) * kLanes;
+        Sums sums[kVectors] = {};
+        for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+          const T* line = from + l0 * lines.step0 + column + e;
+          for (int64_t l1 = 0; l1 < lines.count1; ++l1, line += lines.step1) {
+            for (const int64_t* o = offset; o < offsets_end; ++o) {
+              CONVARITH_UNROLL for (int v = 0; v < kVectors - 1; ++v) sums[v] += load_sums(line + *o + v * kLanes);
+              sums[kVectors - 1] += load_up_to(line + *o + kWhole, count - kWhole);
+            }
+          }
+        }
+        T* to = out.next(count);
+        CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) store_sums(to + v * kLanes, sums[v] * scale);
+      });
+    }
+  }
+}
+
+// Means of two axes whose rows share lines of y: each line is scaled and spread along the last axis once, and rows of x
+// sum what they see of a ring of such lines.
+template <typename T>
+void average_rows_backward(const PoolPlan& plan, const T* g, T* result, char* scratch, int64_t begin, int64_t end) {
+  typedef typename Lanes<T>::Sum Sum;
+  typedef typename Lanes<T>::Sums Sums;
+  typedef AverageBackward<Sum> Policy;
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t n = plan.input[2], width = plan.output[2], at_once = least<int64_t>(plan.rows_at_once, kRingAhead);
+  const LineTable& table = plan.lines[1];
+  Sum* kept = neutral_lines<T>(plan, 0, scratch);
+  Sum* phases = kept + plan.rows_at_once * plan.line_size;
+  Sum* ring = phases + plan.phase_columns * plan.stride;
+  Stream<T> out(result + begin * n, (end - begin) * n);
+  with_backward_stride(plan, [&](auto stride) {
+    const BackwardRows<decltype(stride)::value, Policy, Sum> kernel = {plan, Policy(plan), kept, phases};
+    const auto spread = [&](const T* plane, int64_t first, int64_t last) {
+      for (int64_t l = first; l < last; ++l) {
+        const Sum weight = plan.uniform ? 1 : static_cast<Sum>(plan.weight[0][0] * plan.weight[1][l]);
+        Sum* to = kept + (l - first) * plan.line_size + plan.at_output;
+        for (int64_t e = 0; e < width; e += kLanes) {
+          const Sums share = load_up_to(plane + l * width + e, width - e) * (scale_of<Sum>(plan, e) * weight);
+          width - e >= kLanes ? store(to + e, share) : store_first(to + e, share, static_cast<int>(width - e));
+        }
+      }
+      for (int64_t l = first; l < last; ++l) {
+        kernel.spread(kept + (l - first) * plan.line_size, nullptr, ring + (l & (plan.ring - 1)) * plan.ring_line);
+      }
+    };
+    Row row(begin, plan.input);
+    int64_t ready = 0;  // lines of the plane
+    for (int64_t r = begin; r < end; ++r, row.advance()) {
+      const int64_t count = table.count[row.i1], first = count == 0 ? 0 : table.first[row.i1], last = first + count;
+      if (r == begin || row.i1 == 0) ready = first;
+      while (ready < last) {
+        const int64_t next = least(plan.output[1], ready + at_once);
+        spread(g + row.plane * plan.output[1] * width, ready, next);
+        ready = next;
+      }
+      for_each_run<Sums, kPixelRun>(0, n, [&](auto vectors, int64_t e, int64_t left) {
+        constexpr int kVectors = decltype(vectors)::value;
+        Sums sums[kVectors] = {};
+        for (int64_t l = first; l < last; ++l) {
+          const Sum* line = ring + (l & (plan.ring - 1)) * plan.ring_line + e;
+          CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] += load(line + v * kLanes);
+        }
+        T* to = out.next(left);
+        CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) store_sums(to + v * kLanes, sums[v]);
+      });
+    }
+  });
+}
+
 template <typename Policy, typename T>
 void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data, void* result_data,
                    char* scratch, int64_t begin, int64_t end) {
+  if (plan.flat_first != nullptr) {
+    return flat_backward<Policy, T>(plan, g_data, x_data, y_data, result_data, scratch, begin, end);
+  }
   const T* g = static_cast<const T*>(g_data);
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   T* result = static_cast<T*>(result_data);
+  if constexpr (Policy::kIsAverage) {
+    if (plan.ring != 0) return average_rows_backward(plan, g, result, scratch, begin, end);
+    if (plan.inner >= Lanes<T>::kLanes && plan.uniform) {
+      return average_pixels_backward(plan, g, result, begin, end);
+    }
+  }
   const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
   if (plan.picks != nullptr) {
     const int64_t whole_planes = planes_of_whole_vectors(plan, plan.output), at = begin * plan.input[2];

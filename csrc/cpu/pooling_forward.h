@@ -5,6 +5,7 @@
 
 #include "pooling_short.h"
 #include "simd_math.h"
+#include "window_stream.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -26,6 +27,7 @@ template <bool kMinimum, typename T>
 struct Maximum {
   typedef typename Lanes<T>::Sums Sums;
   static constexpr double kNeutral = kMinimum ? __builtin_inf() : -__builtin_inf();
+  static constexpr bool kIsUsual = !kMinimum;  // worth kernels of its own for usual windows
 
   explicit Maximum(const PoolPlan&) {}
   static Sums add(Sums best, Sums v) { return better<kMinimum>(best, v); }
@@ -38,6 +40,7 @@ struct Average {
   typedef typename Lanes<T>::Sums Sums;
   typedef typename Lanes<T>::Sum Sum;
   static constexpr double kNeutral = 0;
+  static constexpr bool kIsUsual = true;
 
   explicit Average(const PoolPlan& p) : plan(p) {}
   static Sums add(Sums sum, Sums v) { return sum + v; }
@@ -114,6 +117,7 @@ struct Norm {
   typedef typename Lanes<T>::Sums Sums;
   typedef typename Lanes<T>::Sum Sum;
   static constexpr double kNeutral = 0;
+  static constexpr bool kIsUsual = kPower == 2 && kSigned;  // torch's default
   static constexpr int kLanes = Lanes<T>::kLanes;
   static constexpr Sum kLeast = sizeof(Sum) == 4 ? __FLT_MIN__ * 1024 : __DBL_MIN__ * 1024;
   static constexpr Sum kMost = sizeof(Sum) == 4 ? __FLT_MAX__ : __DBL_MAX__;
@@ -169,24 +173,25 @@ struct Norm {
 // So many vectors of a line are combined at once: memory is read in the order of its addresses, in runs as long as
 // registers allow. Several lines in turn, a vector of each, come from memory at half that speed.
 constexpr int kRun = 8;
+constexpr int kPixelRun = 4;  // likewise of pixels that stand channel behind channel
 
 // Calls body(Constant<vectors>, e, count) for runs of a line of n elements, `count` of them from e on; all vectors but
 // a run's last are whole.
-template <typename Sums, int kVectors = kRun, typename Body>
+template <typename Sums, int kMost, int kVectors = kMost, typename Body>
 inline void for_each_run(int64_t e, int64_t n, const Body& body) {
-  constexpr int64_t kLanes = sizeof(Sums) / sizeof(Sums{}[0]), kAll = kRun * kLanes;
-  if constexpr (kVectors == kRun) {
-    for (; e + kAll < n; e += kAll) body(Constant<kRun>{}, e, kAll);
+  constexpr int64_t kLanes = sizeof(Sums) / sizeof(Sums{}[0]), kAll = kMost * kLanes;
+  if constexpr (kVectors == kMost) {
+    for (; e + kAll < n; e += kAll) body(Constant<kMost>{}, e, kAll);
   }
   if (n - e > (kVectors - 1) * kLanes) return body(Constant<kVectors>{}, e, n - e);
-  if constexpr (kVectors > 1) for_each_run<Sums, kVectors - 1>(e, n, body);
+  if constexpr (kVectors > 1) for_each_run<Sums, kMost, kVectors - 1>(e, n, body);
 }
 
 template <typename Policy, typename T, typename Sum>
 inline void reduce_lines(const Policy& policy, const Lines& lines, const T* from, int64_t n, Sum* to) {
   typedef typename Lanes<T>::Sums Sums;
   constexpr int kLanes = Lanes<T>::kLanes;
-  for_each_run<Sums>(0, n, [&](auto vectors, int64_t e, int64_t count) {
+  for_each_run<Sums, kRun>(0, n, [&](auto vectors, int64_t e, int64_t count) {
     constexpr int kVectors = decltype(vectors)::value, kWhole = (kVectors - 1) * kLanes;
     Sums sums[kVectors];
     CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = every<Sums>(static_cast<Sum>(Policy::kNeutral));
@@ -237,7 +242,7 @@ inline void pool_row(const Policy& policy, const PoolPlan& plan, const Row& row,
   store_first(y + o, policy.finish(row, x, sum, o, outputs - o), static_cast<int>(outputs - o));
 }
 
-// With channels behind the last axis, a tap is a distance of whole pixels; with stride 1 all pixels are one run.
+// With few channels behind the last axis, a tap is a distance of whole pixels; with stride 1 all pixels are one run.
 template <typename Policy, typename T, typename Sum>
 inline void pool_row_of_pixels(const Policy& policy, const PoolPlan& plan, const Row& row, const T* x,
                                const Sum* window, T* y) {
@@ -252,6 +257,41 @@ inline void pool_row_of_pixels(const Policy& policy, const PoolPlan& plan, const
       const int64_t e = r * plan.inner + c;
       store_up_to(y + e, policy.finish(row, x, sum, e, run - c), run - c);
     }
+  }
+}
+
+// With many, pixels are reduced as they stand, from the lines that begin at `from`; finish() is told of x.
+template <typename Policy, typename T, typename From>
+inline void pool_pixels(const Policy& policy, const PoolPlan& plan, const Row& row, const T* x, const Lines& lines,
+                        const From* from, Stream<T>& out) {
+  typedef typename Lanes<T>::Sums Sums;
+  typedef typename Lanes<T>::Sum Sum;
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t inner = plan.inner, step = plan.dilation * inner, width = plan.input[2] * inner;
+  for (int64_t o = 0; o < plan.output[2]; ++o) {
+    int64_t first = o * plan.stride * inner + plan.at_window - plan.at_input, end = first + plan.kernel[2] * step;
+    while (first < 0) first += step;
+    end = least(end, width);
+    for_each_run<Sums, kPixelRun>(0, inner, [&](auto vectors, int64_t e, int64_t count) {
+      constexpr int kVectors = decltype(vectors)::value, kWhole = (kVectors - 1) * kLanes;
+      Sums sums[kVectors];
+      for (Sums& sum : sums) sum = every<Sums>(static_cast<Sum>(Policy::kNeutral));
+      for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+        const From* line = from + l0 * lines.step0 + e;
+        for (int64_t l1 = 0; l1 < lines.count1; ++l1, line += lines.step1) {
+          for (int64_t at = first; at < end; at += step) {
+            CONVARITH_UNROLL for (int v = 0; v < kVectors - 1; ++v) sums[v] =
+                policy.add(sums[v], load_sums(line + at + v * kLanes));
+            sums[kVectors - 1] = policy.add(sums[kVectors - 1], load_up_to(line + at + kWhole, count - kWhole));
+          }
+        }
+      }
+      T* to = out.next(count);
+      CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = e + v * kLanes;
+        store_sums(to + v * kLanes, policy.finish(row, x, sums[v], o * inner + at, inner - at));
+      }
+    });
   }
 }
 
@@ -338,11 +378,23 @@ void pool_rows(const PoolPlan& plan, const void* x_data, void* y_data, char* scr
   T* y = static_cast<T*>(y_data);
   const Policy policy(plan);
   if (plan.picks != nullptr) return pool_short_rows(policy, plan, x, y, begin, end);
+  if (plan.inner >= Lanes<T>::kLanes) {
+    const int64_t n = plan.output[2] * plan.inner,
+                  plane_size = plan.input[0] * plan.input[1] * plan.input[2] * plan.inner;
+    Stream<T> out(y + begin * n, (end - begin) * n);
+    for (Row row(begin, plan.output); begin < end; ++begin, row.advance()) {
+      const Lines lines(plan.lines, row.i0, row.i1);
+      pool_pixels(policy, plan, row, x, lines, x + row.plane * plane_size + lines.start, out);
+    }
+    return;
+  }
   const int64_t k = plan.dilation == 1 ? plan.kernel[2] : 0, s = plan.stride;
   if (plan.inner != 1) return pool_rows_by<0, -1>(policy, plan, x, y, scratch, begin, end);
-  if (k == 2 && s == 2) return pool_rows_by<2, 2>(policy, plan, x, y, scratch, begin, end);
-  if (k == 3 && s == 2) return pool_rows_by<3, 2>(policy, plan, x, y, scratch, begin, end);
-  if (k == 3 && s == 1) return pool_rows_by<3, 1>(policy, plan, x, y, scratch, begin, end);
+  if constexpr (Policy::kIsUsual) {
+    if (k == 2 && s == 2) return pool_rows_by<2, 2>(policy, plan, x, y, scratch, begin, end);
+    if (k == 3 && s == 2) return pool_rows_by<3, 2>(policy, plan, x, y, scratch, begin, end);
+    if (k == 3 && s == 1) return pool_rows_by<3, 1>(policy, plan, x, y, scratch, begin, end);
+  }
   if (s == 1) return pool_rows_by<0, 1>(policy, plan, x, y, scratch, begin, end);
   if (s == 2) return pool_rows_by<0, 2>(policy, plan, x, y, scratch, begin, end);
   return pool_rows_by<0, 0>(policy, plan, x, y, scratch, begin, end);

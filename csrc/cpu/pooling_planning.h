@@ -69,7 +69,7 @@ class Planned {
 
   // Rows of x from lines of y; a row has one line of sums, or one for each tap of the last axis.
   static Planned backward(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent = 0,
-                          int64_t lines_of_row = 1) {
+                          int64_t lines_of_row = 1, bool by_taps = false) {
     Planned p(w, kernels, weights, exponent);
     for (int i = 0; i < 2; ++i) {
       const Axis& a = w.axis[i];
@@ -92,14 +92,19 @@ class Planned {
     }
     p.plan_.lines[1].pitch = w.output[2] * w.inner;
     p.plan_.lines[0].pitch = w.output[1] * p.plan_.lines[1].pitch;
+    if (p.lay_out_flat(w, by_taps, kernels)) return p;
     p.lay_out_backward(w.axis[2], lines_of_row, kernels);
-    if (p.has_short_rows(kernels)) p.lay_out_backward_picks(w.axis[2], lines_of_row > 1, kernels);
+    if (p.has_short_rows(kernels)) {
+      p.lay_out_backward_picks(w.axis[2], by_taps, kernels);
+    } else if (!by_taps && exponent == 0) {
+      p.lay_out_ring(w, kernels);
+    }
     p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
     return p;
   }
 
   static Planned backward_by_taps(const Windows& w, const WindowKernels& kernels) {
-    return backward(w, kernels, {}, 0, w.axis[2].kernel);
+    return backward(w, kernels, {}, 0, w.axis[2].kernel, true);
   }
 
   // Valid as long as this is.
@@ -114,6 +119,10 @@ class Planned {
     plan_.picks = picks_.empty() ? nullptr : picks_.data();
     plan_.offsets = offsets_.data();
     plan_.offsets_begin = offsets_begin_.data();
+    plan_.flat_first = flat_first_.empty() ? nullptr : flat_first_.data();
+    plan_.flat_picks = flat_picks_.data();
+    plan_.flat_taps = flat_taps_.data();
+    plan_.flat_weight = flat_weight_.data();
     return plan_;
   }
 
@@ -152,6 +161,19 @@ class Planned {
     const Narrow narrow = static_cast<Narrow>(value);
     const void* from = kernels.sum_item == sizeof(Narrow) ? static_cast<const void*>(&narrow) : &value;
     to.insert(to.end(), static_cast<const char*>(from), static_cast<const char*>(from) + kernels.sum_item);
+  }
+
+  // Numbers of the sums' size.
+  template <typename Narrow, typename Wide>
+  static std::vector<char> numbers(const std::vector<Wide>& values, const WindowKernels& kernels) {
+    std::vector<char> result(values.size() * kernels.sum_item);
+    if (kernels.sum_item == sizeof(Wide)) {
+      std::memcpy(result.data(), values.data(), result.size());
+    } else {
+      const std::vector<Narrow> narrow(values.begin(), values.end());
+      std::memcpy(result.data(), narrow.data(), result.size());
+    }
+    return result;
   }
 
   bool has_short_rows(const WindowKernels& kernels) const {
@@ -198,6 +220,70 @@ class Planned {
         }
       }
     }
+  }
+
+  // Small planes, and so many that they are worth the tables; false where there are none.
+  bool lay_out_flat(const Windows& w, bool by_taps, const WindowKernels& kernels) {
+    constexpr int64_t kFewest = 32, kMostSteps = 4, kMostEntries = 2048;  // tables in a part of the first cache
+    const int64_t inputs = w.input_numel(), outputs = w.output_numel();
+    if (w.inner != 1 || w.planes < kFewest || inputs > kMostEntries) return false;
+    // What an input of an axis gets in each of its steps: the output, or -1, and through which tap.
+    typedef std::pair<int64_t, int64_t> Seen;
+    std::array<std::vector<std::vector<Seen>>, kAxes> seen;
+    std::array<int64_t, kAxes> steps = {};
+    for (int i = 0; i < kAxes; ++i) {
+      const Axis& a = w.axis[i];
+      for (int64_t in = 0; in < a.input; ++in) {
+        std::vector<Seen>& of = seen[i].emplace_back();
+        for (int64_t t = a.kernel - 1; t >= 0; --t) {
+          if ((in + a.lo - t * a.dilation) % a.stride == 0) of.emplace_back(output_index(a, w.output[i], in, t), t);
+        }
+        steps[i] = std::max(steps[i], static_cast<int64_t>(of.size()));
+      }
+      for (std::vector<Seen>& of : seen[i]) of.resize(steps[i], Seen(-1, 0));
+    }
+    const int64_t lanes = kernels.lanes, vectors = ceil_div(inputs, lanes);
+    plan_.flat_steps = steps[0] * steps[1] * steps[2];
+    if ((!by_taps && plan_.flat_steps > kMostSteps) || vectors * plan_.flat_steps * lanes > kMostEntries) return false;
+    std::vector<int64_t> picks(vectors * plan_.flat_steps * lanes, -1), taps = picks;
+    for (int64_t i = 0; i < inputs; ++i) {
+      const auto& of0 = seen[0][i / w.axis[2].input / w.axis[1].input];
+      const auto& of1 = seen[1][i / w.axis[2].input % w.axis[1].input];
+      const auto& of2 = seen[2][i % w.axis[2].input];
+      int64_t entry = i / lanes * plan_.flat_steps * lanes + i % lanes;
+      for (const auto& [o0, t0] : of0) {
+        for (const auto& [o1, t1] : of1) {
+          for (const auto& [o2, t2] : of2) {
+            if (o0 >= 0 && o1 >= 0 && o2 >= 0) {
+              picks[entry] = (o0 * w.output[1] + o1) * w.output[2] + o2;
+              taps[entry] = (t0 * w.axis[1].kernel + t1) * w.axis[2].kernel + t2;
+            }
+            entry += lanes;
+          }
+        }
+      }
+    }
+    for (auto vector = picks.begin(); vector != picks.end(); vector += lanes) {
+      int64_t first = outputs, last = 0;
+      for (auto lane = vector; lane != vector + lanes; ++lane) {
+        if (*lane < 0) continue;
+        first = std::min(first, *lane);
+        last = std::max(last, *lane);
+      }
+      if (last - first >= lanes) return flat_first_.clear(), false;
+      for (auto lane = vector; lane != vector + lanes; ++lane) *lane = *lane < 0 ? -1 : *lane - first;
+      flat_first_.push_back(first);
+    }
+    flat_picks_ = numbers<int32_t>(picks, kernels);
+    if (by_taps) flat_taps_ = numbers<int32_t>(taps, kernels);
+    std::vector<double> weight(whole_vectors(outputs, kernels), plan_.scale);
+    for (int64_t o = 0; o < outputs && !plan_.uniform; ++o) {
+      weight[o] = weights_[0][o / w.output[2] / w.output[1]] * weights_[1][o / w.output[2] % w.output[1]] *
+                  weights_[2][o % w.output[2]];
+    }
+    flat_weight_ = numbers<float>(weight, kernels);
+    plan_.scratch = 4 * (outputs + lanes) * kernels.sum_item;
+    return true;
   }
 
   static int64_t whole_vectors(int64_t count, const WindowKernels& kernels) {
@@ -247,6 +333,16 @@ class Planned {
     plan_.scratch = (plan_.rows_at_once * plan_.line_size + plan_.phase_columns * a.stride) * kernels.sum_item;
   }
 
+  // Rows follow each other, and so do the lines that they see, some by several rows.
+  void lay_out_ring(const Windows& w, const WindowKernels& kernels) {
+    const bool alone = w.inner == 1 && w.axis[0].input == 1 && w.output[0] == 1 && w.axis[1].dilation == 1;
+    if (!alone || count_[0][0] != 1 || w.axis[1].stride == 1) return;
+    const int64_t lines = *std::max_element(count_[1].begin(), count_[1].end()) + kRingAhead;
+    for (plan_.ring = 1; plan_.ring < lines;) plan_.ring *= 2;
+    plan_.ring_line = whole_vectors(w.axis[2].input, kernels);
+    plan_.scratch += plan_.ring * plan_.ring_line * kernels.sum_item;
+  }
+
   // Rows of a plane of `rows` x `columns`, and the lines that they see: those of the first one, and as many more for
   // each further row as the end of what it sees may be ahead.
   void lay_out_chunk(int64_t rows, int64_t columns, const WindowKernels& kernels) {
@@ -278,7 +374,8 @@ class Planned {
   PoolPlan plan_ = {};
   std::vector<int64_t> first_[2], count_[2], first_tap_[2], offsets_, offsets_begin_;
   Weights weights_;
-  std::vector<char> column_, picks_;
+  std::vector<char> column_, picks_, flat_picks_, flat_taps_, flat_weight_;
+  std::vector<int64_t> flat_first_;
 };
 
 }  // namespace convarith::cpu

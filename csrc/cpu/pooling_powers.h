@@ -97,9 +97,16 @@ void general_norm_rows(const PoolPlan& plan, const T* x, T* y, char* scratch, in
         short_rows<kVectors>(plan, plan.output, inputs, Sum(0), combine, join, finish, sums, r, r + chunk.count);
       });
     } else {
+      Stream<Sum> pixels(sums, chunk.count * outputs);
       Row row = chunk.row;
       for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
         const Lines lines = chunk.lines(plan, row);
+        if constexpr (kStride < 0) {
+          if (plan.inner >= kLanes) {
+            pool_pixels(sum, plan, row, powers, lines, powers + lines.start, pixels);
+            continue;
+          }
+        }
         reduce_lines(sum, lines, powers + lines.start, inputs, line + plan.at_input);
         if constexpr (kStride < 0) {
           pool_row_of_pixels(sum, plan, row, powers, line + plan.at_window, sums + j * outputs);
@@ -138,13 +145,16 @@ void general_norm(const PoolPlan& plan, const void* x_data, void* y_data, char* 
 template <bool kSigned, typename T>
 void general_norm_backward(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data,
                            void* result_data, char* scratch, int64_t begin, int64_t end) {
+  if (plan.flat_first != nullptr) {
+    typedef NormBackward<0, kSigned, T> Policy;
+    return flat_backward<Policy, T>(plan, g_data, x_data, y_data, result_data, scratch, begin, end);
+  }
   typedef typename Lanes<T>::Sum Sum;
   typedef AverageBackward<Sum> Policy;  // the shares are as they shall be
   constexpr int kLanes = Lanes<T>::kLanes;
   const T* g = static_cast<const T*>(g_data);
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
-  T* result = static_cast<T*>(result_data);
   const Powers<0, kSigned, typename Lanes<T>::Sums> powers(plan.exponent);
   Sum* line = neutral_lines<T>(plan, 0, scratch);
   Sum* phases = line + plan.rows_at_once * plan.line_size;
@@ -152,6 +162,7 @@ void general_norm_backward(const PoolPlan& plan, const void* g_data, const void*
   Sum* sums = shares + plan.chunk_size;
   const int64_t inputs = plan.input[2] * plan.inner;
   const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
+  Stream<T> out(static_cast<T*>(result_data) + begin * inputs, (end - begin) * inputs);
   with_backward_stride(plan, [&](auto stride) {
     const BackwardRows<decltype(stride)::value, Policy, Sum> kernel = {plan, Policy(plan), line, phases};
     for (int64_t r = begin; r < end;) {
@@ -178,8 +189,9 @@ void general_norm_backward(const PoolPlan& plan, const void* g_data, const void*
         }
       }
       for (int64_t e = 0; e < chunk.count * inputs; e += kLanes) {
-        const int64_t at = r * inputs + e, count = chunk.count * inputs - e;
-        store_up_to(result + at, load_up_to(sums + e, count) * powers.slope(load_up_to(x + at, count)), count);
+        const int64_t count = chunk.count * inputs - e;
+        store_sums(out.next(least<int64_t>(count, kLanes)),
+                   load_up_to(sums + e, count) * powers.slope(load_up_to(x + r * inputs + e, count)));
       }
       r += chunk.count;
     }

@@ -16,11 +16,12 @@ inline int64_t pooled_rows(const Windows& w) {
 inline int64_t pooled_row_work(const Windows& w) {
   return w.output[2] * w.inner * w.kernel_numel();
 }
-inline int64_t input_rows(const Windows& w) {
-  return w.planes * w.axis[0].input * w.axis[1].input;
+// What backward passes take in turn: rows of x, or planes that are small.
+inline int64_t input_units(const PoolPlan& plan, const Windows& w) {
+  return plan.flat_first != nullptr ? w.planes : w.planes * w.axis[0].input * w.axis[1].input;
 }
-inline int64_t input_row_work(const Windows& w) {
-  return w.axis[2].input * w.inner * w.axis[2].kernel;
+inline int64_t input_unit_work(const PoolPlan& plan, const Windows& w) {
+  return (plan.flat_first != nullptr ? w.input_numel() : w.axis[2].input * w.inner) * w.axis[2].kernel;
 }
 
 // Calls body(scratch, begin, end).
@@ -47,9 +48,10 @@ inline void run_pool_backward(const WindowKernels& kernels, Pooling kind, const 
                               double exponent, const void* g, const void* x, const void* y, void* result) {
   Planned planned = Planned::backward(w, kernels, weights, exponent);
   const PoolPlan& plan = planned.plan();
-  parallel_pool_rows(plan, input_rows(w), input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
-    kernels.pool_backward(kind, plan, g, x, y, result, scratch, begin, end);
-  });
+  parallel_pool_rows(plan, input_units(plan, w), input_unit_work(plan, w),
+                     [&](char* scratch, int64_t begin, int64_t end) {
+                       kernels.pool_backward(kind, plan, g, x, y, result, scratch, begin, end);
+                     });
 }
 
 // Whether rows of inputs gather outputs by taps: they need a line for each tap of the last axis, and scratch is
@@ -66,11 +68,11 @@ inline bool run_tap_scatter(const WindowKernels& kernels, const Windows& w, cons
                             void* result) {
   Planned planned = Planned::backward_by_taps(w, kernels);
   const PoolPlan& plan = planned.plan();
-  const int64_t rows = input_rows(w), count = w.planes * w.output_numel() * w.inner;
+  const int64_t rows = input_units(plan, w), count = w.planes * w.output_numel() * w.inner;
   const uint8_t* taps_end = taps + count;
   const int64_t share = ceil_div(count, std::max<int64_t>(1, rows));  // of the taps, looked at with a row
   std::atomic<bool> valid = true;
-  parallel_pool_rows(plan, rows, input_row_work(w), [&](char* scratch, int64_t begin, int64_t end) {
+  parallel_pool_rows(plan, rows, input_unit_work(plan, w), [&](char* scratch, int64_t begin, int64_t end) {
     const int64_t from = std::min(begin * share, count), to = std::min(end * share, count);
     if (!kernels.are_taps(taps + from, to - from, w.kernel_numel())) valid = false;
     kernels.tap_scatter(plan, g, taps, taps_end, result, scratch, begin, end);

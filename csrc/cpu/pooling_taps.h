@@ -203,6 +203,10 @@ inline bool are_taps(const uint8_t* taps, int64_t count, int64_t kernel) {
 template <typename T>
 void tap_scatter(const PoolPlan& plan, const void* g, const uint8_t* taps, const uint8_t* taps_end, void* result,
                  char* scratch, int64_t begin, int64_t end) {
+  if (plan.flat_first != nullptr) {
+    return FlatPlanes<T>(plan, scratch)
+        .sum_by_taps(static_cast<const T*>(g), taps, static_cast<T*>(result), begin, end);
+  }
   typedef AverageBackward<T> Policy;
   typedef typename Lanes<T>::Sum Sum;
   TapSums<T> sums(plan, g, taps, taps_end);

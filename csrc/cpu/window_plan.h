@@ -41,6 +41,10 @@ struct PoolPlan {
   int64_t at_output, phase_columns;  // columns of one residue
   int64_t tap_line;                  // 0 where there is one line
 
+  // Where rows share lines, so many of those (a power of two) are kept as wide as the rows that see them, ring_line
+  // sums each; else 0.
+  int64_t ring, ring_line;
+
   // What a window's sum is divided by (average), multiplied with (L^p), or shares (backward): weight0[o0] * weight1[o1]
   // * column[e], e an element of a row of y. Where all are alike they are `scale`, and no table is read.
   bool uniform;
@@ -49,14 +53,22 @@ struct PoolPlan {
   const void* column;  // of the sums' type, filled up to whole vectors
   double exponent;     // p
 
-  // Where powers are taken one by one, so many rows go through all stages together; their elements of the other side,
-  // chunk_size at most, and their own stand from at_chunk (bytes) on.
-  int64_t chunk_rows, chunk_size, at_chunk;
+  // Backward, and where powers are taken one by one, so many rows go through all stages together, which see chunk_lines
+  // of the other side at most. Powers of these lines, chunk_size elements, and the rows' own stand from at_chunk
+  // (bytes) on.
+  int64_t chunk_rows, chunk_lines, chunk_size, at_chunk;
 
   // Short rows, see pooling_short.h: which lane of a line each entry of a row picks in each step, [vector of the
   // row][pick_steps][lane], as integers of the sums' size; null for others.
   const void* picks;
   int64_t pick_steps;
+
+  // Backward through many small planes, see pooling_flat.h: in each step of a vector of a plane of x, which entry of y
+  // a lane picks, counted from flat_first, as integers of the sums' size; -1 where none, and by taps the tap that names
+  // the lane. The weights of a plane's windows are filled up to whole vectors. Null for others.
+  const int64_t* flat_first;                         // [vector * flat_steps + step]
+  const void *flat_picks, *flat_taps, *flat_weight;  // [vector * flat_steps + step][lane]; [output]
+  int64_t flat_steps;
 
   int64_t scratch;  // bytes of a thread
 };
@@ -71,8 +83,10 @@ struct LrnPlan {
   int64_t block, blocks;  // neighbours of a block (whole vectors of them), blocks of a plane
 };
 
+constexpr int64_t kRingAhead = 4;  // lines that are added to a ring together
+
 // The kernels of one instruction set for one dtype; sums are in a type of their own. Each works on rows of what it
-// writes, or on what is said, [begin, end).
+// writes, on planes where a plan has small ones, or on what is said, [begin, end).
 struct WindowKernels {
   int64_t lanes;           // of a vector of sums
   int64_t item, sum_item;  // bytes
