@@ -412,6 +412,16 @@ def test_many_small_planes(dtype):
             torch.testing.assert_close(*grads)
 
 
+def test_planes_that_no_window_sees():
+    """All taps beside the only input: zeros, forward and backward, of few planes and of many."""
+    for planes in (2, 40):
+        x = torch.ones(planes, 1, requires_grad=True)
+        y = C.avg_pool1d(x, 2, stride=4, padding=1, dilation=2)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(y, torch.zeros(planes, 1))
+        assert torch.equal(gradient, torch.zeros(planes, 1))
+
+
 def test_window_wholly_in_the_padding_is_refused():
     with pytest.raises(RuntimeError, match="lies wholly in the padding"):
         C.max_pool1d(torch.zeros(1, 1, 1), 2, 1, 1, dilation=2)

@@ -163,17 +163,17 @@ class Planned {
     to.insert(to.end(), static_cast<const char*>(from), static_cast<const char*>(from) + kernels.sum_item);
   }
 
+  template <typename V>
+  static std::vector<char> bytes_of(const std::vector<V>& values) {
+    const char* bytes = reinterpret_cast<const char*>(values.data());
+    return std::vector<char>(bytes, bytes + values.size() * sizeof(V));
+  }
+
   // Numbers of the sums' size.
   template <typename Narrow, typename Wide>
   static std::vector<char> numbers(const std::vector<Wide>& values, const WindowKernels& kernels) {
-    std::vector<char> result(values.size() * kernels.sum_item);
-    if (kernels.sum_item == sizeof(Wide)) {
-      std::memcpy(result.data(), values.data(), result.size());
-    } else {
-      const std::vector<Narrow> narrow(values.begin(), values.end());
-      std::memcpy(result.data(), narrow.data(), result.size());
-    }
-    return result;
+    if (kernels.sum_item == sizeof(Wide)) return bytes_of(values);
+    return bytes_of(std::vector<Narrow>(values.begin(), values.end()));
   }
 
   bool has_short_rows(const WindowKernels& kernels) const {
@@ -244,6 +244,7 @@ class Planned {
     }
     const int64_t lanes = kernels.lanes, vectors = ceil_div(inputs, lanes);
     plan_.flat_steps = steps[0] * steps[1] * steps[2];
+    if (plan_.flat_steps == 0) return false;  // no output sees any input
     if ((!by_taps && plan_.flat_steps > kMostSteps) || vectors * plan_.flat_steps * lanes > kMostEntries) return false;
     std::vector<int64_t> picks(vectors * plan_.flat_steps * lanes, -1), taps = picks;
     for (int64_t i = 0; i < inputs; ++i) {
