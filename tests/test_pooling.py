@@ -360,6 +360,14 @@ def test_channels_last(axes):
         )
 
 
+def equal(name, x, *args, **options):
+    """Values of small integers, and gradients, which are torch's to the last bit."""
+    ys = [getattr(m, name)(x, *args, **options) for m in (C, F)]
+    g = small_integers(*ys[1].shape, seed=1).to(x.dtype)
+    grads = [torch.autograd.grad(y, x, g)[0] for y in ys]
+    assert all(torch.equal(ours, theirs) for ours, theirs in (ys, grads))
+
+
 @pytest.mark.parametrize("shape", [(2, 60, 131, 133), (700, 8, 22, 21), (2800, 8, 11, 11)], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -371,15 +379,8 @@ def test_more_than_caches_hold(dtype, layout, shape):
             .to(dtype, memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
             .requires_grad_()
         )
-        pools = [
-            lambda m, v: m.avg_pool2d(v, kernel, stride, padding, divisor_override=1),  # noqa: B023
-            lambda m, v: m.max_pool2d(v, kernel, stride, padding),  # noqa: B023
-        ]
-        for pool in pools:
-            ys = [pool(m, x) for m in (C, F)]
-            g = small_integers(*ys[1].shape, seed=1).to(dtype)
-            grads = [torch.autograd.grad(y, x, g)[0] for y in ys]
-            assert all(torch.equal(ours, theirs) for ours, theirs in (ys, grads))
+        equal("avg_pool2d", x, kernel, stride, padding, divisor_override=1)
+        equal("max_pool2d", x, kernel, stride, padding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -395,14 +396,12 @@ def test_many_small_planes(dtype):
         x = small_integers(5, 13, *size).to(dtype).requires_grad_()
         for kind in ("avg", "max"):
             options = {"divisor_override": 1} if kind == "avg" and axes > 1 else {}
-            ys = [getattr(m, f"{kind}_pool{axes}d")(x, kernel, stride, padding, **options) for m in (C, F)]
-            g = small_integers(*ys[1].shape, seed=1).to(dtype)
-            grads = [torch.autograd.grad(y, x, g)[0] for y in ys]
-            assert all(torch.equal(ours, theirs) for ours, theirs in (ys, grads))
+            equal(f"{kind}_pool{axes}d", x, kernel, stride, padding, **options)
             if kind == "avg" and dtype != torch.bfloat16:  # whose sums torch rounds
                 ours, theirs = (
                     getattr(m, f"avg_pool{axes}d")(x, kernel, stride, padding, count_include_pad=False) for m in (C, F)
                 )
+                g = small_integers(*theirs.shape, seed=1).to(dtype)
                 grads = [torch.autograd.grad(y, x, g)[0] for y in (ours, theirs)]
                 torch.testing.assert_close(*grads)
         p = 2.5 if dtype == torch.float32 else 2

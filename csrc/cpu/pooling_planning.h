@@ -67,9 +67,9 @@ class Planned {
     return p;
   }
 
-  // Rows of x from lines of y; a row has one line of sums, or one for each tap of the last axis.
+  // Rows of x from lines of y; a row has one line of sums, or by taps one for each of the last axis.
   static Planned backward(const Windows& w, const WindowKernels& kernels, const Weights& weights, double exponent = 0,
-                          int64_t lines_of_row = 1, bool by_taps = false) {
+                          bool by_taps = false) {
     Planned p(w, kernels, weights, exponent);
     for (int i = 0; i < 2; ++i) {
       const Axis& a = w.axis[i];
@@ -93,7 +93,7 @@ class Planned {
     p.plan_.lines[1].pitch = w.output[2] * w.inner;
     p.plan_.lines[0].pitch = w.output[1] * p.plan_.lines[1].pitch;
     if (p.lay_out_flat(w, by_taps, kernels)) return p;
-    p.lay_out_backward(w.axis[2], lines_of_row, kernels);
+    p.lay_out_backward(w.axis[2], by_taps ? w.axis[2].kernel : 1, kernels);
     if (p.has_short_rows(kernels)) {
       p.lay_out_backward_picks(w.axis[2], by_taps, kernels);
     } else if (!by_taps && exponent == 0) {
@@ -104,7 +104,7 @@ class Planned {
   }
 
   static Planned backward_by_taps(const Windows& w, const WindowKernels& kernels) {
-    return backward(w, kernels, {}, 0, w.axis[2].kernel, true);
+    return backward(w, kernels, {}, 0, true);
   }
 
   // Valid as long as this is.
@@ -150,30 +150,22 @@ class Planned {
 
   void fill_column(const WindowKernels& kernels) {
     const int64_t n = plan_.output[2] * plan_.inner;
-    for (int64_t e = 0; e < n + kernels.lanes; ++e) {
-      append<float, double>(column_, e < n ? weights_[2][e / plan_.inner] : 1, kernels);
-    }
+    std::vector<double> column(n + kernels.lanes, 1);
+    for (int64_t e = 0; e < n; ++e) column[e] = weights_[2][e / plan_.inner];
+    column_ = numbers<float>(column, kernels);
   }
 
-  // A number of the sums' size.
+  // As numbers of the sums' size.
   template <typename Narrow, typename Wide>
-  static void append(std::vector<char>& to, Wide value, const WindowKernels& kernels) {
-    const Narrow narrow = static_cast<Narrow>(value);
-    const void* from = kernels.sum_item == sizeof(Narrow) ? static_cast<const void*>(&narrow) : &value;
-    to.insert(to.end(), static_cast<const char*>(from), static_cast<const char*>(from) + kernels.sum_item);
+  static std::vector<char> numbers(const std::vector<Wide>& values, const WindowKernels& kernels) {
+    if (kernels.sum_item == sizeof(Wide)) return bytes_of(values);
+    return bytes_of(std::vector<Narrow>(values.begin(), values.end()));
   }
 
   template <typename V>
   static std::vector<char> bytes_of(const std::vector<V>& values) {
     const char* bytes = reinterpret_cast<const char*>(values.data());
     return std::vector<char>(bytes, bytes + values.size() * sizeof(V));
-  }
-
-  // Numbers of the sums' size.
-  template <typename Narrow, typename Wide>
-  static std::vector<char> numbers(const std::vector<Wide>& values, const WindowKernels& kernels) {
-    if (kernels.sum_item == sizeof(Wide)) return bytes_of(values);
-    return bytes_of(std::vector<Narrow>(values.begin(), values.end()));
   }
 
   bool has_short_rows(const WindowKernels& kernels) const {
@@ -212,14 +204,16 @@ class Planned {
   void lay_out_picks(const Picks& steps, int64_t size, const WindowKernels& kernels) {  // `size` entries to pick from
     const int64_t n = static_cast<int64_t>(steps.front().size()), spare = size < kernels.lanes ? 1 : 2;
     plan_.pick_steps = static_cast<int64_t>(steps.size());
+    std::vector<int64_t> lanes;
     for (int64_t begin = 0; begin < n; begin += kernels.lanes) {
       for (const auto& step : steps) {
         for (int64_t e = begin; e < begin + kernels.lanes; ++e) {
           const int64_t lane = e < n ? step[e] : -1;
-          append<int32_t, int64_t>(picks_, lane < 0 ? spare * kernels.lanes - 1 : lane, kernels);
+          lanes.push_back(lane < 0 ? spare * kernels.lanes - 1 : lane);
         }
       }
     }
+    picks_ = numbers<int32_t>(lanes, kernels);
   }
 
   // Small planes, and so many that they are worth the tables; false where there are none.
