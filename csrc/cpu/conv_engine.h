@@ -19,9 +19,11 @@ enum class Algorithm : int {
   kWinograd,
   kDepthwise,  // few channels per group: outputs stay in registers until all taps are added
   kImages,     // lanes along the images
+  kAmx,        // bfloat16 in the processor's own tiles
 };
 
-constexpr const char* kAlgorithmNames[] = {"reference", "offset", "outer", "dot", "winograd", "depthwise", "images"};
+constexpr const char* kAlgorithmNames[] = {"reference", "offset", "outer", "dot", "winograd", "depthwise", "images",
+                                           "amx"};
 
 inline const char* algorithm_name(Algorithm algorithm) {
   return kAlgorithmNames[static_cast<int>(algorithm)];

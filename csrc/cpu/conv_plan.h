@@ -84,6 +84,21 @@ struct Run {
   bool alone;  // pairs without a second member
 };
 
+// A gather by AMX: 32 rows by 32 columns at a time, 16 pairs of channels at a step. Columns are the tile's cells. A step
+// is 16 channels of a tap, read from the tile; or, where channels do not fill that well, 16 of the pairs of (channel,
+// tap), which are copied for each block of columns, to a panel.
+constexpr int64_t kAmxRows = 32, kAmxColumns = 32, kAmxPairs = 16;
+struct AmxPlan {
+  GatherPlan gather;
+  bool panels;
+  int64_t steps;
+  const int32_t* step;    // where its first pair stands, from the column
+  int64_t pitch;          // from pair to pair
+  int64_t tile_channels;  // with those of zeros that fill the last step
+  int64_t kernel;         // taps that follow each other in memory, those of all plans; or 0
+  int64_t at_parts, at_panel;
+};
+
 // The gradient of a gather in its weights: rows are (channel, tap), columns are the gather's rows. Where both are few,
 // shares of the boxes have sums of their own, whose number does not depend on the threads, and which are added in
 // order.
@@ -285,6 +300,11 @@ struct ConvKernels {
   void (*pack)(const GatherPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
   void (*gather)(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
                  char* scratch, HeldTile& held, int64_t begin, int64_t end);
+  // The same by AMX; null without it.
+  int64_t (*amx_pack_tasks)(const AmxPlan& plan);
+  void (*amx_pack)(const AmxPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
+  void (*amx_gather)(const AmxPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
+                     char* scratch, int64_t begin, int64_t end);
   // Weight gradient: columns of y to panels, sums of rows, sums to w.
   int64_t (*weight_pack_tasks)(const WeightPlan& plan);
   void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, char* scratch, int64_t begin, int64_t end);

@@ -227,6 +227,7 @@ double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k);
 
 // May run many times, also at once, by at most so many threads.
 PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k, int64_t threads = thread_count());
+PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k);

@@ -6,6 +6,11 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <string>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace convarith::cpu {
 namespace baseline {
@@ -32,40 +37,90 @@ using avx512::conv_kernels;
 #endif
 using avx512::window_kernels;
 }  // namespace avx512_bf16
+namespace avx512_amx {
+#ifdef CONVARITH_WITH_BF16
+ConvKernels conv_kernels(int dtype);
+#else
+using avx512::conv_kernels;
+#endif
+using avx512::window_kernels;
+}  // namespace avx512_amx
 #endif
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+  static constexpr const char* names[] = {"baseline", "avx2", "avx512", "avx512_bf16", "avx512_amx"};
   return names[static_cast<int>(isa)];
 }
 
-Isa best_isa() {
+namespace {
+
+#if defined(__x86_64__) && defined(__GNUC__)
+// Whether the processor has AMX for bfloat16 and the system lets this process use it, which Linux must be asked for.
+bool may_use_amx() {
+#if defined(CONVARITH_EMULATED_AMX)
+  return true;
+#elif defined(__linux__)
+  constexpr unsigned kBrain = 1u << 22, kTiles = 1u << 24;
+  constexpr long kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBrain) == 0 || (d & kTiles) == 0) return false;
+  return syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+bool has(Isa isa) {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();  // asks the system too, which must save the registers
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
-    return Isa::kBaseline;
-  }
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
+  switch (isa) {
+    case Isa::kBaseline:
+      return true;
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::kAvx512:
+      return has(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 #ifdef CONVARITH_WITH_BF16
-    if (__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Bf16;
+    case Isa::kAvx512Bf16:
+      return has(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAvx512Amx:
+      return has(Isa::kAvx512Bf16) && may_use_amx();
 #endif
-    return Isa::kAvx512;
+    default:
+      return false;
   }
-  return Isa::kAvx2;
 #else
-  return Isa::kBaseline;
+  return isa == Isa::kBaseline;
 #endif
 }
 
+// Fastest first: Intel multiplies pairs of bfloat16 in vectors at half the rate of float32.
+Isa fastest(Isa most) {
+  Isa best = most;
+  while (!has(best)) best = static_cast<Isa>(static_cast<int>(best) - 1);
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (best == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512;
+#endif
+  return best;
+}
+
+}  // namespace
+
+Isa best_isa() {
+  return fastest(Isa::kAvx512Amx);
+}
+
+// One that is asked for is taken where it is there, or the next lower one.
 static Isa decide() {
-  const Isa best = best_isa();
   const char* wanted = std::getenv("TORCH_CONVARITH_ISA");
-  if (wanted == nullptr || *wanted == '\0') return best;
-  for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
-    if (std::string(wanted) == isa_name(isa)) return isa < best ? isa : best;
+  if (wanted == nullptr || *wanted == '\0') return best_isa();
+  for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAvx512Amx}) {
+    if (std::string(wanted) == isa_name(isa)) return has(isa) ? isa : fastest(isa);
   }
-  TORCH_CHECK(false, "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, not '", wanted, "'");
+  TORCH_CHECK(false, "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, avx512_amx, not '", wanted,
+              "'");
 }
 
 Isa active_isa() {
@@ -82,7 +137,8 @@ static std::array<Kernels, 4> active_table(std::initializer_list<Kernels (*)(int
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define CONVARITH_ALL_ISAS(FUNCTION) {baseline::FUNCTION, avx2::FUNCTION, avx512::FUNCTION, avx512_bf16::FUNCTION}
+#define CONVARITH_ALL_ISAS(FUNCTION) \
+  {baseline::FUNCTION, avx2::FUNCTION, avx512::FUNCTION, avx512_bf16::FUNCTION, avx512_amx::FUNCTION}
 #else
 #define CONVARITH_ALL_ISAS(FUNCTION) {baseline::FUNCTION}
 #endif

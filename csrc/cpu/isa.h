@@ -1,5 +1,5 @@
 // Which instruction set the kernels run with: the best that the CPU and the system have, at most what the environment
-// variable TORCH_CONVARITH_ISA (baseline, avx2, avx512, avx512_bf16) allows. Decided once.
+// variable TORCH_CONVARITH_ISA (baseline, avx2, avx512, avx512_bf16, avx512_amx) allows. Decided once.
 #pragma once
 
 #include "conv_plan.h"
@@ -7,10 +7,10 @@
 
 namespace convarith::cpu {
 
-enum class Isa : int { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa : int { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAvx512Amx };
 
 const char* isa_name(Isa isa);
-Isa best_isa();    // of this CPU
+Isa best_isa();    // the fastest of this CPU
 Isa active_isa();  // throws where the environment variable names none
 
 // dtype: 0 float32, 1 float64, 2 bfloat16, 3 float16.

@@ -1,0 +1,302 @@
+// Products by AMX: blocks of 32 rows by 32 columns, which the processor sums in its own tiles of registers, 16 pairs of
+// bfloat16 at a step. "Tile" without more is the gather's, as everywhere; the processor's are called registers here.
+#pragma once
+
+#include "conv_amx_registers.h"
+#include "conv_gather.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+constexpr int64_t kStepWords = kAmxRows * kAmxPairs;  // of packed weights
+constexpr int64_t kRegisterRows = 16, kRegisterWords = 16;
+
+inline int64_t amx_row_blocks(const GatherPlan& p) {
+  return block_count(p.rows, kAmxRows);
+}
+
+// Packed weights: [group][row block][step][row][pair], of which those that nothing stands for are zeros.
+inline uint32_t* amx_weights(const AmxPlan& a, uint32_t* packed, int64_t group, int64_t block) {
+  return packed + a.gather.packed + (group * amx_row_blocks(a.gather) + block) * a.steps * kStepWords;
+}
+
+// Packing the weights
+// --------------------------------------------------------------------------------------------------
+
+// The pairs of 16 channels from `channel` on, whose weights of a row stand at w: to[tap][pair] of plan i begins at
+// to[i].
+template <typename T>
+void pack_row_channels(const AmxPlan* plans, int64_t count, const T* w, int64_t channel, uint32_t* const* to) {
+  const GatherPlan& any = plans[0].gather;
+  const int64_t some = least<int64_t>(kAmxPairs, any.channels - channel), kernel = plans[0].kernel;
+  const bool alone = any.pair_alone && channel + some == any.channels;
+  const int64_t whole = some - (alone ? 1 : 0), step = any.w_channel;
+  const auto weights = FactorOf<T>::at(w, w + any.pair_apart * step);
+  constexpr int64_t kTaps = 16;
+  uint32_t taps[kTaps * kAmxPairs];
+  for (int64_t first = 0; first < kernel; first += kTaps) {  // taps follow each other
+    transpose(weights + first, step, whole, least(kTaps, kernel - first), taps, kAmxPairs);
+    for (int64_t i = 0; i < count; ++i) {
+      const GatherPlan& p = plans[i].gather;
+      for (int64_t t = 0; t < p.taps; ++t) {
+        const int64_t tap = p.tap_weight[t] - first;
+        if (tap >= 0 && tap < kTaps) store_some(to[i] + t * kStepWords, load(taps + tap * kAmxPairs), whole);
+      }
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const GatherPlan& p = plans[i].gather;
+    for (int64_t t = 0; t < p.taps; ++t) {
+      uint32_t* pairs = to[i] + t * kStepWords;
+      if (kernel == 0) copy_run(weights + p.tap_weight[t], step, whole, pairs);
+      if (alone) pairs[whole] = widen(FactorOf<T>::at(w + whole * step + p.tap_weight[t], nullptr)[0]);
+    }
+  }
+}
+
+// Rows that follow each other in memory, of 16 channels from `channel` on and a single tap: to[row][pair].
+template <typename T>
+void pack_rows(const GatherPlan& p, const T* w, int64_t rows, int64_t channel, uint32_t* to) {
+  const int64_t some = least<int64_t>(kAmxPairs, p.channels - channel);
+  const int64_t whole = some - (p.pair_alone && channel + some == p.channels ? 1 : 0);
+  w += p.tap_weight[0];
+  transpose(FactorOf<T>::at(w, w + p.pair_apart * p.w_channel), p.w_channel, whole, rows, to, kAmxPairs);
+  if (whole < some) {
+    for (int64_t r = 0; r < rows; ++r) {
+      to[r * kAmxPairs + whole] = widen(FactorOf<T>::at(w + whole * p.w_channel + r, nullptr)[0]);
+    }
+  }
+}
+
+// A row's weights in the order of panels: pairs of (channel, tap).
+template <typename T>
+void pack_row_depth(const GatherPlan& p, const T* w, uint32_t* to) {
+  const int64_t whole = p.channels - (p.pair_alone ? 1 : 0);
+  int64_t at = 0;
+  for (int64_t c = 0; c < p.channels; ++c) {
+    const T* first = w + c * p.w_channel;
+    const auto weights = FactorOf<T>::at(first, c < whole ? first + p.pair_apart * p.w_channel : nullptr);
+    for (int64_t t = 0; t < p.taps; ++t, ++at) {
+      to[at / kAmxPairs * kStepWords + at % kAmxPairs] = widen(weights[p.tap_weight[t]]);
+    }
+  }
+}
+
+inline int64_t amx_pack_tasks(const AmxPlan& a) {
+  return a.gather.groups * amx_row_blocks(a.gather);
+}
+
+template <typename T>
+void amx_pack(const AmxPlan* plans, int64_t count, const void* from, void* to, int64_t begin, int64_t end) {
+  const GatherPlan& any = plans[0].gather;
+  const int64_t blocks = amx_row_blocks(any);
+  constexpr int64_t kMostPlans = 64;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t g = task / blocks, block = task % blocks, first = block * kAmxRows;
+    const int64_t rows = least(kAmxRows, any.rows - first);
+    const T* w = static_cast<const T*>(from) + g * any.w_group + first * any.w_row;
+    for (int64_t begin_plan = 0; begin_plan < count; begin_plan += kMostPlans) {
+      const int64_t some = least(kMostPlans, count - begin_plan);
+      const AmxPlan* group = plans + begin_plan;
+      uint32_t* packed[kMostPlans];
+      for (int64_t i = 0; i < some; ++i) {
+        const AmxPlan& a = group[i];
+        packed[i] = amx_weights(a, static_cast<uint32_t*>(to), g, block);
+        if (rows < kAmxRows || a.gather.channels * a.gather.taps < a.steps * kAmxPairs) {
+          fill_zero(packed[i], a.steps * kStepWords);
+        }
+        if (a.panels) {
+          for (int64_t r = 0; r < rows; ++r) pack_row_depth(a.gather, w + r * any.w_row, packed[i] + r * kAmxPairs);
+        }
+      }
+      if (plans[0].panels) continue;
+      for (int64_t c = 0; c < any.channels; c += kAmxPairs) {
+        const T* channels = w + c * any.w_channel;
+        if (some == 1 && any.w_row == 1 && any.w_channel != 1 && any.taps == 1) {
+          pack_rows(any, channels, rows, c, packed[0]);
+        } else {
+          for (int64_t r = 0; r < rows; ++r) {
+            uint32_t* row[kMostPlans];
+            for (int64_t i = 0; i < some; ++i) row[i] = packed[i] + r * kAmxPairs;
+            pack_row_channels(group, some, channels + r * any.w_row, c, row);
+          }
+        }
+        for (int64_t i = 0; i < some; ++i) packed[i] += group[i].gather.taps * kStepWords;
+      }
+    }
+  }
+}
+
+// Multiplying --------------------------------------------------------------------------------------------------------
+
+// sums[row][column] = sum over the steps; b is where column 0 of the block stands.
+template <int kHigh, int kWide>
+void amx_multiply(const AmxPlan& a, const uint32_t* w, const uint32_t* b, float* sums) {
+  constexpr int64_t kRow = kAmxColumns * sizeof(float), kPair = kAmxPairs * sizeof(uint32_t);
+  const int64_t pitch = a.pitch * static_cast<int64_t>(sizeof(uint32_t)), steps = a.steps;
+  const int32_t* step = a.step;
+  CONVARITH_AMX_ZERO(0);
+  if constexpr (kWide == 2) CONVARITH_AMX_ZERO(1);
+  if constexpr (kHigh == 2) CONVARITH_AMX_ZERO(2);
+  if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_ZERO(3);
+  for (int64_t s = 0; s < steps; ++s, w += kStepWords) {
+    const uint32_t* from = b + step[s];
+    CONVARITH_AMX_LOAD(4, w, kPair);
+    CONVARITH_AMX_LOAD(6, from, pitch);
+    CONVARITH_AMX_MULTIPLY(0, 4, 6);
+    if constexpr (kWide == 2) {
+      CONVARITH_AMX_LOAD(7, from + kRegisterWords, pitch);
+      CONVARITH_AMX_MULTIPLY(1, 4, 7);
+    }
+    if constexpr (kHigh == 2) {
+      CONVARITH_AMX_LOAD(5, w + kRegisterRows * kAmxPairs, kPair);
+      CONVARITH_AMX_MULTIPLY(2, 5, 6);
+      if constexpr (kWide == 2) CONVARITH_AMX_MULTIPLY(3, 5, 7);
+    }
+  }
+  CONVARITH_AMX_STORE(0, sums, kRow);
+  if constexpr (kWide == 2) CONVARITH_AMX_STORE(1, sums + kRegisterWords, kRow);
+  if constexpr (kHigh == 2) {
+    float* low = sums + kRegisterRows * kAmxColumns;
+    CONVARITH_AMX_STORE(2, low, kRow);
+    if constexpr (kWide == 2) CONVARITH_AMX_STORE(3, low + kRegisterWords, kRow);
+  }
+}
+
+inline void amx_multiply(const AmxPlan& a, int64_t rows, int64_t columns, const uint32_t* w, const uint32_t* b,
+                         float* sums) {
+  if (rows > kRegisterRows) {
+    columns > kRegisterWords ? amx_multiply<2, 2>(a, w, b, sums) : amx_multiply<2, 1>(a, w, b, sums);
+  } else {
+    columns > kRegisterWords ? amx_multiply<1, 2>(a, w, b, sums) : amx_multiply<1, 1>(a, w, b, sums);
+  }
+}
+
+// The pairs of (channel, tap) that a block of columns sees, and zeros up to whole steps.
+inline void copy_panel(const AmxPlan& a, const uint32_t* tile, uint32_t* panel) {
+  const int64_t depth = a.gather.channels * a.gather.taps;
+  for (int64_t d = 0; d < depth; ++d, panel += kAmxColumns) {
+    const uint32_t* from = tile + a.gather.offset[d];
+    store(panel, load(from));
+    store(panel + kRegisterWords, load(from + kRegisterWords));
+  }
+  fill_zero(panel, (a.steps * kAmxPairs - depth) * kAmxColumns);
+}
+
+// Storing ------------------------------------------------------------------------------------------------------------
+
+// The parts of the runs in blocks of columns: part i of a block begins at its column `column`. Block j has the parts
+// [first[j], first[j + 1]).
+inline void cut_runs(const Run* runs, int64_t count, int64_t blocks, int64_t step, Run* parts, int64_t* first) {
+  int64_t run = 0, made = 0;
+  for (int64_t j = 0; j < blocks; ++j) {
+    const int64_t begin = j * kAmxColumns, end = begin + kAmxColumns;
+    first[j] = made;
+    while (run < count && runs[run].column < end) {
+      const Run& r = runs[run];
+      const int64_t from = most(begin, r.column), to = least(end, r.column + r.length);
+      parts[made++] = {0, from - begin, to - from, r.out + (from - r.column) * step, false};
+      if (r.column + r.length > end) break;
+      ++run;
+    }
+  }
+  first[blocks] = made;
+}
+
+// At most 32 sums and a bias, rounded.
+inline void store_brains(const float* sums, int64_t count, __m512 bias, Brain16* to) {
+  const auto rounded = reinterpret_cast<__m512i>(
+      _mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_loadu_ps(sums + 16), bias), _mm512_add_ps(_mm512_loadu_ps(sums), bias)));
+  _mm512_mask_storeu_epi16(to, static_cast<__mmask32>((uint64_t{1} << count) - 1), rounded);
+}
+
+// A block's rows; `out` is where the first one begins.
+inline void store_block(const GatherPlan& p, const Run* part, const Run* end, int64_t rows, const float* bias,
+                        float* sums, Brain16* out) {
+  const bool plain = p.out_axis[2] == 1 && !p.fills;
+  for (int64_t r = 0; r < rows; ++r, sums += kAmxColumns, out += p.out_channel) {
+    if (plain) {
+      const __m512 added = _mm512_set1_ps(bias[r]);
+      for (const Run* run = part; run < end; ++run) store_brains(sums + run->column, run->length, added, out + run->out);
+    } else {
+      for (int64_t i = 0; i < kAmxColumns; i += 16) store(sums + i, load(sums + i) + bias[r]);
+      for (const Run* run = part; run < end; ++run) {
+        store_row(p, sums + run->column, run->length, bias[r], out + run->out);
+      }
+    }
+  }
+}
+
+// One box, one group, and the blocks of rows [begin, end).
+template <typename T>
+void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t end, const T* in,
+             const uint32_t* packed, T* out, char* scratch, HeldTile& held) {
+  const GatherPlan& p = a.gather;
+  Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
+  const int64_t count = list_runs(p, b, runs), columns = runs[count - 1].column + runs[count - 1].length;
+  const int64_t blocks = block_count(columns, kAmxColumns);
+  Run* parts = runs + count;
+  int64_t* first_part = reinterpret_cast<int64_t*>(scratch + a.at_parts);
+  cut_runs(runs, count, blocks, p.out_axis[2], parts, first_part);
+  uint32_t* tile = reinterpret_cast<uint32_t*>(scratch + p.at_tile);
+  if (!(p.one_tile && held.box == b.index && held.group == g)) {
+    pad_tile(p, b, in, g, 0, p.channels, tile);
+    fill_zero(tile + p.channels * p.tile_channel, (a.tile_channels - p.channels) * p.tile_channel);
+    held = {b.index, g};
+  }
+  float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
+  const auto multiply_block = [&](int64_t block, int64_t j, const uint32_t* from) {
+    const int64_t row = block * kAmxRows, rows = least(kAmxRows, p.rows - row);
+    float bias[kAmxRows] = {};
+    if (p.bias) widen_bias<T>(p, g, row, rows, bias);
+    amx_multiply(a, rows, columns - j * kAmxColumns, amx_weights(a, const_cast<uint32_t*>(packed), g, block), from,
+                 sums);
+    store_block(p, parts + first_part[j], parts + first_part[j + 1], rows, bias, sums,
+                out + g * p.out_group + row * p.out_channel);
+  };
+  if (a.panels) {
+    uint32_t* panel = reinterpret_cast<uint32_t*>(scratch + a.at_panel);
+    for (int64_t j = 0; j < blocks; ++j) {
+      copy_panel(a, tile + j * kAmxColumns, panel);
+      for (int64_t block = begin; block < end; ++block) multiply_block(block, j, panel);
+    }
+  } else {
+    for (int64_t block = begin; block < end; ++block) {
+      for (int64_t j = 0; j < blocks; ++j) multiply_block(block, j, tile + j * kAmxColumns);
+    }
+  }
+}
+
+inline int64_t amx_tasks(const GatherPlan& p) {
+  return p.boxes[0] * p.boxes[1] * p.boxes[2] * p.boxes[3] * p.groups * p.row_split;
+}
+
+// Tasks of several plans in turn, as gather() does.
+template <typename T>
+void amx_gather(const AmxPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
+                char* scratch, int64_t begin, int64_t end) {
+  const AmxRegisters registers;
+  HeldTile held;
+  for (int64_t index = begin; index < end; ++index) {
+    for (int64_t i = 0; i < count; ++i) {
+      const AmxPlan& a = plans[i];
+      const GatherPlan& p = a.gather;
+      const int64_t tasks = amx_tasks(p), blocks = amx_row_blocks(p);
+      for (int64_t t = block_begin(index, tasks, turns); t < block_begin(index + 1, tasks, turns); ++t) {
+        const int64_t share = t % p.row_split, g = t / p.row_split % p.groups;
+        const Box b = box_at(p, t / p.row_split / p.groups);
+        if (p.taps == 0) {
+          if (share == 0) {
+            gather_nothing<T>(p, {b, g, 0, row_blocks<float>(p)}, static_cast<T*>(out), scratch);
+          }
+          continue;
+        }
+        amx_box(a, b, g, block_begin(share, blocks, p.row_split), block_begin(share + 1, blocks, p.row_split),
+                static_cast<const T*>(in), static_cast<const uint32_t*>(packed), static_cast<T*>(out), scratch, held);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA

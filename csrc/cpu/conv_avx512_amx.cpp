@@ -1,0 +1,28 @@
+// AVX-512 with AMX: conv_amx.h for bfloat16; everything else is AVX-512's, whose products of float32 are faster than
+// Intel's of pairs of bfloat16 in vectors.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 10
+#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
+#define CONVARITH_ISA avx512_amx
+#define CONVARITH_BYTES 64
+#define CONVARITH_REGISTERS 32
+#define CONVARITH_BF16 1
+#include "conv_amx.h"
+
+namespace convarith::cpu {
+namespace avx512 {
+ConvKernels conv_kernels(int dtype);
+}
+
+namespace avx512_amx {
+ConvKernels conv_kernels(int dtype) {
+  ConvKernels k = avx512::conv_kernels(dtype);
+  if (dtype == 2) {
+    k.amx_pack_tasks = amx_pack_tasks;
+    k.amx_pack = amx_pack<Brain16>;
+    k.amx_gather = amx_gather<Brain16>;
+  }
+  return k;
+}
+}  // namespace avx512_amx
+}  // namespace convarith::cpu
+#endif
