@@ -4,10 +4,10 @@
 namespace convarith::cpu {
 namespace {
 
-// Cycles of a step of a block, of a copied pair of a panel, of an output's rounding, of one that goes elsewhere than
-// its neighbour, and of a tile's cell.
-constexpr double kStep = 100, kPanelPair = 3, kStore = 0.3, kScatter = 1.5, kCell = 0.4, kFarCell = 2;
-constexpr int64_t kTileBytes = int64_t{3} << 17;  // of inputs, beside the weights in the second cache
+// Cycles: of a step of a block with one or two registers of rows, of a copied pair of a panel, of an output's rounding
+// and of one that goes further than beside its neighbour, and of a tile's cell, likewise.
+constexpr double kSteps[] = {60, 100}, kPanelPair = 4, kStore = 0.3, kScatter = 10, kCell = 0.4, kFarCell = 2;
+constexpr int64_t kTileBytes = int64_t{1} << 18;  // of inputs, beside the weights in the second cache
 constexpr int64_t kLeastPixels = 128, kMostPixels = 4096;
 
 struct AmxGather {
@@ -26,8 +26,10 @@ int64_t steps_of(const GatherPlan& g, int64_t taps, bool panels) {
 
 // Of a block of columns, all rows.
 double block_cycles(const GatherPlan& g, int64_t taps, bool panels) {
-  const auto steps = static_cast<double>(steps_of(g, taps, panels));
-  return steps * (kStep * static_cast<double>(row_blocks(g)) + (panels ? kPanelPair * kAmxPairs : 0));
+  const int64_t rest = g.rows % kAmxRows;
+  const double rows = kSteps[1] * static_cast<double>(g.rows / kAmxRows) +
+                      (rest == 0 ? 0 : kSteps[rest > kAmxRows / 2 ? 1 : 0]);
+  return static_cast<double>(steps_of(g, taps, panels)) * (rows + (panels ? kPanelPair * kAmxPairs : 0));
 }
 
 // Cycles of everything, by one thread.
@@ -92,6 +94,7 @@ std::vector<AmxGather> amx_gathers(const Problem& p, Pass pass, const ConvKernel
 
   const int64_t outputs = any.batch * any.groups * any.grid[0] * any.grid[1] * any.grid[2];
   Blocking blocking = {};
+  blocking.shares_margins = true;
   blocking.depth = INT32_MAX;
   blocking.tile = INT64_MAX;
   blocking.pixels = std::clamp(kTileBytes / (any.channels * k.sum_item), kLeastPixels, kMostPixels);

@@ -115,6 +115,24 @@ inline Words load_cells(const RowPart<Brain16>& part, int64_t x) {
   }
 }
 
+// The same of numbers further apart. A word is read for each, but not for the last, behind which nothing may be read.
+inline Words load_far_cells(const RowPart<Brain16>& part, int64_t x, int64_t step) {
+  const int64_t begin = most<int64_t>(0, part.begin - x), end = least<int64_t>(part.end - 1 - x, 16);
+  const uintptr_t p = reinterpret_cast<uintptr_t>(part.at) + static_cast<uintptr_t>((x - part.begin) * step * 2);
+  Words cells = {};
+  if (begin < end) {
+    const uint32_t mask = (uint32_t{1} << end) - (uint32_t{1} << begin);
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i at = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(step)));
+    cells = reinterpret_cast<Words>(_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), static_cast<__mmask16>(mask),
+                                                                at, reinterpret_cast<const void*>(p), 2));
+    cells &= 0xffffu;
+  }
+  const int64_t last = part.end - 1 - x;
+  if (last >= most<int64_t>(0, part.begin - x) && last < 16) cells[last] = part.at[(part.end - 1 - part.begin) * step].bits;
+  return cells;
+}
+
 template <int kStep>
 inline void copy_cells(const RowPart<Brain16> (&part)[2], int64_t size, uint32_t* row) {
   for (int64_t x = 0; x < size; x += 16) {
@@ -126,11 +144,9 @@ inline void copy_cells(const RowPart<Brain16> (&part)[2], int64_t size, uint32_t
 inline void copy_parts(const RowPart<Brain16> (&part)[2], int64_t step, int64_t size, uint32_t* row) {
   if (step == 1) return copy_cells<1>(part, size, row);
   if (step == 2) return copy_cells<2>(part, size, row);
-  fill_zero(row, size);
-  for (int m = 0; m < 2; ++m) {
-    for (int64_t x = part[m].begin; x < part[m].end; ++x) {
-      row[x] |= uint32_t{part[m].at[(x - part[m].begin) * step].bits} << 16 * m;
-    }
+  for (int64_t x = 0; x < size; x += 16) {
+    const Words cells = load_far_cells(part[0], x, step) | load_far_cells(part[1], x, step) << 16;
+    x + 16 <= size ? store(row + x, cells) : store_some(row + x, cells, size - x);
   }
 }
 #endif

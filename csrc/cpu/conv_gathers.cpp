@@ -298,6 +298,13 @@ bool stores_directly(const GatherPlan& g, const ConvKernels& k) {
 
 }  // namespace
 
+// How many cells of zeros before a row, or rows before an image, stand for those after the one before it as well. Tiles
+// are written in that order.
+static int64_t shared_margin(const GatherPlan& g, int axis) {
+  if (g.boxes[axis + 1] > 1 || g.stride[axis] > 1) return 0;
+  return std::max<int64_t>(0, std::min(-g.low[axis], g.low[axis] + g.cells[axis] - g.source[axis]));
+}
+
 // Boxes, tile, offsets. False where the tile would be too large.
 bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   GatherPlan& g = gather.plan;
@@ -366,10 +373,11 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   // In the input's order: the channels are innermost in both, or the last axis is.
   const bool channels_inner = g.outer && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
-  g.tile_row = g.tile_cell * g.cells[2];
-  g.tile_plane = g.tile_row * g.cells[1];
+  g.tile_row = g.tile_cell * (g.cells[2] - (blocking.shares_margins ? shared_margin(g, 2) : 0));
+  g.tile_plane = g.tile_row * (g.cells[1] - (blocking.shares_margins ? shared_margin(g, 1) : 0));
   g.tile_image = g.tile_plane * g.cells[0];
-  g.tile_residue = g.tile_image * g.box[0];
+  // With the margin that the last rows share with nothing.
+  g.tile_residue = g.tile_image * g.box[0] + g.cells[1] * g.tile_row - g.tile_plane + g.tile_cell * g.cells[2] - g.tile_row;
   g.tile_channel = channels_inner ? 1 : spread(std::max<int64_t>(1, g.tile_residue * g.residues), k);
   g.tile_size = channels_inner ? g.tile_residue * g.residues : g.tile_channel * g.channel_block;
   if (!g.raw && g.tile_size * k.sum_item > kMostTileBytes) return false;
