@@ -20,6 +20,11 @@ int64_t row_blocks(const GatherPlan& g) {
   return parts(g.rows, kAmxRows);
 }
 
+// That are multiplied, of a box.
+int64_t cells_of(const GatherPlan& g) {
+  return g.tile_image / g.tile_cell * g.box[0];
+}
+
 int64_t steps_of(const GatherPlan& g, int64_t taps, bool panels) {
   return panels ? parts(g.channels * taps, kAmxPairs) : parts(g.channels, kAmxPairs) * taps;
 }
@@ -38,7 +43,7 @@ double cycles_of(const std::vector<AmxGather>& gathers) {
   for (const AmxGather& a : gathers) {
     const GatherPlan& g = a.plan.gather;
     const auto boxes = static_cast<double>(box_count(g) * g.groups);
-    const auto cells = static_cast<double>(g.tile_image * g.box[0]);
+    const auto cells = static_cast<double>(cells_of(g));
     const auto outputs = static_cast<double>(g.rows * g.box[0] * g.box[1] * g.box[2] * g.box[3]);
     const double copied = g.stride[2] * g.in_axis[2] > 2 ? kFarCell : kCell;
     total += boxes * (cells / kAmxColumns * block_cycles(g, g.taps, a.plan.panels) +
@@ -51,7 +56,7 @@ double cycles_of(const std::vector<AmxGather>& gathers) {
 // Into how many shares of its row blocks a task is split: a share costs a tile.
 int64_t row_split(const GatherPlan& g, bool panels, int64_t plans, int64_t threads) {
   const int64_t tasks = box_count(g) * g.groups * plans, blocks = row_blocks(g);
-  const auto cells = static_cast<double>(g.tile_image * g.box[0]);
+  const auto cells = static_cast<double>(cells_of(g));
   const double copy = cells * static_cast<double>(g.channels * g.residues) * kCell;
   const double block = cells / kAmxColumns * block_cycles(g, g.taps, panels) / static_cast<double>(blocks);
   int64_t best = 1;
@@ -94,7 +99,7 @@ std::vector<AmxGather> amx_gathers(const Problem& p, Pass pass, const ConvKernel
 
   const int64_t outputs = any.batch * any.groups * any.grid[0] * any.grid[1] * any.grid[2];
   Blocking blocking = {};
-  blocking.shares_margins = true;
+  blocking.cells = true;
   blocking.depth = INT32_MAX;
   blocking.tile = INT64_MAX;
   blocking.pixels = std::clamp(kTileBytes / (any.channels * k.sum_item), kLeastPixels, kMostPixels);
@@ -118,20 +123,25 @@ std::vector<AmxGather> amx_gathers(const Problem& p, Pass pass, const ConvKernel
     plan.panels = panels;
     plan.steps = steps_of(g, g.taps, panels);
     plan.tile_channels = panels ? g.channels : parts(g.channels, kAmxPairs) * kAmxPairs;
-    plan.pitch = panels ? kAmxColumns : g.tile_channel;
+    const bool inner = g.tile_cell > 1;
+    plan.pitch = panels ? kAmxColumns : inner ? g.tile_cell : kAmxPairs;
     plan.kernel = kernel;
     for (int64_t s = 0; s < plan.steps; ++s) {
       const int64_t channel = panels ? 0 : s / g.taps * kAmxPairs, tap = panels ? 0 : s % g.taps;
-      a.step.push_back(panels ? static_cast<int32_t>(s * kAmxPairs * kAmxColumns)
-                              : a.gather.offset[channel * g.taps + tap]);
+      const int64_t at = panels  ? s * kAmxPairs * kAmxColumns
+                         : inner ? a.gather.offset[tap] + channel
+                                 : a.gather.offset[tap] * kAmxPairs + channel * g.tile_channel;
+      a.step.push_back(static_cast<int32_t>(at));
     }
-    const int64_t runs = g.box[0] * g.box[1] * g.box[2], blocks = parts(g.tile_image * g.box[0], kAmxColumns);
+    const int64_t runs = g.box[0] * g.box[1] * g.box[2], blocks = parts(cells_of(g), kAmxColumns);
     g.row_split = row_split(g, panels, static_cast<int64_t>(result.size()), threads);
     g.one_tile = one_tile;
-    tile_bytes = std::max(tile_bytes, (plan.tile_channels * g.tile_channel + 4 * kAmxColumns) * k.sum_item);
+    const int64_t tile = inner ? g.tile_size : plan.tile_channels * g.tile_channel;
+    const int64_t beyond = 2 * kAmxColumns * (panels ? 1 : plan.pitch);  // a block of cells may end there
+    tile_bytes = std::max(tile_bytes, (tile + beyond) * k.sum_item);
     runs_bytes = std::max(runs_bytes, (2 * runs + blocks) * static_cast<int64_t>(sizeof(Run)));
     parts_bytes = std::max(parts_bytes, (blocks + 1) * static_cast<int64_t>(sizeof(int64_t)));
-    panel_bytes = std::max(panel_bytes, panels ? plan.steps * kAmxPairs * kAmxColumns * k.sum_item : 0);
+    panel_bytes = std::max(panel_bytes, kAmxPairs * k.sum_item * (panels ? plan.steps * kAmxColumns : g.tile_channel));
   }
   for (AmxGather& a : result) {
     GatherPlan& g = a.gather.plan;
@@ -233,10 +243,9 @@ struct Amx : Plan {
 PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k) {
   const auto wanted = wanted_algorithm();
   if (pass == Pass::kWeight || !k.amx_gather || (wanted && *wanted != Algorithm::kAmx)) return nullptr;
-  // Rows of inputs and outputs, not channels, follow each other.
-  const bool transposed = pass == Pass::kInput;
-  const int64_t in = transposed ? p.y.axis[2] : p.x.axis[2], out = transposed ? p.x.axis[2] : p.y.axis[2];
-  if ((in != 1 && p.axis[2].input > 1) || (out != 1 && p.output[2] > 1)) return nullptr;
+  // Channels or rows follow each other.
+  const auto follows = [](const Strides& s, int64_t extent) { return s.channel == 1 || s.axis[2] == 1 || extent == 1; };
+  if (!follows(p.x, p.axis[2].input) || !follows(p.y, p.output[2])) return nullptr;
   std::vector<AmxGather> gathers = amx_gathers(p, pass, k, thread_count());
   if (gathers.empty()) return nullptr;
   auto plan = std::make_unique<Amx>(std::move(gathers), k);

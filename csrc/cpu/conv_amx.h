@@ -1,5 +1,8 @@
-// Products by AMX: blocks of 32 rows by 32 columns, which the processor sums in its own tiles of registers, 16 pairs of
+// Products by AMX: blocks of 32 rows by 32 cells, which the processor sums in its own tiles of registers, 16 pairs of
 // bfloat16 at a step. "Tile" without more is the gather's, as everywhere; the processor's are called registers here.
+// A register of the left factor is 16 lines of 16 pairs, one of the right factor 16 pairs' lines of 16 columns. What
+// bounds a step is loading four registers: their lines should be lines of the cache. Cells of a tile are, with 16 pairs
+// of channels together, so they are on the left and rows of weights on the right; of panels it is the other way round.
 #pragma once
 
 #include "conv_amx_registers.h"
@@ -15,9 +18,9 @@ inline int64_t amx_row_blocks(const GatherPlan& p) {
   return block_count(p.rows, kAmxRows);
 }
 
-// Packed weights: [group][row block][step][row][pair], of which those that nothing stands for are zeros.
-inline uint32_t* amx_weights(const AmxPlan& a, uint32_t* packed, int64_t group, int64_t block) {
-  return packed + a.gather.packed + (group * amx_row_blocks(a.gather) + block) * a.steps * kStepWords;
+// Packed weights: [group][row block][step][pair][row], of panels [row][pair]; those that nothing stands for are zeros.
+inline int64_t amx_weights(const AmxPlan& a, int64_t group, int64_t block) {
+  return a.gather.packed + (group * amx_row_blocks(a.gather) + block) * a.steps * kStepWords;
 }
 
 // Packing the weights
@@ -82,6 +85,13 @@ void pack_row_depth(const GatherPlan& p, const T* w, uint32_t* to) {
   }
 }
 
+// From [row][pair] to [pair][row].
+inline void pairs_first(uint32_t* step) {
+  uint32_t rows[kStepWords];
+  __builtin_memcpy(rows, step, sizeof(rows));
+  transpose(rows, kAmxPairs, kAmxRows, kAmxPairs, step, kAmxRows);
+}
+
 inline int64_t amx_pack_tasks(const AmxPlan& a) {
   return a.gather.groups * amx_row_blocks(a.gather);
 }
@@ -101,7 +111,7 @@ void amx_pack(const AmxPlan* plans, int64_t count, const void* from, void* to, i
       uint32_t* packed[kMostPlans];
       for (int64_t i = 0; i < some; ++i) {
         const AmxPlan& a = group[i];
-        packed[i] = amx_weights(a, static_cast<uint32_t*>(to), g, block);
+        packed[i] = static_cast<uint32_t*>(to) + amx_weights(a, g, block);
         if (rows < kAmxRows || a.gather.channels * a.gather.taps < a.steps * kAmxPairs) {
           fill_zero(packed[i], a.steps * kStepWords);
         }
@@ -121,7 +131,9 @@ void amx_pack(const AmxPlan* plans, int64_t count, const void* from, void* to, i
             pack_row_channels(group, some, channels + r * any.w_row, c, row);
           }
         }
-        for (int64_t i = 0; i < some; ++i) packed[i] += group[i].gather.taps * kStepWords;
+        for (int64_t i = 0; i < some; ++i) {
+          for (int64_t t = 0; t < group[i].gather.taps; ++t, packed[i] += kStepWords) pairs_first(packed[i]);
+        }
       }
     }
   }
@@ -129,30 +141,33 @@ void amx_pack(const AmxPlan* plans, int64_t count, const void* from, void* to, i
 
 // Multiplying --------------------------------------------------------------------------------------------------------
 
-// sums[row][column] = sum over the steps; b is where column 0 of the block stands.
+// A factor of a block: where its first step stands, and bytes from line to line and to the second register.
+struct Factors {
+  const uint32_t* first;
+  int64_t line, second;
+};
+
+// sums[left][right] = sum over `steps`, step s of the left factor being step_left[s] further, or kStepWords each where
+// that is null; of the right one likewise. With one or two registers of each.
 template <int kHigh, int kWide>
-void amx_multiply(const AmxPlan& a, const uint32_t* w, const uint32_t* b, float* sums) {
-  constexpr int64_t kRow = kAmxColumns * sizeof(float), kPair = kAmxPairs * sizeof(uint32_t);
-  const int64_t pitch = a.pitch * static_cast<int64_t>(sizeof(uint32_t)), steps = a.steps;
-  const int32_t* step = a.step;
+void amx_multiply(int64_t steps, const int32_t* step, bool left_steps, Factors left, Factors right, float* sums) {
+  constexpr int64_t kRow = kAmxColumns * sizeof(float);
+  const auto at = [](const uint32_t* p, int64_t bytes) { return reinterpret_cast<const char*>(p) + bytes; };
   CONVARITH_AMX_ZERO(0);
   if constexpr (kWide == 2) CONVARITH_AMX_ZERO(1);
   if constexpr (kHigh == 2) CONVARITH_AMX_ZERO(2);
   if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_ZERO(3);
-  for (int64_t s = 0; s < steps; ++s, w += kStepWords) {
-    const uint32_t* from = b + step[s];
-    CONVARITH_AMX_LOAD(4, w, kPair);
-    CONVARITH_AMX_LOAD(6, from, pitch);
+  for (int64_t s = 0; s < steps; ++s) {
+    const uint32_t* a = left.first + (left_steps ? step[s] : s * kStepWords);
+    const uint32_t* b = right.first + (left_steps ? s * kStepWords : step[s]);
+    CONVARITH_AMX_LOAD(4, a, left.line);
+    CONVARITH_AMX_LOAD(6, b, right.line);
+    if constexpr (kHigh == 2) CONVARITH_AMX_LOAD(5, at(a, left.second), left.line);
+    if constexpr (kWide == 2) CONVARITH_AMX_LOAD(7, at(b, right.second), right.line);
     CONVARITH_AMX_MULTIPLY(0, 4, 6);
-    if constexpr (kWide == 2) {
-      CONVARITH_AMX_LOAD(7, from + kRegisterWords, pitch);
-      CONVARITH_AMX_MULTIPLY(1, 4, 7);
-    }
-    if constexpr (kHigh == 2) {
-      CONVARITH_AMX_LOAD(5, w + kRegisterRows * kAmxPairs, kPair);
-      CONVARITH_AMX_MULTIPLY(2, 5, 6);
-      if constexpr (kWide == 2) CONVARITH_AMX_MULTIPLY(3, 5, 7);
-    }
+    if constexpr (kHigh == 2) CONVARITH_AMX_MULTIPLY(2, 5, 6);
+    if constexpr (kWide == 2) CONVARITH_AMX_MULTIPLY(1, 4, 7);
+    if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_MULTIPLY(3, 5, 7);
   }
   CONVARITH_AMX_STORE(0, sums, kRow);
   if constexpr (kWide == 2) CONVARITH_AMX_STORE(1, sums + kRegisterWords, kRow);
@@ -163,12 +178,34 @@ void amx_multiply(const AmxPlan& a, const uint32_t* w, const uint32_t* b, float*
   }
 }
 
-inline void amx_multiply(const AmxPlan& a, int64_t rows, int64_t columns, const uint32_t* w, const uint32_t* b,
+// Of a block of rows and cells: sums[row][cell] of panels, otherwise sums[cell][row].
+inline void amx_multiply(const AmxPlan& a, int64_t rows, int64_t cells, const uint32_t* w, const uint32_t* x,
                          float* sums) {
-  if (rows > kRegisterRows) {
-    columns > kRegisterWords ? amx_multiply<2, 2>(a, w, b, sums) : amx_multiply<2, 1>(a, w, b, sums);
-  } else {
-    columns > kRegisterWords ? amx_multiply<1, 2>(a, w, b, sums) : amx_multiply<1, 1>(a, w, b, sums);
+  constexpr int64_t kLine = kRegisterWords * sizeof(uint32_t);
+  const int64_t pitch = a.pitch * static_cast<int64_t>(sizeof(uint32_t));
+  const Factors weights = a.panels ? Factors{w, kLine, kRegisterRows * kLine} : Factors{w, 2 * kLine, kLine};
+  const Factors inputs = a.panels ? Factors{x, pitch, kLine} : Factors{x, pitch, kRegisterRows * pitch};
+  const bool high = (a.panels ? rows : cells) > kRegisterRows, wide = (a.panels ? cells : rows) > kRegisterWords;
+  const auto multiply_block = high ? wide ? amx_multiply<2, 2> : amx_multiply<2, 1>
+                                   : wide ? amx_multiply<1, 2> : amx_multiply<1, 1>;
+  multiply_block(a.steps, a.step, !a.panels, a.panels ? weights : inputs, a.panels ? inputs : weights, sums);
+}
+
+// The cells of a box, 16 pairs of channels together.
+template <typename T>
+void fill_cells(const AmxPlan& a, const Box& b, const T* in, int64_t g, uint32_t* tile, uint32_t* rows) {
+  const GatherPlan& p = a.gather;
+  if (p.tile_cell > 1) {
+    pad_tile(p, b, in, g, 0, p.channels, tile);
+    const int64_t rest = a.tile_channels - p.channels;
+    for (int64_t i = 0; rest > 0 && i < p.tile_size; i += p.tile_cell) fill_zero(tile + i + p.channels, rest);
+    return;
+  }
+  for (int64_t c = 0; c < p.channels; c += kAmxPairs, tile += kAmxPairs * p.tile_channel) {
+    const int64_t some = least<int64_t>(kAmxPairs, p.channels - c);
+    pad_tile(p, b, in, g, c, some, rows);
+    fill_zero(rows + some * p.tile_channel, (kAmxPairs - some) * p.tile_channel);
+    transpose(rows, p.tile_channel, kAmxPairs, p.tile_channel, tile, kAmxPairs);
   }
 }
 
@@ -203,27 +240,82 @@ inline void cut_runs(const Run* runs, int64_t count, int64_t blocks, int64_t ste
   first[blocks] = made;
 }
 
-// At most 32 sums and a bias, rounded.
-inline void store_brains(const float* sums, int64_t count, __m512 bias, Brain16* to) {
+// At most 32 sums and their biases, rounded.
+inline void store_brains(const float* sums, int64_t count, __m512 low, __m512 high, Brain16* to) {
   const auto rounded = reinterpret_cast<__m512i>(
-      _mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_loadu_ps(sums + 16), bias), _mm512_add_ps(_mm512_loadu_ps(sums), bias)));
+      _mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_loadu_ps(sums + 16), high), _mm512_add_ps(_mm512_loadu_ps(sums), low)));
   _mm512_mask_storeu_epi16(to, static_cast<__mmask32>((uint64_t{1} << count) - 1), rounded);
 }
 
-// A block's rows; `out` is where the first one begins.
+// Parts of a block's rows; `out` is where the first row begins.
 inline void store_block(const GatherPlan& p, const Run* part, const Run* end, int64_t rows, const float* bias,
-                        float* sums, Brain16* out) {
+                        const float* sums, Brain16* out) {
   const bool plain = p.out_axis[2] == 1 && !p.fills;
   for (int64_t r = 0; r < rows; ++r, sums += kAmxColumns, out += p.out_channel) {
     if (plain) {
       const __m512 added = _mm512_set1_ps(bias[r]);
-      for (const Run* run = part; run < end; ++run) store_brains(sums + run->column, run->length, added, out + run->out);
-    } else {
-      for (int64_t i = 0; i < kAmxColumns; i += 16) store(sums + i, load(sums + i) + bias[r]);
       for (const Run* run = part; run < end; ++run) {
-        store_row(p, sums + run->column, run->length, bias[r], out + run->out);
+        store_brains(sums + run->column, run->length, added, added, out + run->out);
+      }
+    } else {
+      float row[kAmxColumns];
+      for (int64_t i = 0; i < kAmxColumns; i += 16) store(row + i, load(sums + i) + bias[r]);
+      for (const Run* run = part; run < end; ++run) {
+        store_row(p, row + run->column, run->length, bias[r], out + run->out);
       }
     }
+  }
+}
+
+// The same of 16 rows of sums[cell][row], rounded before they are transposed: cells i and i + 16 are a word.
+inline void store_transposed(const Run* part, const Run* end, int64_t rows, const float* bias, const float* sums,
+                             int64_t pitch, Brain16* out) {
+  typedef uint16_t Indices __attribute__((vector_size(64)));
+  Indices pair, apart;  // of halves of words
+  for (int i = 0; i < 32; ++i) {
+    pair[i] = static_cast<uint16_t>(i / 2 + i % 2 * 16);
+    apart[i] = static_cast<uint16_t>(i % 16 * 2 + i / 16);
+  }
+  const __m512 added = _mm512_loadu_ps(bias);
+  Words v[kRegisterRows];
+  CONVARITH_UNROLL for (int i = 0; i < kRegisterRows; ++i) {
+    const __m512 low = _mm512_add_ps(_mm512_loadu_ps(sums + i * kAmxColumns), added);
+    const __m512 high = _mm512_add_ps(_mm512_loadu_ps(sums + (i + 16) * kAmxColumns), added);
+    v[i] = as<Words>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(pair),
+                                              reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low))));
+  }
+  transpose_vectors<uint32_t>(v);
+  for (int64_t r = 0; r < rows; ++r, out += pitch) {
+    const __m512i row = _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(apart), as<__m512i>(v[r]));
+    for (const Run* run = part; run < end; ++run) {
+      const uint64_t mask = ((uint64_t{1} << run->length) - 1) << run->column;
+      const uintptr_t to = reinterpret_cast<uintptr_t>(out + run->out) - static_cast<uintptr_t>(run->column) * 2;
+      _mm512_mask_storeu_epi16(reinterpret_cast<void*>(to), static_cast<__mmask32>(mask), row);
+    }
+  }
+}
+
+// A block's sums[cell][row].
+inline void store_cells(const GatherPlan& p, const Run* part, const Run* end, int64_t rows, const float* bias,
+                        const float* sums, Brain16* out) {
+  if (p.out_channel == 1) {
+    const __m512 low = _mm512_loadu_ps(bias), high = _mm512_loadu_ps(bias + 16);
+    for (const Run* run = part; run < end; ++run) {
+      const float* from = sums + run->column * kAmxColumns;
+      Brain16* to = out + run->out;
+      for (int64_t i = 0; i < run->length; ++i, from += kAmxColumns, to += p.out_axis[2]) {
+        store_brains(from, rows, low, high, to);
+      }
+    }
+  } else if (p.out_axis[2] == 1 && !p.fills) {
+    for (int64_t r = 0; r < rows; r += kRegisterRows) {
+      store_transposed(part, end, least(kRegisterRows, rows - r), bias + r, sums + r, p.out_channel,
+                       out + r * p.out_channel);
+    }
+  } else {
+    float turned[kAmxRows * kAmxColumns];
+    transpose(sums, kAmxColumns, kAmxColumns, rows, turned, kAmxColumns);
+    store_block(p, part, end, rows, bias, turned, out);
   }
 }
 
@@ -233,15 +325,16 @@ void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t e
              const uint32_t* packed, T* out, char* scratch, HeldTile& held) {
   const GatherPlan& p = a.gather;
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
-  const int64_t count = list_runs(p, b, runs), columns = runs[count - 1].column + runs[count - 1].length;
-  const int64_t blocks = block_count(columns, kAmxColumns);
+  const int64_t count = list_runs(p, b, runs);
+  for (int64_t i = 0; i < count; ++i) runs[i].column /= p.tile_cell;  // cells
+  const int64_t cells = runs[count - 1].column + runs[count - 1].length, blocks = block_count(cells, kAmxColumns);
   Run* parts = runs + count;
   int64_t* first_part = reinterpret_cast<int64_t*>(scratch + a.at_parts);
   cut_runs(runs, count, blocks, p.out_axis[2], parts, first_part);
   uint32_t* tile = reinterpret_cast<uint32_t*>(scratch + p.at_tile);
+  uint32_t* panel = reinterpret_cast<uint32_t*>(scratch + a.at_panel);
   if (!(p.one_tile && held.box == b.index && held.group == g)) {
-    pad_tile(p, b, in, g, 0, p.channels, tile);
-    fill_zero(tile + p.channels * p.tile_channel, (a.tile_channels - p.channels) * p.tile_channel);
+    a.panels ? pad_tile(p, b, in, g, 0, p.channels, tile) : fill_cells(a, b, in, g, tile, panel);
     held = {b.index, g};
   }
   float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
@@ -249,20 +342,20 @@ void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t e
     const int64_t row = block * kAmxRows, rows = least(kAmxRows, p.rows - row);
     float bias[kAmxRows] = {};
     if (p.bias) widen_bias<T>(p, g, row, rows, bias);
-    amx_multiply(a, rows, columns - j * kAmxColumns, amx_weights(a, const_cast<uint32_t*>(packed), g, block), from,
-                 sums);
-    store_block(p, parts + first_part[j], parts + first_part[j + 1], rows, bias, sums,
-                out + g * p.out_group + row * p.out_channel);
+    const uint32_t* weights = packed + amx_weights(a, g, block);
+    amx_multiply(a, rows, cells - j * kAmxColumns, weights, from, sums);
+    const auto put = a.panels ? store_block : store_cells;
+    put(p, parts + first_part[j], parts + first_part[j + 1], rows, bias, sums,
+        out + g * p.out_group + row * p.out_channel);
   };
   if (a.panels) {
-    uint32_t* panel = reinterpret_cast<uint32_t*>(scratch + a.at_panel);
     for (int64_t j = 0; j < blocks; ++j) {
       copy_panel(a, tile + j * kAmxColumns, panel);
       for (int64_t block = begin; block < end; ++block) multiply_block(block, j, panel);
     }
   } else {
     for (int64_t block = begin; block < end; ++block) {
-      for (int64_t j = 0; j < blocks; ++j) multiply_block(block, j, tile + j * kAmxColumns);
+      for (int64_t j = 0; j < blocks; ++j) multiply_block(block, j, tile + j * kAmxColumns * a.pitch);
     }
   }
 }
