@@ -99,7 +99,8 @@ std::vector<AmxGather> amx_gathers(const Problem& p, Pass pass, const ConvKernel
 
   const int64_t outputs = any.batch * any.groups * any.grid[0] * any.grid[1] * any.grid[2];
   Blocking blocking = {};
-  blocking.cells = true;
+  blocking.shares_margins = true;
+  blocking.may_be_inner = !panels;
   blocking.depth = INT32_MAX;
   blocking.tile = INT64_MAX;
   blocking.pixels = std::clamp(kTileBytes / (any.channels * k.sum_item), kLeastPixels, kMostPixels);

@@ -12,13 +12,27 @@ namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
 constexpr int64_t kStepWords = kAmxRows * kAmxPairs;  // of packed weights
-constexpr int64_t kRegisterRows = 16, kRegisterWords = 16;
+constexpr int64_t kRegisterRows = 16, kRegisterWords = 16, kRegister = kRegisterRows * kRegisterWords;
 
 inline int64_t amx_row_blocks(const GatherPlan& p) {
   return block_count(p.rows, kAmxRows);
 }
 
-// Packed weights: [group][row block][step][pair][row], of panels [row][pair]; those that nothing stands for are zeros.
+// to[i * to_pitch + r] = from[r * from_pitch + i], in whole vectors.
+inline void transpose_words(const uint32_t* from, int64_t from_pitch, int64_t rows, int64_t count, uint32_t* to,
+                            int64_t to_pitch) {
+  for (int64_t row = 0; row < rows; row += 16, from += 16 * from_pitch, to += 16) {
+    for (int64_t i = 0; i < count; i += 16) {
+      Words v[16];
+      CONVARITH_UNROLL for (int r = 0; r < 16; ++r) v[r] = load(from + i + r * from_pitch);
+      transpose_vectors<uint32_t>(v);
+      CONVARITH_UNROLL for (int c = 0; c < 16; ++c) store(to + (i + c) * to_pitch, v[c]);
+    }
+  }
+}
+
+// Packed weights: [group][row block][step][register][pair][row], of panels [row][pair]; those that nothing stands for
+// are zeros.
 inline int64_t amx_weights(const AmxPlan& a, int64_t group, int64_t block) {
   return a.gather.packed + (group * amx_row_blocks(a.gather) + block) * a.steps * kStepWords;
 }
@@ -85,11 +99,13 @@ void pack_row_depth(const GatherPlan& p, const T* w, uint32_t* to) {
   }
 }
 
-// From [row][pair] to [pair][row].
+// From [row][pair] to [pair][row], of each register.
 inline void pairs_first(uint32_t* step) {
-  uint32_t rows[kStepWords];
-  __builtin_memcpy(rows, step, sizeof(rows));
-  transpose(rows, kAmxPairs, kAmxRows, kAmxPairs, step, kAmxRows);
+  for (int64_t first = 0; first < kStepWords; first += kRegister, step += kRegister) {
+    uint32_t rows[kRegister];
+    __builtin_memcpy(rows, step, sizeof(rows));
+    transpose_words(rows, kAmxPairs, kRegisterRows, kAmxPairs, step, kRegisterWords);
+  }
 }
 
 inline int64_t amx_pack_tasks(const AmxPlan& a) {
@@ -183,7 +199,7 @@ inline void amx_multiply(const AmxPlan& a, int64_t rows, int64_t cells, const ui
                          float* sums) {
   constexpr int64_t kLine = kRegisterWords * sizeof(uint32_t);
   const int64_t pitch = a.pitch * static_cast<int64_t>(sizeof(uint32_t));
-  const Factors weights = a.panels ? Factors{w, kLine, kRegisterRows * kLine} : Factors{w, 2 * kLine, kLine};
+  const Factors weights = {w, kLine, kRegisterRows * kLine};
   const Factors inputs = a.panels ? Factors{x, pitch, kLine} : Factors{x, pitch, kRegisterRows * pitch};
   const bool high = (a.panels ? rows : cells) > kRegisterRows, wide = (a.panels ? cells : rows) > kRegisterWords;
   const auto multiply_block = high ? wide ? amx_multiply<2, 2> : amx_multiply<2, 1>
@@ -205,7 +221,7 @@ void fill_cells(const AmxPlan& a, const Box& b, const T* in, int64_t g, uint32_t
     const int64_t some = least<int64_t>(kAmxPairs, p.channels - c);
     pad_tile(p, b, in, g, c, some, rows);
     fill_zero(rows + some * p.tile_channel, (kAmxPairs - some) * p.tile_channel);
-    transpose(rows, p.tile_channel, kAmxPairs, p.tile_channel, tile, kAmxPairs);
+    transpose_words(rows, p.tile_channel, kAmxPairs, p.tile_channel, tile, kAmxPairs);
   }
 }
 

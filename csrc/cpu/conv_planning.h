@@ -211,7 +211,8 @@ struct Blocking {
   double cycles;                    // of an output, by the cost model
   int64_t tile = int64_t{1} << 20;  // bytes, at most, where there are channels to leave for another
   bool may_be_raw;                  // the input may be read where it stands
-  bool cells;                       // outputs are counted by cells: margins are shared, channels may be innermost
+  bool shares_margins;              // zeros beside a row or below an image are those of the next one, too
+  bool may_be_inner;                // channels may be a tile's innermost axis, which of the outer product they may, too
   const std::vector<std::array<int64_t, 3>>* seen = nullptr;  // what a tile has to show; otherwise the gather's shifts
 };
 

@@ -88,7 +88,7 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
               part[m].at = corner[m] + c * p.in_channel + n * p.in_batch + z_in * p.in_axis[0] + y_in * p.in_axis[1];
               part[m].begin = begin[m][2];
               part[m].end = end[m][2];
-              if (!kInner && c + ahead < channels) {
+              if (!kInner && c0 + c + ahead < p.channels) {
                 prefetch(part[m].at + ahead * p.in_channel, least(step_in * (end[m][2] - begin[m][2]), kCellsAsked));
               }
               meets = true;
