@@ -5,10 +5,14 @@ namespace convarith::cpu {
 namespace {
 
 // Cycles: of a step of a block with one or two registers of rows, of a copied pair of a panel, of an output's rounding
-// and of one that goes further than beside its neighbour, and of a tile's cell, likewise.
-constexpr double kSteps[] = {60, 100}, kPanelPair = 4, kStore = 0.3, kScatter = 10, kCell = 0.4, kFarCell = 2;
+// and of one that goes further than beside its neighbour, and of a tile's pair and of one, and a row of them, that come
+// from further.
+constexpr double kSteps[] = {100, 130}, kPanelPair = 3, kStore = 0.3, kScatter = 10, kCell = 0.8, kFarCell = 3,
+                 kFarRow = 100;
 constexpr int64_t kTileBytes = int64_t{1} << 18;  // of inputs, beside the weights in the second cache
 constexpr int64_t kLeastPixels = 128, kMostPixels = 4096;
+constexpr int64_t kMostPhases = 16;   // more are planned for longer than they take
+constexpr double kOtherCycles = 1.5;  // the other gathers take, for every one that their model says
 
 struct AmxGather {
   Gather gather;
@@ -32,8 +36,8 @@ int64_t steps_of(const GatherPlan& g, int64_t taps, bool panels) {
 // Of a block of columns, all rows.
 double block_cycles(const GatherPlan& g, int64_t taps, bool panels) {
   const int64_t rest = g.rows % kAmxRows;
-  const double rows = kSteps[1] * static_cast<double>(g.rows / kAmxRows) +
-                      (rest == 0 ? 0 : kSteps[rest > kAmxRows / 2 ? 1 : 0]);
+  const double rows =
+      kSteps[1] * static_cast<double>(g.rows / kAmxRows) + (rest == 0 ? 0 : kSteps[rest > kAmxRows / 2 ? 1 : 0]);
   return static_cast<double>(steps_of(g, taps, panels)) * (rows + (panels ? kPanelPair * kAmxPairs : 0));
 }
 
@@ -45,10 +49,12 @@ double cycles_of(const std::vector<AmxGather>& gathers) {
     const auto boxes = static_cast<double>(box_count(g) * g.groups);
     const auto cells = static_cast<double>(cells_of(g));
     const auto outputs = static_cast<double>(g.rows * g.box[0] * g.box[1] * g.box[2] * g.box[3]);
-    const double copied = g.stride[2] * g.in_axis[2] > 2 ? kFarCell : kCell;
-    total += boxes * (cells / kAmxColumns * block_cycles(g, g.taps, a.plan.panels) +
-                      outputs * (g.out_axis[2] > 2 ? kScatter : kStore) +
-                      cells * static_cast<double>(g.channels * g.residues) * copied / (g.one_tile ? gathers.size() : 1));
+    const bool far = g.stride[2] * g.in_axis[2] > 2 && g.tile_cell == 1;
+    const double copied = far ? kFarCell + kFarRow / static_cast<double>(g.cells[2]) : kCell;
+    total +=
+        boxes * (cells / kAmxColumns * block_cycles(g, g.taps, a.plan.panels) +
+                 outputs * (g.out_axis[2] > 2 && (g.out_channel != 1 || a.plan.panels) ? kScatter : kStore) +
+                 cells * static_cast<double>(g.channels * g.residues) * copied / (g.one_tile ? gathers.size() : 1));
   }
   return total;
 }
@@ -85,7 +91,6 @@ int64_t kernel_in_memory(const Problem& p) {
 
 // Empty where they cannot be.
 std::vector<AmxGather> amx_gathers(const Problem& p, Pass pass, const ConvKernels& k, int64_t threads) {
-  if (pass == Pass::kInput && !few_phases(p)) return {};
   std::vector<AmxGather> result;
   for (Gather& gather : plain_gathers(p, pass == Pass::kInput)) {
     make_pairs(gather.plan, 4);
@@ -247,10 +252,13 @@ PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k) {
   // Channels or rows follow each other.
   const auto follows = [](const Strides& s, int64_t extent) { return s.channel == 1 || s.axis[2] == 1 || extent == 1; };
   if (!follows(p.x, p.axis[2].input) || !follows(p.y, p.output[2])) return nullptr;
+  int64_t phases = 1;
+  for (const Axis& a : p.axis) phases *= std::min(a.stride, std::max<int64_t>(1, a.input));
+  if (pass == Pass::kInput && phases > kMostPhases) return nullptr;
   std::vector<AmxGather> gathers = amx_gathers(p, pass, k, thread_count());
   if (gathers.empty()) return nullptr;
   auto plan = std::make_unique<Amx>(std::move(gathers), k);
-  if (!wanted && plan->cycles() >= gather_cycles(p, pass, k)) return nullptr;
+  if (!wanted && plan->cycles() >= kOtherCycles * gather_cycles(p, pass, k)) return nullptr;
   return plan;
 }
 

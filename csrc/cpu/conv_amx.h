@@ -202,8 +202,9 @@ inline void amx_multiply(const AmxPlan& a, int64_t rows, int64_t cells, const ui
   const Factors weights = {w, kLine, kRegisterRows * kLine};
   const Factors inputs = a.panels ? Factors{x, pitch, kLine} : Factors{x, pitch, kRegisterRows * pitch};
   const bool high = (a.panels ? rows : cells) > kRegisterRows, wide = (a.panels ? cells : rows) > kRegisterWords;
-  const auto multiply_block = high ? wide ? amx_multiply<2, 2> : amx_multiply<2, 1>
-                                   : wide ? amx_multiply<1, 2> : amx_multiply<1, 1>;
+  const auto multiply_block = high   ? wide ? amx_multiply<2, 2> : amx_multiply<2, 1>
+                              : wide ? amx_multiply<1, 2>
+                                     : amx_multiply<1, 1>;
   multiply_block(a.steps, a.step, !a.panels, a.panels ? weights : inputs, a.panels ? inputs : weights, sums);
 }
 
@@ -337,8 +338,8 @@ inline void store_cells(const GatherPlan& p, const Run* part, const Run* end, in
 
 // One box, one group, and the blocks of rows [begin, end).
 template <typename T>
-void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t end, const T* in,
-             const uint32_t* packed, T* out, char* scratch, HeldTile& held) {
+void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t end, const T* in, const uint32_t* packed,
+             T* out, char* scratch, HeldTile& held) {
   const GatherPlan& p = a.gather;
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   const int64_t count = list_runs(p, b, runs);

@@ -22,8 +22,8 @@ enum class Algorithm : int {
   kAmx,        // bfloat16 in the processor's own tiles
 };
 
-constexpr const char* kAlgorithmNames[] = {"reference", "offset", "outer", "dot", "winograd", "depthwise", "images",
-                                           "amx"};
+constexpr const char* kAlgorithmNames[] = {"reference", "offset",    "outer",  "dot",
+                                           "winograd",  "depthwise", "images", "amx"};
 
 inline const char* algorithm_name(Algorithm algorithm) {
   return kAlgorithmNames[static_cast<int>(algorithm)];

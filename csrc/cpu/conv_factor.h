@@ -129,7 +129,8 @@ inline Words load_far_cells(const RowPart<Brain16>& part, int64_t x, int64_t ste
     cells &= 0xffffu;
   }
   const int64_t last = part.end - 1 - x;
-  if (last >= most<int64_t>(0, part.begin - x) && last < 16) cells[last] = part.at[(part.end - 1 - part.begin) * step].bits;
+  if (last >= most<int64_t>(0, part.begin - x) && last < 16)
+    cells[last] = part.at[(part.end - 1 - part.begin) * step].bits;
   return cells;
 }
 

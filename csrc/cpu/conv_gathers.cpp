@@ -371,13 +371,15 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
     if (g.direct && !whole_runs()) set_tile(blocking.pixels);
   }
   // In the input's order: the channels are innermost in both, or the last axis is.
-  const bool channels_inner = (g.outer || blocking.may_be_inner) && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
+  const bool channels_inner =
+      (g.outer || blocking.may_be_inner) && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
   g.tile_row = g.tile_cell * (g.cells[2] - (blocking.shares_margins ? shared_margin(g, 2) : 0));
   g.tile_plane = g.tile_row * (g.cells[1] - (blocking.shares_margins ? shared_margin(g, 1) : 0));
   g.tile_image = g.tile_plane * g.cells[0];
   // With the margin that the last rows share with nothing.
-  g.tile_residue = g.tile_image * g.box[0] + g.cells[1] * g.tile_row - g.tile_plane + g.tile_cell * g.cells[2] - g.tile_row;
+  g.tile_residue =
+      g.tile_image * g.box[0] + g.cells[1] * g.tile_row - g.tile_plane + g.tile_cell * g.cells[2] - g.tile_row;
   g.tile_channel = channels_inner ? 1 : spread(std::max<int64_t>(1, g.tile_residue * g.residues), k);
   g.tile_size = channels_inner ? g.tile_residue * g.residues : g.tile_channel * g.channel_block;
   if (!g.raw && g.tile_size * k.sum_item > kMostTileBytes) return false;

@@ -84,18 +84,18 @@ struct Run {
   bool alone;  // pairs without a second member
 };
 
-// A gather by AMX: 32 rows by 32 cells of the tile at a time, 16 pairs of channels at a step. A step is 16 channels of a
-// tap, which the tile has next to each other; or, where channels do not fill that well, 16 of the pairs of (channel,
+// A gather by AMX: 32 rows by 32 cells of the tile at a time, 16 pairs of channels at a step. A step is 16 channels of
+// a tap, which the tile has next to each other; or, where channels do not fill that well, 16 of the pairs of (channel,
 // tap), which are copied for each block of cells, to a panel.
 constexpr int64_t kAmxRows = 32, kAmxColumns = 32, kAmxPairs = 16;
 struct AmxPlan {
   GatherPlan gather;
   bool panels;
   int64_t steps;
-  const int32_t* step;    // where its first pair stands, from the block's first cell
-  int64_t pitch;          // from cell to cell, or of panels from pair to pair
-  int64_t tile_channels;  // with those of zeros that fill the last step
-  int64_t kernel;         // taps that follow each other in memory, those of all plans; or 0
+  const int32_t* step;         // where its first pair stands, from the block's first cell
+  int64_t pitch;               // from cell to cell, or of panels from pair to pair
+  int64_t tile_channels;       // with those of zeros that fill the last step
+  int64_t kernel;              // taps that follow each other in memory, those of all plans; or 0
   int64_t at_parts, at_panel;  // a panel, or 16 channels of a tile before they are next to each other
 };
 

@@ -119,8 +119,8 @@ static Isa decide() {
   for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAvx512Amx}) {
     if (std::string(wanted) == isa_name(isa)) return has(isa) ? isa : fastest(isa);
   }
-  TORCH_CHECK(false, "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, avx512_amx, not '", wanted,
-              "'");
+  TORCH_CHECK(false, "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, avx512_amx, not '",
+              wanted, "'");
 }
 
 Isa active_isa() {
