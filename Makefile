@@ -40,7 +40,7 @@ test-oldest: $(OLDEST)/.installed  ## run the tests with the oldest torch that t
 	cd tests && ../$(OLDEST)/bin/pytest -q -n 2 .
 
 sanitize: $(addprefix build/standalone/sanitized/,engine windows)  ## run the CPU kernels on random geometries under AddressSanitizer and UBSan
-	@set -e; for isa in baseline avx2 avx512 avx512_bf16; do TORCH_CONVARITH_ISA=$$isa $< $(CASES); done
+	@set -e; for isa in baseline avx2 avx512 avx512_bf16 avx512_amx; do TORCH_CONVARITH_ISA=$$isa $< $(CASES); done
 	@set -e; for isa in baseline avx2 avx512; do TORCH_CONVARITH_ISA=$$isa $(word 2,$^) $(CASES); done
 
 aarch64: build/standalone/aarch64/engine  ## the same, without sanitizers, on an emulated ARM; needs g++-aarch64-linux-gnu, qemu-user

@@ -16,7 +16,7 @@ import torch_convarith as tc
 from torch_convarith import _ops, backends
 
 OPS = torch.ops.torch_convarith
-GATHERS = ("outer", "offset", "images", "depthwise", "auto")
+GATHERS = ("outer", "offset", "images", "amx", "depthwise", "auto")
 GRADIENTS = ("outer", "dot", "depthwise", "auto")
 
 
@@ -266,8 +266,12 @@ def same(a, b):
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-@pytest.mark.skipif(tc.build_info()["isa"] != "avx512_bf16", reason="needs the processor's products of bfloat16")
-@pytest.mark.parametrize("algorithm", ["outer", "offset"])
+# What multiplies bfloat16 itself.
+OF_BFLOAT16 = {"avx512_bf16": ("outer", "offset"), "avx512_amx": ("amx",)}.get(tc.build_info()["isa"], ())
+
+
+@pytest.mark.skipif(not OF_BFLOAT16, reason="needs the processor's products of bfloat16")
+@pytest.mark.parametrize("algorithm", OF_BFLOAT16)
 @pytest.mark.parametrize("values", [(float("inf"),), (float("nan"),), (float("inf"), -float("inf")), (2.0**-130,)])
 def test_products_of_bfloat16_are_torchs(values, algorithm):
     # Infinities, NaNs, and subnormal operands, which both take for zeros: 2^-130 * 2^10 could be told from 0.
@@ -759,7 +763,7 @@ assert os.waitstatus_to_exitcode(status) == 0
 
 # Instruction sets ----------------------------------------------------------------------------------------------------
 
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "avx512_amx")
 
 
 def run_with(isa, script):
@@ -772,7 +776,7 @@ def run_with(isa, script):
 def test_an_unknown_instruction_set_is_refused():
     done = run_with("sse9", "import torch_convarith as tc; tc.build_info()")
     assert done.returncode != 0
-    assert "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, not 'sse9'" in done.stderr
+    assert "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, avx512_amx, not 'sse9'" in done.stderr
 
 
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(tc.build_info()["isa"])])

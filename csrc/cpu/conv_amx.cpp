@@ -12,7 +12,7 @@ constexpr double kSteps[] = {100, 130}, kPanelPair = 3, kStore = 0.3, kScatter =
 constexpr int64_t kTileBytes = int64_t{1} << 18;  // of inputs, beside the weights in the second cache
 constexpr int64_t kLeastPixels = 128, kMostPixels = 4096;
 constexpr int64_t kMostPhases = 16;   // more are planned for longer than they take
-constexpr double kOtherCycles = 1.5;  // the other gathers take, for every one that their model says
+constexpr double kOtherCycles = 2;  // the other gathers take, for every one that their model says
 
 struct AmxGather {
   Gather gather;
