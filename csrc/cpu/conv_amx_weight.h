@@ -1,0 +1,435 @@
+// The weight's gradient by AMX, in the blocks of conv_amx.h: rows are (channel, tap), columns are out channels, and
+// what is summed over are the outputs of a box. Those stand side by side, without the padding between their rows:
+// nothing but what an output really sees is multiplied by it.
+#pragma once
+
+#include "conv_amx_registers.h"
+#include "conv_tile.h"
+
+namespace convarith::cpu::CONVARITH_ISA {
+namespace {
+
+constexpr int64_t kStepOutputs = 32, kColumnWords = 16 * 16;  // of a step; of 16 columns of a step
+constexpr int64_t kBlockSums = kAmxRows * kAmxColumns;
+
+inline int64_t amx_weight_rows(const AmxWeightPlan& a) {
+  return block_count(a.gather.channels * a.gather.taps, kAmxRows);
+}
+inline int64_t amx_weight_columns(const AmxWeightPlan& a) {
+  return block_count(a.gather.rows, kAmxColumns);
+}
+
+inline uint32_t lanes_between(int64_t begin, int64_t end) {
+  begin = most<int64_t>(0, least<int64_t>(begin, 32));
+  end = most(begin, least<int64_t>(end, 32));
+  return static_cast<uint32_t>((uint64_t{1} << end) - (uint64_t{1} << begin));
+}
+
+// Where a box's outputs stand in panels. Those that follow each other in y do so here, and each such run begins at a
+// pair; the one after an odd number is a zero.
+struct Places {
+  int64_t size[4];
+  int64_t row, plane, image;  // from one to the next
+  int64_t run, runs[3];       // outputs that follow each other, and how many such runs
+  int64_t total, steps;
+};
+
+inline Places places_of(const GatherPlan& p, const Box& b) {
+  Places at;
+  for (int i = 0; i < 4; ++i) at.size[i] = b.size[i];
+  const auto even = [](int64_t size) { return size + size % 2; };
+  const bool rows = b.size[3] == p.grid[2] && (b.size[2] == 1 || p.out_axis[1] == p.grid[2]);
+  const bool planes = rows && b.size[2] == p.grid[1] && (b.size[1] == 1 || p.out_axis[0] == p.grid[1] * p.grid[2]);
+  at.row = rows ? b.size[3] : even(b.size[3]);
+  at.plane = planes ? b.size[2] * at.row : even(b.size[2] * at.row);
+  at.image = even(b.size[1] * at.plane);
+  at.run = b.size[3] * (rows ? b.size[2] : 1) * (planes ? b.size[1] : 1);
+  at.runs[0] = b.size[0];
+  at.runs[1] = planes ? 1 : b.size[1];
+  at.runs[2] = rows ? 1 : b.size[2];
+  at.total = b.size[0] * at.image;
+  at.steps = block_count(at.total, kStepOutputs);
+  return at;
+}
+
+// Packing y -----------------------------------------------------------------------------------------------------------
+
+// At most 16 columns of a run of `count` outputs: to[pair][column].
+inline void pack_run(const Brain16* y, int64_t pitch, int64_t columns, int64_t count, uint32_t* to) {
+  for (int64_t i = 0; i < count; i += kStepOutputs, to += kColumnWords) {
+    const int64_t some = least(kStepOutputs, count - i), pairs = (some + 1) / 2;
+    const uint32_t mask = lanes_between(0, some);
+    Words v[16];
+    CONVARITH_UNROLL for (int c = 0; c < 16; ++c) {
+      v[c] = c >= columns ? Words{} : as<Words>(_mm512_maskz_loadu_epi16(mask, y + c * pitch + i));
+      if (c < columns) prefetch_ahead(y + c * pitch, i + 4 * kStepOutputs);
+    }
+    transpose_vectors<uint32_t>(v);
+    CONVARITH_UNROLL for (int j = 0; j < 16; ++j) {
+      if (j < pairs) store(to + j * 16, v[j]);
+    }
+  }
+}
+
+// Columns of a box, 16 after the other: to[16 columns][pair][column].
+inline void pack_box(const GatherPlan& p, const Box& b, const Places& at, int64_t g, int64_t first, int64_t columns,
+                     const Brain16* y, uint32_t* to) {
+  for (int64_t m = 0; m < columns; m += 16, to += at.steps * kColumnWords) {
+    const Brain16* corner = y + g * p.out_group + (first + m) * p.out_channel + b.first[0] * p.out_batch +
+                            b.first[1] * p.out_axis[0] + b.first[2] * p.out_axis[1] + b.first[3];
+    for (int64_t n = 0; n < at.runs[0]; ++n) {
+      for (int64_t z = 0; z < at.runs[1]; ++z) {
+        for (int64_t r = 0; r < at.runs[2]; ++r) {
+          pack_run(corner + n * p.out_batch + z * p.out_axis[0] + r * p.out_axis[1], p.out_channel,
+                   least<int64_t>(16, columns - m), at.run, to + (n * at.image + z * at.plane + r * at.row) / 2 * 16);
+        }
+      }
+    }
+    fill_zero(to + at.total / 2 * 16, (at.steps * kStepOutputs - at.total) / 2 * 16);
+  }
+}
+
+// The panels of all tasks: [box][group][16 columns][pair][column].
+inline int64_t column_parts(const AmxWeightPlan& a) {
+  return block_count(a.gather.rows, 16);
+}
+inline int64_t panels_of_box(const AmxWeightPlan& a, int64_t box, int64_t g) {
+  return (box * a.gather.groups + g) * column_parts(a) * a.most_steps * kColumnWords;
+}
+
+int64_t amx_weight_pack_tasks(const AmxWeightPlan& a) {
+  const GatherPlan& p = a.gather;
+  return p.boxes[0] * p.boxes[1] * p.boxes[2] * p.boxes[3] * p.groups * column_parts(a);
+}
+
+void amx_weight_pack(const AmxWeightPlan& a, const void* y, void* panels, int64_t begin, int64_t end) {
+  const GatherPlan& p = a.gather;
+  const int64_t columns = column_parts(a);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t part = task % columns, g = task / columns % p.groups;
+    const Box b = box_at(p, task / columns / p.groups);
+    const Places at = places_of(p, b);
+    pack_box(p, b, at, g, part * 16, least<int64_t>(16, p.rows - part * 16), static_cast<const Brain16*>(y),
+             static_cast<uint32_t*>(panels) + panels_of_box(a, b.index, g) + part * at.steps * kColumnWords);
+  }
+}
+
+// Rows of x -----------------------------------------------------------------------------------------------------------
+
+// What a tap of a box sees of the input: outputs [begin, end) of each axis, from `source` of a channel's first input
+// on.
+struct Sight {
+  int64_t source;
+  int64_t begin[3], end[3];
+};
+
+// Outputs [begin, end) that see an input; output j sees j * step + at.
+inline void seen(int64_t at, int64_t step, int64_t source, int64_t outputs, int64_t* begin, int64_t* end) {
+  *begin = at >= 0 ? 0 : least(steps_up(-at, step), outputs);
+  *end = at >= source ? *begin : most(*begin, least(steps_up(source - at, step), outputs));
+}
+
+// Of vectors of 32 outputs, which of the numbers in memory are read: [tap along the last axis][vector][part].
+inline int64_t mask_count(int64_t outputs, int64_t step) {
+  return block_count(outputs, kStepOutputs) * step;
+}
+
+inline void list_sights(const AmxWeightPlan& a, const Box& b, Sight* sights, uint32_t* masks) {
+  const GatherPlan& p = a.gather;
+  const int64_t step = p.stride[2], count = mask_count(b.size[3], step);
+  for (int64_t t = 0; t < p.taps; ++t) {
+    Sight& s = sights[t];
+    s.source = b.first[0] * p.in_batch;
+    for (int i = 0; i < 3; ++i) {
+      const int64_t at = b.first[i + 1] * p.stride[i] + a.shift[3 * t + i];
+      seen(at, p.stride[i], p.source[i], b.size[i + 1], &s.begin[i], &s.end[i]);
+      s.source += at * p.in_axis[i];
+    }
+    if (t < a.last_kernel) {
+      for (int64_t v = 0; v < count; ++v) {
+        const int64_t first = v * kStepOutputs;  // and the last one that is read is that of the last output
+        masks[t * count + v] = lanes_between(s.begin[2] * step - first, (s.end[2] - 1) * step + 1 - first);
+      }
+    }
+  }
+}
+
+typedef __m512i Numbers;
+
+// Addresses of outputs that see nothing may be off the tensor's ends, where nothing is read.
+inline uintptr_t bytes_of(int64_t numbers) {
+  return static_cast<uintptr_t>(numbers) * sizeof(Brain16);
+}
+
+template <int kStep>
+inline Numbers load_outputs(uintptr_t from, const uint32_t* masks) {
+  const auto part = [&](int i) {
+    return _mm512_maskz_loadu_epi16(masks[i], reinterpret_cast<const void*>(from + bytes_of(kStepOutputs * i)));
+  };
+  if constexpr (kStep == 1) {
+    return part(0);
+  } else {
+    // Every kStep-th of two vectors, and those of the next two behind them.
+    typedef uint16_t Index __attribute__((vector_size(64)));
+    Index index;
+    for (int i = 0; i < 32; ++i) index[i] = static_cast<uint16_t>(i * kStep % 64);
+    const auto both = [&](int i) {
+      return _mm512_permutex2var_epi16(part(i), reinterpret_cast<Numbers>(index), part(i + 1));
+    };
+    if constexpr (kStep == 2) return both(0);
+    return _mm512_mask_mov_epi16(both(0), 0xffff0000u, both(2));
+  }
+}
+
+// Writes whole vectors: what stands behind is written afterwards.
+inline void zero_outputs(Brain16* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kStepOutputs) _mm512_storeu_si512(to + i, _mm512_setzero_si512());
+}
+
+// The rows of a plane, of which the outputs [begin, end) are seen: to[row][output].
+template <int kStep>
+inline void copy_rows(const GatherPlan& p, uintptr_t from, int64_t begin, int64_t end, int64_t rows, int64_t outputs,
+                      int64_t pitch, const uint32_t* masks, Brain16* to) {
+  const uintptr_t pitch_in = bytes_of(p.stride[1] * p.in_axis[1]), step = bytes_of(p.stride[2]);
+  for (int64_t r = 0; r < rows; ++r, from += pitch_in, to += pitch) {
+    if constexpr (kStep > 0) {
+      for (int64_t v = 0; v * kStepOutputs < outputs; ++v) {
+        _mm512_storeu_si512(to + v * kStepOutputs,
+                            load_outputs<kStep>(from + bytes_of(kStep * kStepOutputs * v), masks + kStep * v));
+      }
+    } else {
+      zero_outputs(to, outputs);
+      uintptr_t number = from + static_cast<uintptr_t>(begin) * step;
+      for (int64_t i = begin; i < end; ++i, number += step) to[i] = *reinterpret_cast<const Brain16*>(number);
+    }
+  }
+}
+
+// What a tap of a channel shows the box, and zeros up to whole steps.
+template <int kStep>
+void copy_sight(const GatherPlan& p, const Places& at, const Sight& s, const Brain16* channel, const uint32_t* masks,
+                Brain16* to) {
+  const bool sees = s.begin[1] < s.end[1] && s.begin[2] < s.end[2];
+  for (int64_t n = 0; n < at.size[0]; ++n) {
+    for (int64_t z = 0; z < at.size[1]; ++z) {
+      const uintptr_t from =
+          reinterpret_cast<uintptr_t>(channel) + bytes_of(s.source + n * p.in_batch + z * p.stride[0] * p.in_axis[0] +
+                                                          s.begin[1] * p.stride[1] * p.in_axis[1]);
+      Brain16* plane = to + n * at.image + z * at.plane;
+      if (!sees || z < s.begin[0] || z >= s.end[0]) {
+        zero_outputs(plane, at.plane);
+        continue;
+      }
+      zero_outputs(plane, s.begin[1] * at.row);
+      copy_rows<kStep>(p, from, s.begin[2], s.end[2], s.end[1] - s.begin[1], at.size[3], at.row, masks,
+                       plane + s.begin[1] * at.row);
+      zero_outputs(plane + s.end[1] * at.row, at.plane - s.end[1] * at.row);
+    }
+  }
+  zero_outputs(to + at.total, at.steps * kStepOutputs - at.total);
+}
+
+// From a row of 32 of x to the next: an odd number of lines, so that they do not share a set of the cache.
+inline int64_t row_pitch(int64_t steps) {
+  return (steps | 1) * kStepOutputs;
+}
+
+inline void copy_block(const AmxWeightPlan& a, const Places& at, const Sight* sights, const uint32_t* masks,
+                       const Brain16* x, int64_t first, int64_t rows, Brain16* to) {
+  const GatherPlan& p = a.gather;
+  const int64_t count = mask_count(at.size[3], p.stride[2]);
+  for (int64_t r = first; r < first + rows; ++r, to += row_pitch(at.steps)) {
+    const int64_t c = r / p.taps, t = r % p.taps;
+    const Brain16* channel = x + c * p.in_channel;
+    const uint32_t* some = masks + t % a.last_kernel * count;
+    switch (p.stride[2]) {
+      case 1:
+        copy_sight<1>(p, at, sights[t], channel, some, to);
+        break;
+      case 2:
+        copy_sight<2>(p, at, sights[t], channel, some, to);
+        break;
+      case 4:
+        copy_sight<4>(p, at, sights[t], channel, some, to);
+        break;
+      default:
+        copy_sight<0>(p, at, sights[t], channel, some, to);
+    }
+  }
+}
+
+// Multiplying ---------------------------------------------------------------------------------------------------------
+
+template <int kHigh, int kWide>
+void amx_weight_multiply(const Brain16* a, const uint32_t* b, int64_t steps, bool add, float* sums) {
+  constexpr int64_t kRow = kAmxColumns * sizeof(float), kPair = 16 * sizeof(uint32_t);
+  const int64_t pitch = row_pitch(steps), bytes = pitch * static_cast<int64_t>(sizeof(Brain16));
+  const Brain16* low = a + 16 * pitch;
+  const uint32_t* right = b + steps * kColumnWords;
+  float* low_sums = sums + 16 * kAmxColumns;
+  if (add) {
+    CONVARITH_AMX_LOAD(0, sums, kRow);
+    if constexpr (kWide == 2) CONVARITH_AMX_LOAD(1, sums + 16, kRow);
+    if constexpr (kHigh == 2) CONVARITH_AMX_LOAD(2, low_sums, kRow);
+    if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_LOAD(3, low_sums + 16, kRow);
+  } else {
+    CONVARITH_AMX_ZERO(0);
+    if constexpr (kWide == 2) CONVARITH_AMX_ZERO(1);
+    if constexpr (kHigh == 2) CONVARITH_AMX_ZERO(2);
+    if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_ZERO(3);
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    CONVARITH_AMX_LOAD(4, a + s * kStepOutputs, bytes);
+    CONVARITH_AMX_LOAD(6, b + s * kColumnWords, kPair);
+    CONVARITH_AMX_MULTIPLY(0, 4, 6);
+    if constexpr (kWide == 2) {
+      CONVARITH_AMX_LOAD(7, right + s * kColumnWords, kPair);
+      CONVARITH_AMX_MULTIPLY(1, 4, 7);
+    }
+    if constexpr (kHigh == 2) {
+      CONVARITH_AMX_LOAD(5, low + s * kStepOutputs, bytes);
+      CONVARITH_AMX_MULTIPLY(2, 5, 6);
+      if constexpr (kWide == 2) CONVARITH_AMX_MULTIPLY(3, 5, 7);
+    }
+  }
+  CONVARITH_AMX_STORE(0, sums, kRow);
+  if constexpr (kWide == 2) CONVARITH_AMX_STORE(1, sums + 16, kRow);
+  if constexpr (kHigh == 2) CONVARITH_AMX_STORE(2, low_sums, kRow);
+  if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_STORE(3, low_sums + 16, kRow);
+}
+
+inline void amx_weight_multiply(int64_t rows, int64_t columns, const Brain16* a, const uint32_t* b, int64_t steps,
+                                bool add, float* sums) {
+  if (rows > 16) {
+    columns > 16 ? amx_weight_multiply<2, 2>(a, b, steps, add, sums)
+                 : amx_weight_multiply<2, 1>(a, b, steps, add, sums);
+  } else {
+    columns > 16 ? amx_weight_multiply<1, 2>(a, b, steps, add, sums)
+                 : amx_weight_multiply<1, 1>(a, b, steps, add, sums);
+  }
+}
+
+// Storing -------------------------------------------------------------------------------------------------------------
+
+inline Numbers round_sums(Floats first, Floats second) {
+  return reinterpret_cast<Numbers>(
+      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
+}
+
+// A block of sums, [row][column], rounded to where w has them.
+inline void store_sums(const AmxWeightPlan& a, int64_t g, int64_t row_block, int64_t column_block, const float* sums,
+                       Brain16* w) {
+  const GatherPlan& p = a.gather;
+  const int64_t first = row_block * kAmxRows, column = column_block * kAmxColumns;
+  const int64_t rows = least(kAmxRows, p.channels * p.taps - first), columns = least(kAmxColumns, p.rows - column);
+  w += g * p.w_group + column * p.w_row;
+  if (a.dense) {
+    const uint32_t mask = lanes_between(0, rows);
+    for (int64_t m = 0; m < columns; m += 16) {
+      Floats high[16], low[16];
+      CONVARITH_UNROLL for (int r = 0; r < 16; ++r) {
+        high[r] = load(sums + r * kAmxColumns + m);
+        low[r] = load(sums + (16 + r) * kAmxColumns + m);
+      }
+      transpose_vectors<float>(high);
+      transpose_vectors<float>(low);
+      for (int64_t c = 0; c < least<int64_t>(16, columns - m); ++c) {
+        _mm512_mask_storeu_epi16(w + (m + c) * p.w_row + first, mask, round_sums(high[c], low[c]));
+      }
+    }
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r, sums += kAmxColumns) {
+    const int64_t c = (first + r) / p.taps, t = (first + r) % p.taps;
+    Brain16* to = w + c * p.w_channel + p.tap_weight[t];
+    if (p.w_row == 1) {
+      _mm512_mask_storeu_epi16(to, lanes_between(0, columns), round_sums(load(sums), load(sums + 16)));
+    } else {
+      for (int64_t m = 0; m < columns; ++m) narrow(sums[m], to[m * p.w_row]);
+    }
+  }
+}
+
+// [share][group][block of columns][block of rows].
+inline int64_t shared_sums(const AmxWeightPlan& a, int64_t share, int64_t g, int64_t row_block, int64_t column_block) {
+  const int64_t rows = amx_weight_rows(a), columns = amx_weight_columns(a);
+  return (((share * a.gather.groups + g) * columns + column_block) * rows + row_block) * kBlockSums;
+}
+
+int64_t amx_weight_store_tasks(const AmxWeightPlan& a) {
+  return a.gather.groups * amx_weight_columns(a) * amx_weight_rows(a);
+}
+
+void amx_weight_store(const AmxWeightPlan& a, float* shares, void* w, int64_t begin, int64_t end) {
+  const int64_t rows = amx_weight_rows(a), columns = amx_weight_columns(a), step = shared_sums(a, 1, 0, 0, 0);
+  for (int64_t task = begin; task < end; ++task) {
+    float* sums = shares + task * kBlockSums;
+    for (int64_t i = 0; i < kBlockSums; i += 16) {
+      Floats sum = load(sums + i);
+      for (int64_t share = 1; share < a.box_tasks; ++share) sum += load(sums + share * step + i);
+      store(sums + i, sum);
+    }
+    store_sums(a, task / rows / columns, task % rows, task / rows % columns, sums, static_cast<Brain16*>(w));
+  }
+}
+
+// A task is a group's share of the blocks of rows and of columns, and of the boxes.
+void amx_weight_sum(const AmxWeightPlan& a, const void* x_data, const void* y, const void* panels, float* shares,
+                    void* w, char* scratch, int64_t begin, int64_t end) {
+  const AmxRegisters registers;
+  const GatherPlan& p = a.gather;
+  uint32_t* own = reinterpret_cast<uint32_t*>(scratch + a.at_panels);
+  Brain16* x_rows = reinterpret_cast<Brain16*>(scratch + a.at_rows);
+  uint32_t* masks = reinterpret_cast<uint32_t*>(scratch + a.at_masks);
+  Sight* sights = reinterpret_cast<Sight*>(scratch + a.at_sights);
+  const int64_t all_rows = amx_weight_rows(a), all_columns = amx_weight_columns(a);
+  const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2] * p.boxes[3];
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t share = task % a.box_tasks, part = task / a.box_tasks;
+    const int64_t column_task = part % a.column_tasks, row_task = part / a.column_tasks % a.row_tasks;
+    const int64_t g = part / a.column_tasks / a.row_tasks;
+    const int64_t row_begin = block_begin(row_task, all_rows, a.row_tasks);
+    const int64_t row_end = block_begin(row_task + 1, all_rows, a.row_tasks);
+    const int64_t column_begin = block_begin(column_task, all_columns, a.column_tasks);
+    const int64_t column_end = block_begin(column_task + 1, all_columns, a.column_tasks);
+    const int64_t first_column = column_begin * kAmxColumns;
+    const auto sums_of = [&](int64_t row, int64_t column) {
+      if (a.box_tasks > 1) return shares + shared_sums(a, share, g, row, column);
+      return reinterpret_cast<float*>(scratch + a.at_sums) +
+             ((column - column_begin) * (row_end - row_begin) + row - row_begin) * kBlockSums;
+    };
+    const Brain16* x = static_cast<const Brain16*>(x_data) + g * p.in_group;
+    const int64_t first_box = block_begin(share, boxes, a.box_tasks);
+    for (int64_t box = first_box; box < block_begin(share + 1, boxes, a.box_tasks); ++box) {
+      const Box b = box_at(p, box);
+      const Places at = places_of(p, b);
+      list_sights(a, b, sights, masks);
+      const uint32_t* packed = own;
+      if (a.own_panels) {
+        const int64_t columns = least(column_end * kAmxColumns, p.rows) - first_column;
+        pack_box(p, b, at, g, first_column, columns, static_cast<const Brain16*>(y), own);
+      } else {
+        packed = static_cast<const uint32_t*>(panels) + panels_of_box(a, box, g) +
+                 first_column / 16 * at.steps * kColumnWords;
+      }
+      for (int64_t row = row_begin; row < row_end; ++row) {
+        const int64_t first = row * kAmxRows, rows = least(kAmxRows, p.channels * p.taps - first);
+        copy_block(a, at, sights, masks, x, first, rows, x_rows);
+        for (int64_t column = column_begin; column < column_end; ++column) {
+          amx_weight_multiply(rows, p.rows - column * kAmxColumns, x_rows,
+                              packed + (column - column_begin) * 2 * at.steps * kColumnWords, at.steps, box > first_box,
+                              sums_of(row, column));
+        }
+      }
+    }
+    if (a.box_tasks > 1) continue;
+    for (int64_t column = column_begin; column < column_end; ++column) {
+      for (int64_t row = row_begin; row < row_end; ++row) {
+        store_sums(a, g, row, column, sums_of(row, column), static_cast<Brain16*>(w));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace convarith::cpu::CONVARITH_ISA
