@@ -5,11 +5,11 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr int64_t kBoxOutputs = 512;
 constexpr int64_t kShares = 8;                       // of the boxes, with sums of their own
 constexpr int64_t kSharedSums = int64_t{4} << 20;    // bytes, of all shares
 constexpr int64_t kTaskSums = int64_t{1} << 19;      // bytes: of a task they stay in the second cache
 constexpr int64_t kTaskColumns = 512 / kAmxColumns;  // and so does a box of y
+constexpr int64_t kMostPieces = int64_t{1} << 16;    // that a thread lists of a box
 constexpr int64_t kStepOutputs = 32, kRegister = 16;
 constexpr int64_t kBlockBytes = kAmxRows * kAmxColumns * sizeof(float);
 
@@ -18,9 +18,10 @@ constexpr int64_t kBlockBytes = kAmxRows * kAmxColumns * sizeof(float);
 constexpr double kProduct = 22, kAlone = 30, kCopy = 2.5, kPerStride = 2, kScalar = 40, kPack = 85, kSums = 150,
                  kRound = 0.3, kScatter = 2;
 
-struct Sizes {
-  double rows, columns, outputs;  // of a group
-};
+// Outputs of a box, about. Where few columns meet a row of x, all of it stays in the first cache.
+int64_t box_outputs(const Problem& p) {
+  return p.out_channels <= 2 * kAmxColumns ? 256 : 512;
+}
 
 double copy_cycles(int64_t stride) {
   return stride == 1                  ? kCopy
@@ -38,7 +39,7 @@ double amx_weight_cycles(const Problem& p) {
   const double products = steps * high * wide * (columns > kRegister && rows > kRegister ? kProduct : kAlone);
   const double copies = as_double(rows) * as_double(runs * parts(p.output[2], kStepOutputs)) *
                         copy_cycles(p.axis[2].stride) * as_double(parts(columns, kTaskColumns * kAmxColumns));
-  const double boxes = as_double(parts(runs * p.output[2], kBoxOutputs));
+  const double boxes = as_double(parts(runs * p.output[2], box_outputs(p)));
   const double sums = boxes * high * wide / 4 * kSums;
   const bool straight = p.w.batch == 1 || p.w.channel == p.kernel_numel();
   const double stored = as_double(rows * columns) * (straight ? kRound : kScatter);
@@ -119,7 +120,7 @@ std::unique_ptr<AmxWeight> make_plan(const Problem& p, int64_t w_group, const Co
   made->gather = forward_gather(p, true);
   Blocking blocking = {};
   blocking.compact = true;
-  blocking.pixels = kBoxOutputs;
+  blocking.pixels = box_outputs(p);
   blocking.depth = blocking.tile = 1;  // there is none
   if (!lay_out(made->gather, blocking, k)) return nullptr;
   made->gather.point();
@@ -129,7 +130,6 @@ std::unique_ptr<AmxWeight> make_plan(const Problem& p, int64_t w_group, const Co
   g.w_group = w_group;
   if (g.source[2] == 1) g.in_axis[2] = 1;
   plan.shift = made->shift.data();
-  plan.last_kernel = p.axis[2].kernel;
   plan.dense = g.w_channel == g.taps;
   for (int64_t t = 0; t < g.taps; ++t) plan.dense = plan.dense && g.tap_weight[t] == t;
   const int64_t outputs = g.box[0] * (g.box[1] * (g.box[2] * (g.box[3] + 1) + 1) + 1);
@@ -137,11 +137,19 @@ std::unique_ptr<AmxWeight> make_plan(const Problem& p, int64_t w_group, const Co
   set_tasks(plan, made->blocks(), k);
   const int64_t rows = parts(parts(g.channels * g.taps, kAmxRows), plan.row_tasks);
   const int64_t columns = parts(parts(g.rows, kAmxColumns), plan.column_tasks);
-  const int64_t masks = plan.last_kernel * parts(g.box[3], kStepOutputs) * g.stride[2];
-  constexpr int64_t kSight = 7 * sizeof(int64_t);
+  const int64_t pieces =
+      g.box[0] * g.box[1] * g.box[2] * parts(g.box[3], kStepOutputs / (g.stride[2] == 4 ? 2 : 1)) + 1;
+  int64_t reach = (g.box[0] - 1) * std::abs(g.in_batch);
+  for (int i = 0; i < kAxes; ++i) {
+    const int64_t cells = g.box[i + 1] * g.stride[i] + p.axis[i].kernel * p.axis[i].dilation + std::abs(p.axis[i].lo);
+    reach += cells * std::abs(g.in_axis[i]);
+  }
+  if (reach >= int64_t{1} << 31) return nullptr;
+  if (g.taps * pieces > kMostPieces) return nullptr;
+  constexpr int64_t kSight = 6 * sizeof(int64_t), kPiece = 4 * sizeof(int32_t);
   plan.at_rows = aligned(plan.own_panels ? 2 * columns * plan.most_steps * kRegister * kAmxPairs * k.sum_item : 0);
-  plan.at_masks = plan.at_rows + aligned(((plan.most_steps + 1) * kAmxRows + 1) * kStepOutputs * k.item);
-  plan.at_sights = plan.at_masks + aligned(masks * static_cast<int64_t>(sizeof(uint32_t)));
+  plan.at_pieces = plan.at_rows + aligned(((plan.most_steps + 1) * kAmxRows + 1) * kStepOutputs * k.item);
+  plan.at_sights = plan.at_pieces + aligned(g.taps * pieces * kPiece);
   plan.at_sums = plan.at_sights + aligned(g.taps * kSight);
   plan.scratch = plan.at_sums + (plan.box_tasks > 1 ? 0 : rows * columns * kBlockBytes);
   return made;

@@ -116,45 +116,92 @@ void amx_weight_pack(const AmxWeightPlan& a, const void* y, void* panels, int64_
 
 // Rows of x -----------------------------------------------------------------------------------------------------------
 
-// What a tap of a box sees of the input: outputs [begin, end) of each axis, from `source` of a channel's first input
-// on.
+typedef __m512i Numbers;
+
+// Outputs [begin, end) of a box that see an input by a tap, along each axis.
 struct Sight {
-  int64_t source;
   int64_t begin[3], end[3];
 };
 
-// Outputs [begin, end) that see an input; output j sees j * step + at.
-inline void seen(int64_t at, int64_t step, int64_t source, int64_t outputs, int64_t* begin, int64_t* end) {
-  *begin = at >= 0 ? 0 : least(steps_up(-at, step), outputs);
-  *end = at >= source ? *begin : most(*begin, least(steps_up(source - at, step), outputs));
+// A vector of a row's outputs: where it stands in the row; and in memory, from what the box's first output sees of the
+// channel by no tap at all. mask[i] tells the numbers that are read of the i-th vector in memory; where steps are
+// others than 1, 2 and 4, numbers are read one by one: the outputs [mask[0], mask[1]).
+struct Piece {
+  int32_t source, place;
+  uint32_t mask[2];
+};
+
+// Of two vectors in memory at most.
+inline int64_t piece_outputs(int64_t step) {
+  return step == 4 ? kStepOutputs / 2 : kStepOutputs;
 }
 
-// Of vectors of 32 outputs, which of the numbers in memory are read: [tap along the last axis][vector][part].
-inline int64_t mask_count(int64_t outputs, int64_t step) {
-  return block_count(outputs, kStepOutputs) * step;
-}
-
-inline void list_sights(const AmxWeightPlan& a, const Box& b, Sight* sights, uint32_t* masks) {
+// True where they differ from those of the box before.
+inline bool list_sights(const AmxWeightPlan& a, const Box& b, Sight* sights) {
   const GatherPlan& p = a.gather;
-  const int64_t step = p.stride[2], count = mask_count(b.size[3], step);
+  bool other = false;
   for (int64_t t = 0; t < p.taps; ++t) {
-    Sight& s = sights[t];
-    s.source = b.first[0] * p.in_batch;
     for (int i = 0; i < 3; ++i) {
-      const int64_t at = b.first[i + 1] * p.stride[i] + a.shift[3 * t + i];
-      seen(at, p.stride[i], p.source[i], b.size[i + 1], &s.begin[i], &s.end[i]);
-      s.source += at * p.in_axis[i];
-    }
-    if (t < a.last_kernel) {
-      for (int64_t v = 0; v < count; ++v) {
-        const int64_t first = v * kStepOutputs;  // and the last one that is read is that of the last output
-        masks[t * count + v] = lanes_between(s.begin[2] * step - first, (s.end[2] - 1) * step + 1 - first);
-      }
+      const int64_t at = b.first[i + 1] * p.stride[i] + a.shift[3 * t + i], outputs = b.size[i + 1];
+      const int64_t begin = at >= 0 ? 0 : least(steps_up(-at, p.stride[i]), outputs);
+      const int64_t past = at >= p.source[i] ? 0 : least(steps_up(p.source[i] - at, p.stride[i]), outputs);
+      const int64_t end = most(begin, past);
+      other = other || sights[t].begin[i] != begin || sights[t].end[i] != end;
+      sights[t].begin[i] = begin;
+      sights[t].end[i] = end;
     }
   }
+  return other;
 }
 
-typedef __m512i Numbers;
+// Pieces of a row, as many for every tap. Those that follow overwrite what a whole vector writes past the end of a run,
+// and the last one, of zeros, fills the last step.
+inline int64_t piece_count(const Places& at, int64_t step) {
+  const int64_t runs = at.size[0] * at.size[1] * at.size[2] * block_count(at.size[3], piece_outputs(step));
+  return runs + (at.total < at.steps * kStepOutputs ? 1 : 0);
+}
+
+inline void list_pieces(const AmxWeightPlan& a, const Places& at, const Sight* sights, Piece* piece) {
+  const GatherPlan& p = a.gather;
+  const int64_t step = p.stride[2], outputs = piece_outputs(step), count = block_count(at.size[3], outputs);
+  const bool masked = step == 1 || step == 2 || step == 4;
+  for (int64_t t = 0; t < p.taps; ++t) {
+    const Sight& s = sights[t];
+    const int64_t* shift = a.shift + 3 * t;
+    const int64_t source = shift[0] * p.in_axis[0] + shift[1] * p.in_axis[1] + shift[2];
+    Piece* run = piece;  // the first run's pieces are those of all, where they see an input
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t first = i * outputs, begin = most<int64_t>(0, s.begin[2] - first);
+      const int64_t end = least(s.end[2] - first, outputs);
+      run[i] = {static_cast<int32_t>(first * step), static_cast<int32_t>(first), {}};
+      for (int64_t m = 0; m < 2 && begin < end; ++m) {
+        run[i].mask[m] = masked ? lanes_between(begin * step - m * 32, (end - 1) * step + 1 - m * 32)
+                                : static_cast<uint32_t>(m == 0 ? begin : end);
+      }
+    }
+    // Backwards, so that the first run is the last one to be changed.
+    piece += at.size[0] * at.size[1] * at.size[2] * count;
+    Piece* to = piece;
+    for (int64_t n = at.size[0] - 1; n >= 0; --n) {
+      for (int64_t z = at.size[1] - 1; z >= 0; --z) {
+        for (int64_t y = at.size[2] - 1; y >= 0; --y) {
+          const bool sees = z >= s.begin[0] && z < s.end[0] && y >= s.begin[1] && y < s.end[1];
+          const int64_t from =
+              source + n * p.in_batch + z * p.stride[0] * p.in_axis[0] + y * p.stride[1] * p.in_axis[1];
+          const int64_t place = n * at.image + z * at.plane + y * at.row;
+          for (int64_t i = count - 1; i >= 0; --i) {
+            const Piece one = run[i];
+            const bool seen = sees && (one.mask[0] | one.mask[1]) != 0;
+            *--to = {seen ? static_cast<int32_t>(from + one.source) : 0,
+                     static_cast<int32_t>(place + one.place),
+                     {seen ? one.mask[0] : 0, seen ? one.mask[1] : 0}};
+          }
+        }
+      }
+    }
+    if (at.total < at.steps * kStepOutputs) *piece++ = {0, static_cast<int32_t>(at.total), {}};
+  }
+}
 
 // Addresses of outputs that see nothing may be off the tensor's ends, where nothing is read.
 inline uintptr_t bytes_of(int64_t numbers) {
@@ -166,96 +213,55 @@ inline Numbers load_outputs(uintptr_t from, const uint32_t* masks) {
   const auto part = [&](int i) {
     return _mm512_maskz_loadu_epi16(masks[i], reinterpret_cast<const void*>(from + bytes_of(kStepOutputs * i)));
   };
-  if constexpr (kStep == 1) {
-    return part(0);
-  } else {
-    // Every kStep-th of two vectors, and those of the next two behind them.
-    typedef uint16_t Index __attribute__((vector_size(64)));
-    Index index;
-    for (int i = 0; i < 32; ++i) index[i] = static_cast<uint16_t>(i * kStep % 64);
-    const auto both = [&](int i) {
-      return _mm512_permutex2var_epi16(part(i), reinterpret_cast<Numbers>(index), part(i + 1));
-    };
-    if constexpr (kStep == 2) return both(0);
-    return _mm512_mask_mov_epi16(both(0), 0xffff0000u, both(2));
-  }
+  if constexpr (kStep == 1) return part(0);
+  typedef uint16_t Index __attribute__((vector_size(64)));
+  Index index;
+  for (int i = 0; i < 32; ++i) index[i] = static_cast<uint16_t>(i * kStep % 64);
+  const uint32_t all = lanes_between(0, 64 / kStep);
+  return _mm512_maskz_permutex2var_epi16(all, part(0), reinterpret_cast<Numbers>(index), part(1));
 }
 
-// Writes whole vectors: what stands behind is written afterwards.
-inline void zero_outputs(Brain16* to, int64_t count) {
-  for (int64_t i = 0; i < count; i += kStepOutputs) _mm512_storeu_si512(to + i, _mm512_setzero_si512());
-}
-
-// The rows of a plane, of which the outputs [begin, end) are seen: to[row][output].
+// What a tap of a channel shows the box; kStep is 0 where numbers are read one by one.
 template <int kStep>
-inline void copy_rows(const GatherPlan& p, uintptr_t from, int64_t begin, int64_t end, int64_t rows, int64_t outputs,
-                      int64_t pitch, const uint32_t* masks, Brain16* to) {
-  const uintptr_t pitch_in = bytes_of(p.stride[1] * p.in_axis[1]), step = bytes_of(p.stride[2]);
-  for (int64_t r = 0; r < rows; ++r, from += pitch_in, to += pitch) {
+inline void copy_pieces(const Piece* pieces, int64_t count, int64_t step, uintptr_t channel, Brain16* to) {
+  for (const Piece* piece = pieces; piece < pieces + count; ++piece) {
+    const uintptr_t from = channel + bytes_of(piece->source);
+    Brain16* outputs = to + piece->place;
     if constexpr (kStep > 0) {
-      for (int64_t v = 0; v * kStepOutputs < outputs; ++v) {
-        _mm512_storeu_si512(to + v * kStepOutputs,
-                            load_outputs<kStep>(from + bytes_of(kStep * kStepOutputs * v), masks + kStep * v));
-      }
+      _mm512_storeu_si512(outputs, load_outputs<kStep>(from, piece->mask));
     } else {
-      zero_outputs(to, outputs);
-      uintptr_t number = from + static_cast<uintptr_t>(begin) * step;
-      for (int64_t i = begin; i < end; ++i, number += step) to[i] = *reinterpret_cast<const Brain16*>(number);
-    }
-  }
-}
-
-// What a tap of a channel shows the box, and zeros up to whole steps.
-template <int kStep>
-void copy_sight(const GatherPlan& p, const Places& at, const Sight& s, const Brain16* channel, const uint32_t* masks,
-                Brain16* to) {
-  const bool sees = s.begin[1] < s.end[1] && s.begin[2] < s.end[2];
-  for (int64_t n = 0; n < at.size[0]; ++n) {
-    for (int64_t z = 0; z < at.size[1]; ++z) {
-      const uintptr_t from =
-          reinterpret_cast<uintptr_t>(channel) + bytes_of(s.source + n * p.in_batch + z * p.stride[0] * p.in_axis[0] +
-                                                          s.begin[1] * p.stride[1] * p.in_axis[1]);
-      Brain16* plane = to + n * at.image + z * at.plane;
-      if (!sees || z < s.begin[0] || z >= s.end[0]) {
-        zero_outputs(plane, at.plane);
-        continue;
+      _mm512_storeu_si512(outputs, Numbers{});
+      for (int64_t i = piece->mask[0]; i < piece->mask[1]; ++i) {
+        outputs[i] = *reinterpret_cast<const Brain16*>(from + bytes_of(i * step));
       }
-      zero_outputs(plane, s.begin[1] * at.row);
-      copy_rows<kStep>(p, from, s.begin[2], s.end[2], s.end[1] - s.begin[1], at.size[3], at.row, masks,
-                       plane + s.begin[1] * at.row);
-      zero_outputs(plane + s.end[1] * at.row, at.plane - s.end[1] * at.row);
     }
   }
-  zero_outputs(to + at.total, at.steps * kStepOutputs - at.total);
 }
 
-// From a row of 32 of x to the next: an odd number of lines, so that they do not share a set of the cache.
+// From a row of x to the next: an odd number of lines, so that they do not share a set of the cache.
 inline int64_t row_pitch(int64_t steps) {
   return (steps | 1) * kStepOutputs;
 }
 
-inline void copy_block(const AmxWeightPlan& a, const Places& at, const Sight* sights, const uint32_t* masks,
-                       const Brain16* x, int64_t first, int64_t rows, Brain16* to) {
+// Rows of a block; `x` is what the box's first output sees by no tap.
+template <int kStep>
+void copy_block(const AmxWeightPlan& a, const Places& at, const Piece* pieces, uintptr_t x, int64_t first, int64_t rows,
+                Brain16* to) {
   const GatherPlan& p = a.gather;
-  const int64_t count = mask_count(at.size[3], p.stride[2]);
-  for (int64_t r = first; r < first + rows; ++r, to += row_pitch(at.steps)) {
-    const int64_t c = r / p.taps, t = r % p.taps;
-    const Brain16* channel = x + c * p.in_channel;
-    const uint32_t* some = masks + t % a.last_kernel * count;
-    switch (p.stride[2]) {
-      case 1:
-        copy_sight<1>(p, at, sights[t], channel, some, to);
-        break;
-      case 2:
-        copy_sight<2>(p, at, sights[t], channel, some, to);
-        break;
-      case 4:
-        copy_sight<4>(p, at, sights[t], channel, some, to);
-        break;
-      default:
-        copy_sight<0>(p, at, sights[t], channel, some, to);
+  const int64_t count = piece_count(at, p.stride[2]), pitch = row_pitch(at.steps);
+  int64_t t = first % p.taps;
+  uintptr_t channel = x + bytes_of(first / p.taps * p.in_channel);
+  for (int64_t r = 0; r < rows; ++r, to += pitch) {
+    copy_pieces<kStep>(pieces + t * count, count, p.stride[2], channel, to);
+    if (++t == p.taps) {
+      t = 0;
+      channel += bytes_of(p.in_channel);
     }
   }
+}
+
+inline auto copy_block_for(int64_t step) {
+  return step == 1 ? copy_block<1> : step == 2 ? copy_block<2> : step == 4 ? copy_block<4> : copy_block<0>;
 }
 
 // Multiplying ---------------------------------------------------------------------------------------------------------
@@ -334,7 +340,9 @@ inline void store_sums(const AmxWeightPlan& a, int64_t g, int64_t row_block, int
       transpose_vectors<float>(high);
       transpose_vectors<float>(low);
       for (int64_t c = 0; c < least<int64_t>(16, columns - m); ++c) {
-        _mm512_mask_storeu_epi16(w + (m + c) * p.w_row + first, mask, round_sums(high[c], low[c]));
+        Brain16* to = w + (m + c) * p.w_row + first;
+        __builtin_prefetch(to + kAmxRows, 1);  // of the next block of rows
+        _mm512_mask_storeu_epi16(to, mask, round_sums(high[c], low[c]));
       }
     }
     return;
@@ -374,16 +382,18 @@ void amx_weight_store(const AmxWeightPlan& a, float* shares, void* w, int64_t be
 }
 
 // A task is a group's share of the blocks of rows and of columns, and of the boxes.
-void amx_weight_sum(const AmxWeightPlan& a, const void* x_data, const void* y, const void* panels, float* shares,
-                    void* w, char* scratch, int64_t begin, int64_t end) {
+void amx_weight_sum(const AmxWeightPlan& a, const void* x, const void* y, const void* panels, float* shares, void* w,
+                    char* scratch, int64_t begin, int64_t end) {
   const AmxRegisters registers;
   const GatherPlan& p = a.gather;
   uint32_t* own = reinterpret_cast<uint32_t*>(scratch + a.at_panels);
   Brain16* x_rows = reinterpret_cast<Brain16*>(scratch + a.at_rows);
-  uint32_t* masks = reinterpret_cast<uint32_t*>(scratch + a.at_masks);
+  Piece* pieces = reinterpret_cast<Piece*>(scratch + a.at_pieces);
   Sight* sights = reinterpret_cast<Sight*>(scratch + a.at_sights);
+  const auto copy = copy_block_for(p.stride[2]);
   const int64_t all_rows = amx_weight_rows(a), all_columns = amx_weight_columns(a);
   const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2] * p.boxes[3];
+  Places at = {};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t share = task % a.box_tasks, part = task / a.box_tasks;
     const int64_t column_task = part % a.column_tasks, row_task = part / a.column_tasks % a.row_tasks;
@@ -398,12 +408,14 @@ void amx_weight_sum(const AmxWeightPlan& a, const void* x_data, const void* y, c
       return reinterpret_cast<float*>(scratch + a.at_sums) +
              ((column - column_begin) * (row_end - row_begin) + row - row_begin) * kBlockSums;
     };
-    const Brain16* x = static_cast<const Brain16*>(x_data) + g * p.in_group;
     const int64_t first_box = block_begin(share, boxes, a.box_tasks);
     for (int64_t box = first_box; box < block_begin(share + 1, boxes, a.box_tasks); ++box) {
       const Box b = box_at(p, box);
-      const Places at = places_of(p, b);
-      list_sights(a, b, sights, masks);
+      const bool alike = __builtin_memcmp(b.size, at.size, sizeof(b.size)) == 0;
+      at = places_of(p, b);
+      if (list_sights(a, b, sights) || !alike) list_pieces(a, at, sights, pieces);
+      const int64_t corner = g * p.in_group + b.first[0] * p.in_batch + b.first[1] * p.stride[0] * p.in_axis[0] +
+                             b.first[2] * p.stride[1] * p.in_axis[1] + b.first[3] * p.stride[2];
       const uint32_t* packed = own;
       if (a.own_panels) {
         const int64_t columns = least(column_end * kAmxColumns, p.rows) - first_column;
@@ -414,7 +426,7 @@ void amx_weight_sum(const AmxWeightPlan& a, const void* x_data, const void* y, c
       }
       for (int64_t row = row_begin; row < row_end; ++row) {
         const int64_t first = row * kAmxRows, rows = least(kAmxRows, p.channels * p.taps - first);
-        copy_block(a, at, sights, masks, x, first, rows, x_rows);
+        copy(a, at, pieces, reinterpret_cast<uintptr_t>(x) + bytes_of(corner), first, rows, x_rows);
         for (int64_t column = column_begin; column < column_end; ++column) {
           amx_weight_multiply(rows, p.rows - column * kAmxColumns, x_rows,
                               packed + (column - column_begin) * 2 * at.steps * kColumnWords, at.steps, box > first_box,

@@ -105,14 +105,13 @@ struct AmxPlan {
 struct AmxWeightPlan {
   GatherPlan gather;
   const int64_t* shift;  // [taps][3]: from output 0 to the input that it sees
-  int64_t last_kernel;   // taps along the last axis, which is the fastest
   int64_t most_steps;    // of a box
   int64_t row_tasks;     // tasks that share the blocks of rows,
   int64_t column_tasks;  // those of columns,
   int64_t box_tasks;     // and the boxes
   bool own_panels;       // tasks pack y for themselves, box by box
   bool dense;            // w has the rows of a column in their order
-  int64_t at_panels, at_rows, at_masks, at_sights, at_sums, scratch;
+  int64_t at_panels, at_rows, at_pieces, at_sights, at_sums, scratch;
 };
 
 // The gradient of a gather in its weights: rows are (channel, tap), columns are the gather's rows. Where both are few,
