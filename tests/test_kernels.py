@@ -314,7 +314,7 @@ def test_gradients_by_amx_are_integers_whatever_the_threads(name):
     (expected,) = torch.autograd.grad(y, w, grad.float())
     geometry = (kernel, stride, [v for v in padding for _ in range(2)], (1, 1), 1)
     with _ops.forced_algorithm("amx"):
-        how = tc.explain_kernel(x.shape, w, stride, padding, operator="conv_weight", dtype=torch.bfloat16)
+        how = tc.explain_kernel(x.shape, w.shape, stride, padding, operator="conv_weight", dtype=torch.bfloat16)
     assert how.algorithm == "amx"
     assert how.scratch_bytes <= 64 * 2**20
     real = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).bfloat16()

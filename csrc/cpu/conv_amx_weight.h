@@ -286,10 +286,10 @@ void amx_weight_multiply(const Brain16* a, const uint32_t* b, int64_t steps, boo
   }
   for (int64_t s = 0; s < steps; ++s) {
     CONVARITH_AMX_LOAD(4, a + s * kStepOutputs, bytes);
-    CONVARITH_AMX_LOAD(6, b + s * kColumnWords, kPair);
+    CONVARITH_AMX_LOAD_PASSING(6, b + s * kColumnWords, kPair);
     CONVARITH_AMX_MULTIPLY(0, 4, 6);
     if constexpr (kWide == 2) {
-      CONVARITH_AMX_LOAD(7, right + s * kColumnWords, kPair);
+      CONVARITH_AMX_LOAD_PASSING(7, right + s * kColumnWords, kPair);
       CONVARITH_AMX_MULTIPLY(1, 4, 7);
     }
     if constexpr (kHigh == 2) {
