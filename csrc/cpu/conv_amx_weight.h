@@ -1,6 +1,6 @@
 // The weight's gradient by AMX, in the blocks of conv_amx.h: rows are (channel, tap), columns are out channels, and
-// what is summed over are the outputs of a box. Those stand side by side, without the padding between their rows:
-// nothing but what an output really sees is multiplied by it.
+// what is summed over are the outputs of a box. Those stand side by side, whatever stands between them in memory: an
+// input is multiplied by the outputs that see it, and by no zero beside them. What lies outside of the input is zero.
 #pragma once
 
 #include "conv_amx_registers.h"
