@@ -17,7 +17,7 @@ from torch_convarith import _ops, backends
 
 OPS = torch.ops.torch_convarith
 GATHERS = ("outer", "offset", "images", "amx", "depthwise", "auto")
-GRADIENTS = ("outer", "dot", "depthwise", "auto")
+GRADIENTS = ("outer", "dot", "depthwise", "amx", "auto")
 
 
 def plain_conv(x, w, stride, padding, dilation, groups):
@@ -290,6 +290,65 @@ def test_products_of_bfloat16_are_torchs(values, algorithm):
     assert same(by("outer", "conv_weight", x, x[:, :32], (3, 3), *geometry), dw)
 
 
+# N, C, K, input, kernel, stride: shares of the boxes; tasks of rows, and of columns; more of y than is packed at once;
+# strides by vectors and by numbers; images that begin at half a pair; and rows of single outputs.
+AMX_GRADIENTS = {
+    "shares": (3, 7, 20, (60, 61), (3, 3), (1, 1)),
+    "rows": (2, 150, 130, (14, 15), (3, 3), (1, 1)),
+    "columns": (1, 20, 1043, (9, 40), (3, 2), (1, 1)),
+    "more-than-is-packed": (2, 34, 512, (115, 113), (3, 3), (1, 1)),
+    "stride-2": (2, 33, 40, (31, 150), (3, 5), (2, 2)),
+    "stride-3": (2, 17, 40, (31, 99), (5, 5), (1, 3)),
+    "stride-4": (2, 5, 40, (95, 203), (7, 11), (4, 4)),
+    "odd-images": (21, 9, 35, (7, 7), (3, 3), (1, 1)),
+    "one-column": (30, 9, 35, (9, 3), (3, 3), (1, 1)),
+    "long-rows": (1, 4, 18, (3, 1201), (2, 3), (1, 1)),
+}
+
+
+@pytest.mark.skipif(tc.build_info()["isa"] != "avx512_amx", reason="needs the processor's tiles")
+@pytest.mark.parametrize("name", AMX_GRADIENTS)
+def test_gradients_by_amx_are_integers_whatever_the_threads(name):
+    n, c, k, size, kernel, stride = AMX_GRADIENTS[name]
+    padding = [v // 2 for v in kernel] if name != "one-column" else [0, 0]
+    x = integers((n, c, *size), 1, torch.bfloat16)
+    w = torch.zeros(k, c, *kernel, requires_grad=True)
+    y = torch.nn.functional.conv2d(x.float(), w, None, stride, padding)
+    grad = integers(y.shape, 2, torch.bfloat16)
+    (expected,) = torch.autograd.grad(y, w, grad.float())
+    geometry = (kernel, stride, [v for v in padding for _ in range(2)], (1, 1), 1)
+    with _ops.forced_algorithm("amx"):
+        how = tc.explain_kernel(x.shape, w.shape, stride, padding, operator="conv_weight", dtype=torch.bfloat16)
+    assert how.algorithm == "amx"
+    assert how.scratch_bytes <= 64 * 2**20
+    real = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+    threads, got = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(by("amx", "conv_weight", x, grad, *geometry), expected.bfloat16()), count
+            got.append(by("amx", "conv_weight", real, grad, *geometry))
+    finally:
+        torch.set_num_threads(threads)
+    for other in got[1:]:  # what is rounded is summed in the same order
+        assert torch.equal(got[0], other)
+
+
+@pytest.mark.skipif(tc.build_info()["isa"] != "avx512_amx", reason="needs the processor's tiles")
+@pytest.mark.parametrize("values", [(float("inf"),), (float("nan"),), (float("inf"), -float("inf")), (2.0**-130,)])
+def test_gradients_by_amx_are_torchs_of_what_is_not_finite(values):
+    x, y = torch.ones(2, 33, 14, 14).bfloat16(), torch.full((2, 32, 14, 14), 2.0**10).bfloat16()
+    if values[0] < 1:
+        x = torch.zeros_like(x)
+    for channel, value in enumerate(values):
+        x[0, channel, 0, 13] = value
+    w = torch.zeros(32, 33, 3, 3).bfloat16()
+    _, dw, _ = torch.ops.aten.convolution_backward(
+        y, x, w, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
+    )
+    assert same(by("amx", "conv_weight", x, y, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1), dw)
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_geometry(data):
@@ -353,7 +412,8 @@ def test_large_layers_give_torchs_integers(name, memory_format, dtype):
     for algorithm in GATHERS[:2]:
         assert torch.equal(by(algorithm, "conv", x, w, *geometry), y.to(dtype)), algorithm
         assert torch.equal(by(algorithm, "conv_transpose", grad, w, shape[2:], *geometry), dx.to(dtype)), algorithm
-    assert torch.equal(by("outer", "conv_weight", x, grad, weight_shape[2:], *geometry), dw.to(dtype))
+    for algorithm in ("outer", "amx"):
+        assert torch.equal(by(algorithm, "conv_weight", x, grad, weight_shape[2:], *geometry), dw.to(dtype)), algorithm
 
 
 # As CASES: more weights than 4 MB, and four times as many channels as outputs.
@@ -776,7 +836,9 @@ def run_with(isa, script):
 def test_an_unknown_instruction_set_is_refused():
     done = run_with("sse9", "import torch_convarith as tc; tc.build_info()")
     assert done.returncode != 0
-    assert "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, avx512_amx, not 'sse9'" in done.stderr
+    assert (
+        "TORCH_CONVARITH_ISA must be one of baseline, avx2, avx512, avx512_bf16, avx512_amx, not 'sse9'" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(tc.build_info()["isa"])])
@@ -823,8 +885,9 @@ def test_explain_kernel():
         by("fastest", "conv")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("operator", ["conv", "conv_transpose", "conv_weight"])
-def test_scratch_does_not_grow_with_the_batch(operator):
+def test_scratch_does_not_grow_with_the_batch(operator, dtype):
     for shape, weight, padding in [
         ((64, 56, 56), (64, 64, 3, 3), 1),
         ((512, 7, 7), (512, 512, 3, 3), 1),
@@ -834,7 +897,7 @@ def test_scratch_does_not_grow_with_the_batch(operator):
         ((6, 14, 14), (16, 6, 5, 5), 0),
     ]:
         scratch = [
-            tc.explain_kernel((batch, *shape), weight, padding=padding, operator=operator).scratch_bytes
+            tc.explain_kernel((batch, *shape), weight, padding=padding, operator=operator, dtype=dtype).scratch_bytes
             for batch in (1, 32, 512, 2**15, 2**18)
         ]
         assert max(scratch) <= 64 * 2**20

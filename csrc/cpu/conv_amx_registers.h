@@ -39,6 +39,7 @@ inline void amx_multiply_add(AmxRegister& sum, const AmxRegister& a, const AmxRe
 }
 #define CONVARITH_AMX_ZERO(REGISTER) amx_register[REGISTER] = {}
 #define CONVARITH_AMX_LOAD(REGISTER, FROM, PITCH) amx_load(amx_register[REGISTER], FROM, PITCH)
+#define CONVARITH_AMX_LOAD_PASSING CONVARITH_AMX_LOAD
 #define CONVARITH_AMX_STORE(REGISTER, TO, PITCH) amx_store(amx_register[REGISTER], TO, PITCH)
 #define CONVARITH_AMX_MULTIPLY(SUM, A, B) amx_multiply_add(amx_register[SUM], amx_register[A], amx_register[B])
 
@@ -72,6 +73,9 @@ class AmxRegisters {
 #define CONVARITH_AMX_ZERO(REGISTER) asm volatile("tilezero %%tmm" #REGISTER ::)
 #define CONVARITH_AMX_LOAD(REGISTER, FROM, PITCH) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #REGISTER ::"r"(FROM), "r"(PITCH) : "memory")
+// Of what only passes through the first cache, and should not drive out what stays.
+#define CONVARITH_AMX_LOAD_PASSING(REGISTER, FROM, PITCH) \
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm" #REGISTER ::"r"(FROM), "r"(PITCH) : "memory")
 #define CONVARITH_AMX_STORE(REGISTER, TO, PITCH) \
   asm volatile("tilestored %%tmm" #REGISTER ", (%0,%1,1)" ::"r"(TO), "r"(PITCH) : "memory")
 #define CONVARITH_AMX_MULTIPLY(SUM, A, B) asm volatile("tdpbf16ps %%tmm" #B ", %%tmm" #A ", %%tmm" #SUM ::)

@@ -7,6 +7,7 @@
 #define CONVARITH_REGISTERS 32
 #define CONVARITH_BF16 1
 #include "conv_amx.h"
+#include "conv_amx_weight.h"
 
 namespace convarith::cpu {
 namespace avx512 {
@@ -20,6 +21,11 @@ ConvKernels conv_kernels(int dtype) {
     k.amx_pack_tasks = amx_pack_tasks;
     k.amx_pack = amx_pack<Brain16>;
     k.amx_gather = amx_gather<Brain16>;
+    k.amx_weight_pack_tasks = amx_weight_pack_tasks;
+    k.amx_weight_pack = amx_weight_pack;
+    k.amx_weight_sum = amx_weight_sum;
+    k.amx_weight_store_tasks = amx_weight_store_tasks;
+    k.amx_weight_store = amx_weight_store;
   }
   return k;
 }

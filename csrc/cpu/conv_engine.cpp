@@ -85,7 +85,7 @@ PlanPtr choose(const Problem& p, Pass pass, const ConvKernels& k) {
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
   if (PlanPtr plan = plan_scatter(p, pass, k)) return plan;
   PlanPtr direct = plan_images(p, pass, k);
-  if (!direct) direct = plan_amx(p, pass, k);  // of other dtypes
+  if (!direct) direct = pass == Pass::kWeight ? plan_amx_weight(p, k) : plan_amx(p, pass, k);  // of other dtypes
   if (PlanPtr plan = plan_winograd(p, pass, k, direct ? direct->cycles() : INFINITY)) return plan;
   if (direct) return direct;
   return pass == Pass::kWeight ? plan_weight(p, k) : plan_gathers(gathers_of(p, pass, k), k);

@@ -99,6 +99,21 @@ struct AmxPlan {
   int64_t at_parts, at_panel;  // a panel, or 16 channels of a tile before they are next to each other
 };
 
+// The gradient of a gather in its weights by AMX: rows are (channel, tap), columns are the gather's rows, and what is
+// summed over are a box's outputs, 16 pairs of neighbours at a step. Of y all columns are packed, [16 columns][pair]
+// [column]; of x 32 rows at a time, as they stand: [row][output]. Shares of the boxes as in WeightPlan below.
+struct AmxWeightPlan {
+  GatherPlan gather;
+  const int64_t* shift;  // [taps][3]: from output 0 to the input that it sees
+  int64_t most_steps;    // of a box
+  int64_t row_tasks;     // tasks that share the blocks of rows,
+  int64_t column_tasks;  // those of columns,
+  int64_t box_tasks;     // and the boxes
+  bool own_panels;       // tasks pack y for themselves, box by box
+  bool dense;            // w has the rows of a column in their order
+  int64_t at_panels, at_rows, at_pieces, at_sights, at_sums, scratch;
+};
+
 // The gradient of a gather in its weights: rows are (channel, tap), columns are the gather's rows. Where both are few,
 // shares of the boxes have sums of their own, whose number does not depend on the threads, and which are added in
 // order.
@@ -305,6 +320,13 @@ struct ConvKernels {
   void (*amx_pack)(const AmxPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
   void (*amx_gather)(const AmxPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
                      char* scratch, int64_t begin, int64_t end);
+  // The weight's gradient: y to panels, sums to w; or, of several shares, to sums, which are added and stored then.
+  int64_t (*amx_weight_pack_tasks)(const AmxWeightPlan& plan);
+  void (*amx_weight_pack)(const AmxWeightPlan& plan, const void* y, void* panels, int64_t begin, int64_t end);
+  void (*amx_weight_sum)(const AmxWeightPlan& plan, const void* x, const void* y, const void* panels, float* shares,
+                         void* w, char* scratch, int64_t begin, int64_t end);
+  int64_t (*amx_weight_store_tasks)(const AmxWeightPlan& plan);
+  void (*amx_weight_store)(const AmxWeightPlan& plan, float* shares, void* w, int64_t begin, int64_t end);
   // Weight gradient: columns of y to panels, sums of rows, sums to w.
   int64_t (*weight_pack_tasks)(const WeightPlan& plan);
   void (*weight_pack)(const WeightPlan& plan, const void* y, void* panels, char* scratch, int64_t begin, int64_t end);

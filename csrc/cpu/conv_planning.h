@@ -230,11 +230,15 @@ double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k);
 // May run many times, also at once, by at most so many threads.
 PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k, int64_t threads = thread_count());
 PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k);
+PlanPtr plan_amx_weight(const Problem& p, const ConvKernels& k);
 PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k);
 // Where it beats `direct` cycles, too.
 PlanPtr plan_winograd(const Problem& p, Pass pass, const ConvKernels& k, double direct);
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k);
+
+// What plan_weight() would cost, in cycles of one thread.
+double weight_cycles(const Problem& p, const ConvKernels& k);
 
 }  // namespace convarith::cpu

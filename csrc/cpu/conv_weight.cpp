@@ -322,6 +322,11 @@ PlanPtr plan_taps(const Problem& p, const ConvKernels& k) {
 
 }  // namespace
 
+double weight_cycles(const Problem& p, const ConvKernels& k) {
+  const double outer = is_pointwise(p) ? std::min(outer_cost(p, k), outer_cost(swap_sides(p), k)) : outer_cost(p, k);
+  return static_cast<double>(p.groups) * std::min(outer, dot_cost(p, k));
+}
+
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
   if (PlanPtr plan = plan_patches(p, k)) return plan;
   if (PlanPtr plan = plan_taps(p, k)) return plan;
