@@ -410,7 +410,9 @@ void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   g.at_runs = g.at_sums + aligned(rows * g.columns * k.sum_item);
   g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
-  g.scratch = g.at_pixels + aligned(g.outer ? runs * g.box[3] * static_cast<int64_t>(sizeof(int32_t)) : 0);
+  const int64_t pixels = g.outer ? runs * g.box[3] : 0;
+  g.at_places = g.at_pixels + aligned(pixels * static_cast<int64_t>(sizeof(int32_t)));
+  g.scratch = g.at_places + aligned(pixels * static_cast<int64_t>(sizeof(int64_t)));
 }
 
 // The cost model ------------------------------------------------------------------------------------------------------

@@ -39,10 +39,36 @@ struct LinesAhead {
   }
 };
 
-// sums[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
-template <typename T, int kRows, int kVecs, typename Ahead>
-void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns,
-                    typename SumOf<T>::type* sums, bool add, Ahead ahead) {
+// Where sums go: one block, row by row; or each row somewhere, to be added to what stands there already or to a bias.
+template <typename Sum>
+inline Sum* row_of(Sum* sums, int r, int width) {
+  return sums + r * width;
+}
+
+template <typename Sum>
+struct OuterRows {
+  Sum* const* row;
+  const Sum* bias;  // of every column, or null
+};
+
+template <typename Sum>
+inline Sum* row_of(const OuterRows<Sum>& to, int r, int) {
+  return to.row[r];
+}
+
+template <typename Sum>
+inline const Sum* bias_of(Sum*) {
+  return nullptr;
+}
+template <typename Sum>
+inline const Sum* bias_of(const OuterRows<Sum>& to) {
+  return to.bias;
+}
+
+// to[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
+template <typename T, int kRows, int kVecs, typename Ahead, typename To>
+void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, To to, bool add,
+                    Ahead ahead) {
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;
@@ -62,33 +88,33 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = multiply_add(acc[r][j], v, x[j]);
     }
   }
+  const auto* bias = bias_of(to);
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      auto* out = sums + (r * kVecs + j) * kLanes;
-      store(out, add ? load(out) + acc[r][j] : acc[r][j]);
+      auto* out = row_of(to, r, kVecs * kLanes) + j * kLanes;
+      store(out, add ? load(out) + acc[r][j] : bias ? load(bias + j * kLanes) + acc[r][j] : acc[r][j]);
     }
   }
 }
 
-template <typename T, typename Ahead>
-using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, typename SumOf<T>::type*, bool,
-                               Ahead);
+template <typename T, typename Ahead, typename To>
+using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, To, bool, Ahead);
 
-template <typename T, typename Ahead, int kVecs, int kRows = outer_rows(kVecs)>
-MultiplyOuter<T, Ahead> outer_rows_for(int64_t rows) {
+template <typename T, typename Ahead, typename To, int kVecs, int kRows = outer_rows(kVecs)>
+MultiplyOuter<T, Ahead, To> outer_rows_for(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return outer_rows_for<T, Ahead, kVecs, kRows - 1>(rows);
+    if (rows < kRows) return outer_rows_for<T, Ahead, To, kVecs, kRows - 1>(rows);
   }
-  return multiply_outer<T, kRows, kVecs, Ahead>;
+  return multiply_outer<T, kRows, kVecs, Ahead, To>;
 }
 
 // The microkernel for a block of rows, of outer_rows(vectors) at most.
-template <typename T, typename Ahead, int kVecs = kOuterVectors>
-MultiplyOuter<T, Ahead> outer_for(int64_t rows, int64_t vectors) {
+template <typename T, typename Ahead, typename To = typename SumOf<T>::type*, int kVecs = kOuterVectors>
+MultiplyOuter<T, Ahead, To> outer_for(int64_t rows, int64_t vectors) {
   if constexpr (kVecs > 1) {
-    if (vectors < kVecs) return outer_for<T, Ahead, kVecs - 1>(rows, vectors);
+    if (vectors < kVecs) return outer_for<T, Ahead, To, kVecs - 1>(rows, vectors);
   }
-  return outer_rows_for<T, Ahead, kVecs>(rows);
+  return outer_rows_for<T, Ahead, To, kVecs>(rows);
 }
 
 }  // namespace
