@@ -366,6 +366,9 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   // In the input's order: the channels are innermost in both, or the last axis is.
   const bool channels_inner = g.outer && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
+  // Few channels that are all of a pixel: rows of the tile are rows of the input.
+  const bool whole_pixels = g.channels == g.channel_block && g.in_axis[2] == g.channels && step[2] == 1;
+  if (channels_inner && whole_pixels && !k.pairs && g.channels < k.lanes) g.tile_cell = g.channels;
   g.tile_row = g.tile_cell * g.cells[2];
   g.tile_plane = g.tile_row * g.cells[1];
   g.tile_image = g.tile_plane * g.cells[0];
