@@ -454,10 +454,10 @@ inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_
   for (int64_t i = 0; i < count; ++i) to[i] = widen(bias[(first + i) / phases]);
 }
 
-// Whether a block's sums stand in memory as the result does: there they are then, from the first channels on.
+// Whether sums stand in memory as the result does: there they are then, from the first channels on.
 template <typename T>
-inline bool sums_in_place(const GatherPlan& p, const RowBlock& b) {
-  return sizeof(T) == sizeof(typename SumOf<T>::type) && p.out_channel == 1 && !merges_phases(p) && b.real == b.width;
+inline bool sums_in_place(const GatherPlan& p) {
+  return sizeof(T) == sizeof(typename SumOf<T>::type) && p.out_channel == 1 && !merges_phases(p);
 }
 
 // Lanes along the rows: a block of outputs by a block of rows.
@@ -475,6 +475,7 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
   const int64_t count = list_runs(p, b, runs), first_row = row_block_at<Sum>(p, task.block_begin).first;
   list_pixels(p, runs, count, pixels);
   list_places(p, runs, count, places);
+  const bool in_place = sums_in_place<T>(p);
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
@@ -482,7 +483,6 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
     const bool last = c0 + channels == p.channels;
     for (int64_t block = task.block_begin; block < task.block_end; ++block) {
       const RowBlock r = row_block_at<Sum>(p, block);
-      const bool in_place = sums_in_place<T>(p, r);
       const Factor* weights = packed + packed_at<Sum>(p, g, r, c0);
       const int64_t vectors = r.width / kLanes, at_once = outer_rows(vectors), strip = kStripBlocks * at_once;
       Sum bias[kOuterVectors * kLanes] = {};
@@ -502,8 +502,8 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
                              : sums + (q + i) * r.width;
           }
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
-          outer_for<Factor, RowsAhead, OuterRows<Sum>>(some, vectors)(depth, from, p.offset, weights,
-                                                                     {to, p.bias ? bias : nullptr}, c0 > 0, {});
+          outer_for<Factor, RowsAhead, OuterRows<Sum>>(some, vectors)(
+              depth, from, p.offset, weights, {to, in_place ? r.real : r.width, p.bias ? bias : nullptr}, c0 > 0, {});
         }
         // While the sums are in the first cache.
         if (last && !in_place) store_outer(p, runs, first, first + size, r, bias, sums, rows_out);

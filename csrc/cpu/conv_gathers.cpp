@@ -549,6 +549,8 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   bool one_tile = gathers.size() == 1 || (blocking.outer && std::all_of(gathers.begin(), gathers.end(), alike));
   if (one_tile && gathers.size() > 1) {
     for (const Gather& gather : gathers) seen.insert(seen.end(), gather.shifts.begin(), gather.shifts.end());
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
     blocking.seen = &seen;
   }
   for (Gather& gather : gathers) {

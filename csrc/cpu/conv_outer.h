@@ -39,31 +39,27 @@ struct LinesAhead {
   }
 };
 
-// Where sums go: one block, row by row; or each row somewhere, to be added to what stands there already or to a bias.
+// Where sums go: one block, row by row.
 template <typename Sum>
-inline Sum* row_of(Sum* sums, int r, int width) {
-  return sums + r * width;
-}
+struct OuterBlock {
+  Sum* sums;
 
-template <typename Sum>
-struct OuterRows {
-  Sum* const* row;
-  const Sum* bias;  // of every column, or null
+  Sum* row(int r, int width) const { return sums + r * width; }
+  int64_t columns_of(int width) const { return width; }
+  const Sum* start() const { return nullptr; }
 };
 
+// Or each row somewhere, `columns` of them, beginning with a bias if there is one.
 template <typename Sum>
-inline Sum* row_of(const OuterRows<Sum>& to, int r, int) {
-  return to.row[r];
-}
+struct OuterRows {
+  Sum* const* rows;
+  int64_t columns;
+  const Sum* bias;  // of every column, or null
 
-template <typename Sum>
-inline const Sum* bias_of(Sum*) {
-  return nullptr;
-}
-template <typename Sum>
-inline const Sum* bias_of(const OuterRows<Sum>& to) {
-  return to.bias;
-}
+  Sum* row(int r, int) const { return rows[r]; }
+  int64_t columns_of(int) const { return columns; }
+  const Sum* start() const { return bias; }
+};
 
 // to[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
 template <typename T, int kRows, int kVecs, typename Ahead, typename To>
@@ -88,12 +84,23 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = multiply_add(acc[r][j], v, x[j]);
     }
   }
-  const auto* bias = bias_of(to);
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      auto* out = row_of(to, r, kVecs * kLanes) + j * kLanes;
-      store(out, add ? load(out) + acc[r][j] : bias ? load(bias + j * kLanes) + acc[r][j] : acc[r][j]);
+  const auto* start = to.start();
+  const auto put = [&](int vectors) __attribute__((always_inline)) {
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      CONVARITH_UNROLL for (int j = 0; j < vectors; ++j) {
+        auto* out = to.row(r, kVecs * kLanes) + j * kLanes;
+        store(out, add ? load(out) + acc[r][j] : start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
+      }
     }
+  };
+  constexpr int kLast = (kVecs - 1) * kLanes;
+  const int64_t rest = to.columns_of(kVecs * kLanes) - kLast;
+  if (rest == kLanes) return put(kVecs);
+  put(kVecs - 1);
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    auto* out = to.row(r, kVecs * kLanes) + kLast;
+    const Sums sum = acc[r][kVecs - 1];
+    store_some(out, add ? load_some(out, rest) + sum : start ? load(start + kLast) + sum : sum, rest);
   }
 }
 
@@ -109,7 +116,7 @@ MultiplyOuter<T, Ahead, To> outer_rows_for(int64_t rows) {
 }
 
 // The microkernel for a block of rows, of outer_rows(vectors) at most.
-template <typename T, typename Ahead, typename To = typename SumOf<T>::type*, int kVecs = kOuterVectors>
+template <typename T, typename Ahead, typename To = OuterBlock<typename SumOf<T>::type>, int kVecs = kOuterVectors>
 MultiplyOuter<T, Ahead, To> outer_for(int64_t rows, int64_t vectors) {
   if constexpr (kVecs > 1) {
     if (vectors < kVecs) return outer_for<T, Ahead, To, kVecs - 1>(rows, vectors);
