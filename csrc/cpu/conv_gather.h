@@ -460,6 +460,19 @@ inline bool sums_in_place(const GatherPlan& p) {
   return sizeof(T) == sizeof(typename SumOf<T>::type) && p.out_channel == 1 && !merges_phases(p);
 }
 
+constexpr int64_t kPastCaches = int64_t{1} << 22;  // bytes of a result of which little is left when it is read
+
+// Whether results are whole lines that are written once, and too many to stay.
+template <typename T>
+inline bool goes_past_caches(const GatherPlan& p, const T* out) {
+  if (p.channel_block < p.channels || p.rows % (64 / static_cast<int64_t>(sizeof(T))) != 0) return false;
+  int64_t apart = p.out_batch | p.out_group | p.out_offset;
+  for (int i = 0; i < 3; ++i) apart |= p.out_axis[i];
+  const auto at = reinterpret_cast<uintptr_t>(out) | static_cast<uintptr_t>(apart) * sizeof(T);
+  const int64_t results = p.batch * p.groups * p.rows * p.grid[0] * p.grid[1] * p.grid[2];
+  return at % 64 == 0 && results * static_cast<int64_t>(sizeof(T)) >= kPastCaches;
+}
+
 // Lanes along the rows: a block of outputs by a block of rows.
 template <typename T>
 void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
@@ -474,8 +487,9 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
   const int64_t g = task.group, outputs = box_pixels(b);
   const int64_t count = list_runs(p, b, runs), first_row = row_block_at<Sum>(p, task.block_begin).first;
   list_pixels(p, runs, count, pixels);
-  list_places(p, runs, count, places);
   const bool in_place = sums_in_place<T>(p);
+  if (in_place) list_places(p, runs, count, places);
+  const bool past_caches = in_place && goes_past_caches(p, out);
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
@@ -503,7 +517,8 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
           }
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
           outer_for<Factor, RowsAhead, OuterRows<Sum>>(some, vectors)(
-              depth, from, p.offset, weights, {to, in_place ? r.real : r.width, p.bias ? bias : nullptr}, c0 > 0, {});
+              depth, from, p.offset, weights, {to, in_place ? r.real : r.width, p.bias ? bias : nullptr, past_caches},
+              c0 > 0, {});
         }
         // While the sums are in the first cache.
         if (last && !in_place) store_outer(p, runs, first, first + size, r, bias, sums, rows_out);
@@ -673,6 +688,7 @@ void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* i
       }
     }
   }
+  fence_past_caches();
 }
 
 }  // namespace

@@ -47,6 +47,7 @@ struct OuterBlock {
   Sum* row(int r, int width) const { return sums + r * width; }
   int64_t columns_of(int width) const { return width; }
   const Sum* start() const { return nullptr; }
+  bool is_past_caches() const { return false; }
 };
 
 // Or each row somewhere, `columns` of them, beginning with a bias if there is one.
@@ -54,11 +55,13 @@ template <typename Sum>
 struct OuterRows {
   Sum* const* rows;
   int64_t columns;
-  const Sum* bias;  // of every column, or null
+  const Sum* bias;   // of every column, or null
+  bool past_caches;  // rows are whole lines, written once, which need not be read before
 
   Sum* row(int r, int) const { return rows[r]; }
   int64_t columns_of(int) const { return columns; }
   const Sum* start() const { return bias; }
+  bool is_past_caches() const { return past_caches; }
 };
 
 // to[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
@@ -93,6 +96,15 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
       }
     }
   };
+  if (to.is_past_caches()) {
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+        store_past_caches(to.row(r, kVecs * kLanes) + j * kLanes,
+                          start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
+      }
+    }
+    return;
+  }
   constexpr int kLast = (kVecs - 1) * kLanes;
   const int64_t rest = to.columns_of(kVecs * kLanes) - kLast;
   if (rest == kLanes) return put(kVecs);
