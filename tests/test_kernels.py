@@ -388,10 +388,27 @@ LARGE = {
     "first": ((2, 3, 101, 99), (20, 3, 7, 7), (2, 2), (3, 3, 3, 3), (1, 1)),
     "pointwise": ((3, 150, 29, 31), (100, 150, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "pointwise-stride": ((3, 150, 29, 31), (100, 150, 1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
+    # Results in channels_last that go past the caches: whole lines, of one block of channels.
+    "first-large": ((1, 3, 130, 131), (64, 3, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "pointwise-large": ((2, 64, 100, 91), (20, 64, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     # Few outputs: the weight's gradient is of patches.
     "pointwise-few": ((3, 150, 15, 17), (203, 150, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "3x3-few": ((3, 70, 9, 8), (203, 70, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
 }
+
+
+@pytest.mark.parametrize("name", ["3x3", "4x4-stride", "pointwise", "first-large", "pointwise-large"])
+def test_a_bias_of_neighbouring_channels_is_added_once(name):
+    shape, weight_shape, stride, padding, dilation = LARGE[name]
+    x = integers(shape, 1, largest=1).to(memory_format=torch.channels_last)
+    w, bias = integers(weight_shape, 2, largest=1), integers(weight_shape[:1], 3, largest=100)
+    geometry = (stride, padding[::2], dilation)
+    with _ops.forced_algorithm("outer"), backends.flags(winograd=False):
+        y = tc.functional.conv2d(x, w, None, *geometry)
+        assert torch.equal(tc.functional.conv2d(x, w, bias, *geometry), y + bias.view(-1, 1, 1))
+        bias = integers(weight_shape[1:2], 3, largest=100)
+        dx = tc.functional.conv_transpose2d(y, w, None, *geometry[:2])
+        assert torch.equal(tc.functional.conv_transpose2d(y, w, bias, *geometry[:2]), dx + bias.view(-1, 1, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

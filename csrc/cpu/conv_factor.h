@@ -158,6 +158,11 @@ template <typename T, int kMembers, typename Factor>
 inline void copy_part_cells(const RowPart<T> (&part)[kMembers], int64_t step, int64_t size, int64_t channels,
                             int64_t whole, int64_t pitch, Factor* row) {
   whole = least(whole, channels);
+  if constexpr (kMembers == 1) {
+    if (step == pitch) {  // no other channels and no gaps between pixels
+      return copy_padded(part[0].at, 1, part[0].begin * pitch, part[0].end * pitch, size * pitch, row);
+    }
+  }
   for (int64_t x = 0; x < size; ++x, row += pitch) {
     const T* at[kMembers];
     bool meets = false;

@@ -454,6 +454,25 @@ inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_
   for (int64_t i = 0; i < count; ++i) to[i] = widen(bias[(first + i) / phases]);
 }
 
+// Whether sums stand in memory as the result does: there they are then, from the first channels on.
+template <typename T>
+inline bool sums_in_place(const GatherPlan& p) {
+  return sizeof(T) == sizeof(typename SumOf<T>::type) && p.out_channel == 1 && !merges_phases(p);
+}
+
+constexpr int64_t kPastCaches = int64_t{1} << 22;  // bytes of a result of which little is left when it is read
+
+// Whether results are whole lines that are written once, and too many to stay.
+template <typename T>
+inline bool goes_past_caches(const GatherPlan& p, const T* out) {
+  if (p.channel_block < p.channels || p.rows % (64 / static_cast<int64_t>(sizeof(T))) != 0) return false;
+  int64_t apart = p.out_batch | p.out_group | p.out_offset;
+  for (int i = 0; i < 3; ++i) apart |= p.out_axis[i];
+  const auto at = reinterpret_cast<uintptr_t>(out) | static_cast<uintptr_t>(apart) * sizeof(T);
+  const int64_t results = p.batch * p.groups * p.rows * p.grid[0] * p.grid[1] * p.grid[2];
+  return at % 64 == 0 && results * static_cast<int64_t>(sizeof(T)) >= kPastCaches;
+}
+
 // Lanes along the rows: a block of outputs by a block of rows.
 template <typename T>
 void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
@@ -463,10 +482,14 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
   constexpr int kLanes = Simd<Sum>::kLanes;
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
+  int64_t* places = reinterpret_cast<int64_t*>(scratch + p.at_places);
   const Box& b = task.box;
   const int64_t g = task.group, outputs = box_pixels(b);
   const int64_t count = list_runs(p, b, runs), first_row = row_block_at<Sum>(p, task.block_begin).first;
   list_pixels(p, runs, count, pixels);
+  const bool in_place = sums_in_place<T>(p);
+  if (in_place) list_places(p, runs, count, places);
+  const bool past_caches = in_place && goes_past_caches(p, out);
 
   for (int64_t c0 = 0; c0 < p.channels; c0 += p.channel_block) {
     const int64_t channels = least(p.channel_block, p.channels - c0), depth = channels * p.taps;
@@ -479,25 +502,26 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
       Sum bias[kOuterVectors * kLanes] = {};
       if (p.bias) widen_bias<T>(p, g, r.first, r.real, bias);
       Sum* block_sums = reinterpret_cast<Sum*>(scratch + p.at_sums) + (r.first - first_row) * outputs;
+      T* rows_out = out + g * p.out_group;
       for (int64_t first = 0; first < outputs; first += strip) {
         const int64_t size = least(strip, outputs - first), parts = block_count(size, at_once);
         Sum* sums = block_sums + (p.channel_block < p.channels ? first * r.width : 0);
-        T* rows_out = out + g * p.out_group;
-        if (c0 == 0 && p.bias) {
-          for (int64_t i = 0; i < size * r.width; i += kLanes) store(sums + i, load(bias + i % r.width));
-        }
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t q = block_begin(part, size, parts), some = block_begin(part + 1, size, parts) - q;
           const Factor* from[kMostOuterRows];
-          for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
+          Sum* to[kMostOuterRows];
+          for (int64_t i = 0; i < some; ++i) {
+            from[i] = tile + pixels[first + q + i];
+            to[i] = in_place ? reinterpret_cast<Sum*>(rows_out + r.first + places[first + q + i])
+                             : sums + (q + i) * r.width;
+          }
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
-          outer_for<Factor, RowsAhead>(some, vectors)(depth, from, p.offset, weights, sums + q * r.width,
-                                                      c0 > 0 || p.bias, {});
+          outer_for<Factor, RowsAhead, OuterRows<Sum>>(some, vectors)(
+              depth, from, p.offset, weights, {to, in_place ? r.real : r.width, p.bias ? bias : nullptr, past_caches},
+              c0 > 0, {});
         }
         // While the sums are in the first cache.
-        if (last) {
-          store_outer(p, runs, first, first + size, r, bias, sums, rows_out);
-        }
+        if (last && !in_place) store_outer(p, runs, first, first + size, r, bias, sums, rows_out);
       }
     }
   }
@@ -664,6 +688,7 @@ void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* i
       }
     }
   }
+  fence_past_caches();
 }
 
 }  // namespace

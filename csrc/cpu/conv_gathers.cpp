@@ -374,6 +374,9 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   const bool channels_inner =
       (g.outer || blocking.may_be_inner) && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
+  // Few channels that are all of a pixel: rows of the tile are rows of the input.
+  const bool whole_pixels = g.channels == g.channel_block && g.in_axis[2] == g.channels && step[2] == 1;
+  if (g.outer && channels_inner && whole_pixels && !k.pairs && g.channels < k.lanes) g.tile_cell = g.channels;
   g.tile_row = g.tile_cell * (g.cells[2] - (blocking.shares_margins ? shared_margin(g, 2) : 0));
   g.tile_plane = g.tile_row * (g.cells[1] - (blocking.shares_margins ? shared_margin(g, 1) : 0));
   g.tile_image = g.tile_plane * g.cells[0];
@@ -420,7 +423,9 @@ void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   g.at_runs = g.at_sums + aligned(rows * g.columns * k.sum_item);
   g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
-  g.scratch = g.at_pixels + aligned(g.outer ? runs * g.box[3] * static_cast<int64_t>(sizeof(int32_t)) : 0);
+  const int64_t pixels = g.outer ? runs * g.box[3] : 0;
+  g.at_places = g.at_pixels + aligned(pixels * static_cast<int64_t>(sizeof(int32_t)));
+  g.scratch = g.at_places + aligned(pixels * static_cast<int64_t>(sizeof(int64_t)));
 }
 
 // The cost model ------------------------------------------------------------------------------------------------------
@@ -554,6 +559,8 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   bool one_tile = gathers.size() == 1 || (blocking.outer && std::all_of(gathers.begin(), gathers.end(), alike));
   if (one_tile && gathers.size() > 1) {
     for (const Gather& gather : gathers) seen.insert(seen.end(), gather.shifts.begin(), gather.shifts.end());
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
     blocking.seen = &seen;
   }
   for (Gather& gather : gathers) {

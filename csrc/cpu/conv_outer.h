@@ -39,10 +39,35 @@ struct LinesAhead {
   }
 };
 
-// sums[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
-template <typename T, int kRows, int kVecs, typename Ahead>
-void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns,
-                    typename SumOf<T>::type* sums, bool add, Ahead ahead) {
+// Where sums go: one block, row by row.
+template <typename Sum>
+struct OuterBlock {
+  Sum* sums;
+
+  Sum* row(int r, int width) const { return sums + r * width; }
+  int64_t columns_of(int width) const { return width; }
+  const Sum* start() const { return nullptr; }
+  bool is_past_caches() const { return false; }
+};
+
+// Or each row somewhere, `columns` of them, beginning with a bias if there is one.
+template <typename Sum>
+struct OuterRows {
+  Sum* const* rows;
+  int64_t columns;
+  const Sum* bias;   // of every column, or null
+  bool past_caches;  // rows are whole lines, written once, which need not be read before
+
+  Sum* row(int r, int) const { return rows[r]; }
+  int64_t columns_of(int) const { return columns; }
+  const Sum* start() const { return bias; }
+  bool is_past_caches() const { return past_caches; }
+};
+
+// to[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
+template <typename T, int kRows, int kVecs, typename Ahead, typename To>
+void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, To to, bool add,
+                    Ahead ahead) {
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;
@@ -62,33 +87,53 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = multiply_add(acc[r][j], v, x[j]);
     }
   }
-  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      auto* out = sums + (r * kVecs + j) * kLanes;
-      store(out, add ? load(out) + acc[r][j] : acc[r][j]);
+  const auto* start = to.start();
+  const auto put = [&](int vectors) __attribute__((always_inline)) {
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      CONVARITH_UNROLL for (int j = 0; j < vectors; ++j) {
+        auto* out = to.row(r, kVecs * kLanes) + j * kLanes;
+        store(out, add ? load(out) + acc[r][j] : start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
+      }
     }
+  };
+  if (to.is_past_caches()) {
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+        store_past_caches(to.row(r, kVecs * kLanes) + j * kLanes,
+                          start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
+      }
+    }
+    return;
+  }
+  constexpr int kLast = (kVecs - 1) * kLanes;
+  const int64_t rest = to.columns_of(kVecs * kLanes) - kLast;
+  if (rest == kLanes) return put(kVecs);
+  put(kVecs - 1);
+  CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+    auto* out = to.row(r, kVecs * kLanes) + kLast;
+    const Sums sum = acc[r][kVecs - 1];
+    store_some(out, add ? load_some(out, rest) + sum : start ? load(start + kLast) + sum : sum, rest);
   }
 }
 
-template <typename T, typename Ahead>
-using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, typename SumOf<T>::type*, bool,
-                               Ahead);
+template <typename T, typename Ahead, typename To>
+using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, To, bool, Ahead);
 
-template <typename T, typename Ahead, int kVecs, int kRows = outer_rows(kVecs)>
-MultiplyOuter<T, Ahead> outer_rows_for(int64_t rows) {
+template <typename T, typename Ahead, typename To, int kVecs, int kRows = outer_rows(kVecs)>
+MultiplyOuter<T, Ahead, To> outer_rows_for(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return outer_rows_for<T, Ahead, kVecs, kRows - 1>(rows);
+    if (rows < kRows) return outer_rows_for<T, Ahead, To, kVecs, kRows - 1>(rows);
   }
-  return multiply_outer<T, kRows, kVecs, Ahead>;
+  return multiply_outer<T, kRows, kVecs, Ahead, To>;
 }
 
 // The microkernel for a block of rows, of outer_rows(vectors) at most.
-template <typename T, typename Ahead, int kVecs = kOuterVectors>
-MultiplyOuter<T, Ahead> outer_for(int64_t rows, int64_t vectors) {
+template <typename T, typename Ahead, typename To = OuterBlock<typename SumOf<T>::type>, int kVecs = kOuterVectors>
+MultiplyOuter<T, Ahead, To> outer_for(int64_t rows, int64_t vectors) {
   if constexpr (kVecs > 1) {
-    if (vectors < kVecs) return outer_for<T, Ahead, kVecs - 1>(rows, vectors);
+    if (vectors < kVecs) return outer_for<T, Ahead, To, kVecs - 1>(rows, vectors);
   }
-  return outer_rows_for<T, Ahead, kVecs>(rows);
+  return outer_rows_for<T, Ahead, To, kVecs>(rows);
 }
 
 }  // namespace

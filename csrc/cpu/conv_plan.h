@@ -69,7 +69,7 @@ struct GatherPlan {
   int64_t bias_group;  // between groups
 
   // Scratch of a thread, in bytes from its start.
-  int64_t at_tile, at_own, at_sums, at_runs, at_pixels, scratch;
+  int64_t at_tile, at_own, at_sums, at_runs, at_pixels, at_places, scratch;
   int64_t columns;  // sums per row: the box's outputs, rounded up to whole panels
 };
 

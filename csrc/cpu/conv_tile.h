@@ -166,5 +166,12 @@ inline void list_pixels(const GatherPlan& p, const Run* runs, int64_t count, int
   }
 }
 
+// Where a box's outputs go.
+inline void list_places(const GatherPlan& p, const Run* runs, int64_t count, int64_t* places) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t x = 0; x < runs[i].length; ++x) *places++ = runs[i].out + x * p.out_axis[2];
+  }
+}
+
 }  // namespace
 }  // namespace convarith::cpu::CONVARITH_ISA

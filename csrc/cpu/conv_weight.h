@@ -357,7 +357,8 @@ void sum_outer(const WeightPlan& plan, const WeightTask& task, int64_t c0, int64
       if (lines) {
         lines_for<Factor>(some, taps)(outputs, length, from, pixels, panel, part_sums, add);
       } else {
-        outer_for<Factor, LinesAhead>(some, vectors)(outputs, from, pixels, panel, part_sums, add, ahead.next(outputs));
+        outer_for<Factor, LinesAhead>(some, vectors)(outputs, from, pixels, panel, {part_sums}, add,
+                                                     ahead.next(outputs));
       }
     }
   }
@@ -478,7 +479,7 @@ void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* 
         const T* from[kMostOuterRows];
         for (int64_t r = 0; r < rows; ++r) from[r] = y + g * p.out_group + (row + r) * p.out_channel;
         T* part_sums = chunks == 1 ? sums : sums + begin_row * width;
-        outer_for<T, RowsAhead>(rows, width / kLanes)(o_end - o, from, outs + o, panel, part_sums, chunk > 0, {});
+        outer_for<T, RowsAhead>(rows, width / kLanes)(o_end - o, from, outs + o, panel, {part_sums}, chunk > 0, {});
         if (chunk + 1 < chunks) continue;
         for (int64_t r = 0; r < rows; ++r) {
           copy_run(part_sums + r * width, 1, real, w + g * p.w_group + (row + r) * p.w_row + first);

@@ -5,7 +5,7 @@
 #include "conv_plan.h"
 #include "conv_tile.h"
 #include "conv_winograd_transforms.h"
-#include "simd.h"
+#include "simd_lanes.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -116,7 +116,7 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
     const T* from = image + inputs.at;
     float* to = row + inputs.begin * kCellLanes;
     if (s.channel == 1) {
-      for (int64_t x = 0; x < count; ++x) copy_run(from + x * inputs.step, 1, c.lanes, to + x * kCellLanes);
+      for (int64_t x = 0; x < count; ++x) store(to + x * kCellLanes, load_up_to(from + x * inputs.step, c.lanes));
     } else if (sizeof(T) == sizeof(float) && inputs.step == 1) {
       transpose(from, s.channel, c.lanes, count, to, kCellLanes);
     } else {
@@ -130,6 +130,18 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
 template <typename T>
 void store_cells(const WinogradSide& s, const float* cells, const Cells& c, float* line, T* image) {
   const int64_t width = c.size[1];
+  if (s.block > 1 && s.channel == 1) {  // lanes follow each other
+    const Lane lane = lane_at(s, c.image, c.lane);
+    for (int64_t y = 0; y < c.size[0]; ++y) {
+      const Line outputs = line_at(s, c, lane, y);
+      const float* from = cells + (y * width + outputs.begin) * kCellLanes;
+      T* to = image + outputs.at;
+      for (int64_t x = outputs.begin; x < outputs.end; ++x, from += kCellLanes, to += outputs.step) {
+        store_up_to(to, load(from), c.lanes);
+      }
+    }
+    return;
+  }
   if constexpr (sizeof(T) == sizeof(float)) {
     if (s.block > 1 && s.step[2] == s.turns && s.axis[2] == 1) {
       const Lane lane = lane_at(s, c.image, c.lane);

@@ -35,6 +35,23 @@ inline void store(T* p, typename Simd<T>::Vec v) {
   *reinterpret_cast<typename Simd<T>::Loose*>(p) = v;
 }
 
+// A whole aligned vector past the caches; fence_past_caches() before another thread reads it.
+template <typename T>
+inline void store_past_caches(T* p, typename Simd<T>::Vec v) {
+#if CONVARITH_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif CONVARITH_BYTES == 32 && defined(__x86_64__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#else
+  *reinterpret_cast<typename Simd<T>::Vec*>(p) = v;
+#endif
+}
+inline void fence_past_caches() {
+#if CONVARITH_BYTES >= 32 && defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // Has a value loaded once and kept in a register; compilers would rather load it again for each of its uses.
 template <typename V>
 inline void keep(V& v) {
