@@ -87,14 +87,13 @@ class FlatPlanes {
   Sum* kept_;
 };
 
-template <typename Policy, typename T>
-void flat_backward(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data, void* result,
-                   char* scratch, int64_t begin, int64_t end) {
+template <typename T, typename Policy>
+void flat_backward(const Policy& policy, const PoolPlan& plan, const void* g_data, const void* x_data,
+                   const void* y_data, void* result, char* scratch, int64_t begin, int64_t end) {
   const T* g = static_cast<const T*>(g_data);
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   typedef typename Lanes<T>::Sums Sums;
-  const Policy policy(plan);
   FlatPlanes<T>(plan, scratch)
       .sum([&](int64_t e, int64_t count) { return policy.share(g + e, y + e, count); },
            [&](Sums sum, int64_t e, int64_t count) { return policy.finish(sum, x + e, count); },

@@ -99,7 +99,7 @@ class Planned {
     } else if (!by_taps && exponent == 0) {
       p.lay_out_ring(w, kernels);
     }
-    p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
+    if (exponent != 1 && exponent != 3) p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
     return p;
   }
 
@@ -342,7 +342,7 @@ class Planned {
   // each further row as the end of what it sees may be ahead.
   void lay_out_chunk(int64_t rows, int64_t columns, const WindowKernels& kernels) {
     constexpr int64_t kBytes = 1 << 16;  // a small part of the second cache
-    if (plan_.exponent == 0 || plan_.exponent == 1 || plan_.exponent == 2 || plan_.exponent == 3) return;
+    if (plan_.exponent == 0 || plan_.exponent == 2) return;
     const int64_t indices = *std::max_element(count_[0].begin(), count_[0].end());
     // Where dilated taps are cut off, a row may begin before the one ahead of it, or end before it.
     std::vector<int64_t> least(rows);  // of this row and those behind it
