@@ -155,17 +155,24 @@ class Planned {
     column_ = numbers<float>(column, kernels);
   }
 
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  typedef std::vector<Line> Table;  // no vector of it is in two lines
+
   // As numbers of the sums' size.
   template <typename Narrow, typename Wide>
-  static std::vector<char> numbers(const std::vector<Wide>& values, const WindowKernels& kernels) {
+  static Table numbers(const std::vector<Wide>& values, const WindowKernels& kernels) {
     if (kernels.sum_item == sizeof(Wide)) return bytes_of(values);
     return bytes_of(std::vector<Narrow>(values.begin(), values.end()));
   }
 
   template <typename V>
-  static std::vector<char> bytes_of(const std::vector<V>& values) {
-    const char* bytes = reinterpret_cast<const char*>(values.data());
-    return std::vector<char>(bytes, bytes + values.size() * sizeof(V));
+  static Table bytes_of(const std::vector<V>& values) {
+    const size_t bytes = values.size() * sizeof(V);
+    Table table((bytes + sizeof(Line) - 1) / sizeof(Line));
+    if (bytes > 0) std::memcpy(table.data(), values.data(), bytes);
+    return table;
   }
 
   bool has_short_rows(const WindowKernels& kernels) const {
@@ -277,7 +284,7 @@ class Planned {
                   weights_[2][o % w.output[2]];
     }
     flat_weight_ = numbers<float>(weight, kernels);
-    plan_.scratch = 4 * (outputs + lanes) * kernels.sum_item;
+    plan_.scratch = 8 * (outputs + lanes) * kernels.sum_item;
     return true;
   }
 
@@ -369,7 +376,7 @@ class Planned {
   PoolPlan plan_ = {};
   std::vector<int64_t> first_[2], count_[2], first_tap_[2], offsets_, offsets_begin_;
   Weights weights_;
-  std::vector<char> column_, picks_, flat_picks_, flat_taps_, flat_weight_;
+  Table column_, picks_, flat_picks_, flat_taps_, flat_weight_;
   std::vector<int64_t> flat_first_;
 };
 
