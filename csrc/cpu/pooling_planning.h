@@ -225,7 +225,7 @@ class Planned {
 
   // Small planes, and so many that they are worth the tables; false where there are none.
   bool lay_out_flat(const Windows& w, bool by_taps, const WindowKernels& kernels) {
-    constexpr int64_t kFewest = 32, kMostSteps = 4, kMostEntries = 2048;  // tables in a part of the first cache
+    constexpr int64_t kFewest = 32, kMostSteps = 4, kMostEntries = 4096;  // tables in the caches, read in turn
     const int64_t inputs = w.input_numel(), outputs = w.output_numel();
     if (w.inner != 1 || w.planes < kFewest || inputs > kMostEntries) return false;
     // What an input of an axis gets in each of its steps: the output, or -1, and through which tap.
