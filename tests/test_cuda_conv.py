@@ -13,7 +13,8 @@ from cases import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels_under_test import tf32
-from test_kernels import CASES, by, integers, tensors
+from test_kernels import CASES as CPU_CASES
+from test_kernels import by, integers, tensors
 
 import torch_convarith as tc
 
@@ -25,6 +26,18 @@ OTHERS = [
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64, torch.complex128,
 ]  # fmt: skip
 OPERATORS = ("conv", "conv_transpose", "conv_weight")
+# The CPU's, but smaller where that has kernels for larger ones: here several tiles and a part of one are enough.
+CASES = CPU_CASES | {
+    "depthwise": (2, 1, 1, 5, (9, 17), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "depthwise-stride": (2, 1, 1, 3, (14, 35), (5, 5), (2, 2), (2, 2, 2, 2), (1, 1)),
+    "wide-stride": (1, 2, 19, 1, (5, 203), (3, 5), (1, 2), (1, 1, 2, 0), (1, 1)),
+    "longer-than-a-box": (1, 70, 9, 1, (515,), (2,), (1,), (0, 0), (1,)),
+    "images-large": (5, 9, 10, 1, (9, 13), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    "3d-crop": (2, 10, 6, 1, (5, 7, 13), (1, 1, 3), (1, 2, 1), (-1, -1, 2, 3, 2, 4), (1, 2, 1)),
+    "raw-rows": (2, 2, 6, 1, (17, 21), (5, 5), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "long-row": (1, 5, 20, 1, (500,), (3,), (1,), (1, 1), (2,)),
+    "large-planes": (1, 3, 18, 1, (4, 10, 13), (3, 1, 1), (1, 1, 1), (1, 1, 0, 0, 0, 0), (1, 1, 1)),
+}
 
 
 @contextmanager

@@ -19,18 +19,18 @@ struct AverageBackward {
   static Sums finish(Sums sum, const T*, int64_t) { return sum; }
 };
 
-template <int kPower, bool kSigned, typename T>
+template <int kPower, typename T>
 struct NormBackward {
   typedef typename Lanes<T>::Sums Sums;
   static constexpr bool kIsAverage = false;
 
-  explicit NormBackward(const PoolPlan& plan) : powers(plan.exponent) {}
+  NormBackward(const PoolPlan& plan, bool is_signed) : powers(plan.exponent, is_signed) {}
   Sums share(const T* g, const T* y, int64_t count) const {
     return load_up_to(g, count) * powers.inverse_slope(load_up_to(y, count));
   }
   Sums finish(Sums sum, const T* x, int64_t count) const { return sum * powers.slope(load_up_to(x, count)); }
 
-  Powers<kPower, kSigned, Sums> powers;
+  Powers<kPower, Sums> powers;
 };
 
 // A window's weight is that of its line (l0, l1), of those that a row sees, times that of its column.
@@ -45,34 +45,41 @@ inline typename Simd<Sum>::Vec scale_of(const PoolPlan& plan, int64_t e) {
   return load(static_cast<const Sum*>(plan.column) + e);
 }
 
-template <int kStride, typename Policy, typename T>
+// The shares that a row gets from a plane's lines, summed.
+template <typename Policy, typename T, typename Sum>
+CONVARITH_ONCE void sum_lines(const PoolPlan& plan, const Policy& policy, const Lines& lines, const T* g, const T* y,
+                              Sum* line) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const int64_t n = plan.output[2] * plan.inner;
+  for (int64_t e = 0; e < n; e += kLanes) {
+    typename Lanes<T>::Sums sum = {};
+    for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
+      int64_t at = lines.start + l0 * lines.step0 + e;
+      for (int64_t l1 = 0; l1 < lines.count1; ++l1, at += lines.step1) {
+        const auto share = policy.share(g + at, y + at, n - e);
+        sum += plan.uniform ? share : share * weight_of<Sum>(plan, lines, l0, l1);
+      }
+    }
+    sum *= scale_of<Sum>(plan, e);
+    Sum* to = line + plan.at_output + e;
+    n - e >= kLanes ? store(to, sum) : store_first(to, sum, static_cast<int>(n - e));
+  }
+}
+
+template <typename Policy, typename T>
 struct BackwardRows {
   typedef typename Lanes<T>::Sum Sum;
   typedef typename Lanes<T>::Sums Sums;
   static constexpr int kLanes = Lanes<T>::kLanes;
 
+  // `lines` are the plan's neutral ones.
+  BackwardRows(const PoolPlan& p, const Policy& by, Sum* lines)
+      : plan(p), policy(by), kept(lines), phases(kept + plan.rows_at_once * plan.line_size) {}
+
   const PoolPlan& plan;
   Policy policy;
   Sum* kept;    // [rows_at_once][line_size]: summed lines of y, from at_output on, between zeros
   Sum* phases;  // for strides that are not written out: a line of x
-
-  // Of a plane's g and y.
-  void sum_lines(const Lines& lines, const T* g, const T* y, Sum* line) const {
-    const int64_t n = plan.output[2] * plan.inner;
-    for (int64_t e = 0; e < n; e += kLanes) {
-      Sums sum = {};
-      for (int64_t l0 = 0; l0 < lines.count0; ++l0) {
-        int64_t at = lines.start + l0 * lines.step0 + e;
-        for (int64_t l1 = 0; l1 < lines.count1; ++l1, at += lines.step1) {
-          const Sums share = policy.share(g + at, y + at, n - e);
-          sum += plan.uniform ? share : share * weight_of<Sum>(plan, lines, l0, l1);
-        }
-      }
-      sum *= scale_of<Sum>(plan, e);
-      Sum* to = line + plan.at_output + e;
-      n - e >= kLanes ? store(to, sum) : store_first(to, sum, static_cast<int>(n - e));
-    }
-  }
 
   // The offsets of one residue, apart from the plan: what is stored may reach that, for all that a compiler knows.
   struct Offsets {
@@ -89,15 +96,16 @@ struct BackwardRows {
     const int64_t *begin, *end;
   };
 
-  void spread(const Sum* line, const T* x, T* result) const {
+  // Stage 2 of a row.
+  CONVARITH_ONCE void spread(const Sum* line, const T* x, T* result) const {
     const int64_t n = plan.input[2];
     const Sum* from = line + plan.at_output;
-    if constexpr (kStride == 1) {
+    if (plan.stride == 1) {
       const Offsets offsets(plan, 0);
       for (int64_t e = 0, count = n * plan.inner; count > 0; e += kLanes, count -= kLanes) {
         store_up_to(result + e, policy.finish(offsets.sum(from + e), x + e, count), count);
       }
-    } else if constexpr (kStride == 2) {
+    } else if (plan.inner == 1 && plan.stride == 2) {
       const Offsets even(plan, 0), odd(plan, 1);
       for (int64_t m = 0; 2 * m < n; m += kLanes) {
         Sums a = even.sum(from + m), b = odd.sum(from + m);
@@ -107,7 +115,7 @@ struct BackwardRows {
         if (count <= kLanes) break;
         store_up_to(result + i + kLanes, policy.finish(b, x + i + kLanes, count - kLanes), count - kLanes);
       }
-    } else if constexpr (kStride < 0) {  // channels behind the last axis
+    } else if (plan.inner != 1) {
       for (int64_t i = 0, r = 0; i < n; ++i) {
         for (int64_t c = 0; c < plan.inner; c += kLanes) {
           const Sums sum = Offsets(plan, r).sum(from + c);
@@ -133,7 +141,7 @@ struct BackwardRows {
 
   // combine(row, line) is stage 1.
   template <typename Combine>
-  void rows(const Combine& combine, const T* x, T* result, int64_t begin, int64_t end) const {
+  void rows(Combine& combine, const T* x, T* result, int64_t begin, int64_t end) const {
     const int64_t n = plan.input[2] * plan.inner;
     const bool fetches = n * static_cast<int64_t>(sizeof(T)) <= kMostBytesAhead, asks_ahead = fetches && x != nullptr;
     Row row(begin, plan.input);
@@ -152,15 +160,6 @@ struct BackwardRows {
     }
   }
 };
-
-// Calls body with the stride of the last axis as BackwardRows has it.
-template <typename Body>
-void with_backward_stride(const PoolPlan& plan, const Body& body) {
-  if (plan.stride == 1) return body(Constant<1>{});
-  if (plan.inner != 1) return body(Constant<-1>{});
-  if (plan.stride == 2) return body(Constant<2>{});
-  body(Constant<0>{});
-}
 
 // find(row, whole) has a row's lines as they stand in g and y, and says whether whole vectors may be read there.
 template <typename Policy, typename T, typename Find>
@@ -244,54 +243,50 @@ void average_rows_backward(const PoolPlan& plan, const T* g, T* result, char* sc
   constexpr int kLanes = Lanes<T>::kLanes;
   const int64_t n = plan.input[2], width = plan.output[2], at_once = least<int64_t>(plan.rows_at_once, kRingAhead);
   const LineTable& table = plan.lines[1];
-  Sum* kept = neutral_lines<T>(plan, 0, scratch);
-  Sum* phases = kept + plan.rows_at_once * plan.line_size;
-  Sum* ring = phases + plan.phase_columns * plan.stride;
+  const BackwardRows<Policy, Sum> kernel(plan, Policy(plan), neutral_lines<T>(plan, 0, scratch));
+  Sum* ring = kernel.phases + plan.phase_columns * plan.stride;
   Stream<T> out(result + begin * n, (end - begin) * n);
-  with_backward_stride(plan, [&](auto stride) {
-    const BackwardRows<decltype(stride)::value, Policy, Sum> kernel = {plan, Policy(plan), kept, phases};
-    const auto spread = [&](const T* plane, int64_t first, int64_t last) {
-      for (int64_t l = first; l < last; ++l) {
-        const Sum weight = plan.uniform ? 1 : static_cast<Sum>(plan.weight[0][0] * plan.weight[1][l]);
-        Sum* to = kept + (l - first) * plan.line_size + plan.at_output;
-        for (int64_t e = 0; e < width; e += kLanes) {
-          const Sums share = load_up_to(plane + l * width + e, width - e) * (scale_of<Sum>(plan, e) * weight);
-          width - e >= kLanes ? store(to + e, share) : store_first(to + e, share, static_cast<int>(width - e));
-        }
+  const auto spread = [&](const T* plane, int64_t first, int64_t last) {
+    for (int64_t l = first; l < last; ++l) {
+      const Sum weight = plan.uniform ? 1 : static_cast<Sum>(plan.weight[0][0] * plan.weight[1][l]);
+      Sum* to = kernel.kept + (l - first) * plan.line_size + plan.at_output;
+      for (int64_t e = 0; e < width; e += kLanes) {
+        const Sums share = load_up_to(plane + l * width + e, width - e) * (scale_of<Sum>(plan, e) * weight);
+        width - e >= kLanes ? store(to + e, share) : store_first(to + e, share, static_cast<int>(width - e));
       }
-      for (int64_t l = first; l < last; ++l) {
-        kernel.spread(kept + (l - first) * plan.line_size, nullptr, ring + (l & (plan.ring - 1)) * plan.ring_line);
-      }
-    };
-    Row row(begin, plan.input);
-    int64_t ready = 0;  // lines of the plane
-    for (int64_t r = begin; r < end; ++r, row.advance()) {
-      const int64_t count = table.count[row.i1], first = count == 0 ? 0 : table.first[row.i1], last = first + count;
-      if (r == begin || row.i1 == 0) ready = first;
-      while (ready < last) {
-        const int64_t next = least(plan.output[1], ready + at_once);
-        spread(g + row.plane * plan.output[1] * width, ready, next);
-        ready = next;
-      }
-      for_each_run<Sums, kPixelRun>(0, n, [&](auto vectors, int64_t e, int64_t left) {
-        constexpr int kVectors = decltype(vectors)::value;
-        Sums sums[kVectors] = {};
-        for (int64_t l = first; l < last; ++l) {
-          const Sum* line = ring + (l & (plan.ring - 1)) * plan.ring_line + e;
-          CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] += load(line + v * kLanes);
-        }
-        T* to = out.next(left);
-        CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) store_sums(to + v * kLanes, sums[v]);
-      });
     }
-  });
+    for (int64_t l = first; l < last; ++l) {
+      kernel.spread(kernel.kept + (l - first) * plan.line_size, nullptr, ring + (l & (plan.ring - 1)) * plan.ring_line);
+    }
+  };
+  Row row(begin, plan.input);
+  int64_t ready = 0;  // lines of the plane
+  for (int64_t r = begin; r < end; ++r, row.advance()) {
+    const int64_t count = table.count[row.i1], first = count == 0 ? 0 : table.first[row.i1], last = first + count;
+    if (r == begin || row.i1 == 0) ready = first;
+    while (ready < last) {
+      const int64_t next = least(plan.output[1], ready + at_once);
+      spread(g + row.plane * plan.output[1] * width, ready, next);
+      ready = next;
+    }
+    for_each_run<Sums, kPixelRun>(0, n, [&](auto vectors, int64_t e, int64_t left) {
+      constexpr int kVectors = decltype(vectors)::value;
+      Sums sums[kVectors] = {};
+      for (int64_t l = first; l < last; ++l) {
+        const Sum* line = ring + (l & (plan.ring - 1)) * plan.ring_line + e;
+        CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] += load(line + v * kLanes);
+      }
+      T* to = out.next(left);
+      CONVARITH_UNROLL for (int v = 0; v < kVectors; ++v) store_sums(to + v * kLanes, sums[v]);
+    });
+  }
 }
 
-template <typename Policy, typename T>
-void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data, void* result_data,
-                   char* scratch, int64_t begin, int64_t end) {
+template <typename T, typename Policy>
+void backward_rows(const Policy& policy, const PoolPlan& plan, const void* g_data, const void* x_data,
+                   const void* y_data, void* result_data, char* scratch, int64_t begin, int64_t end) {
   if (plan.flat_first != nullptr) {
-    return flat_backward<Policy, T>(plan, g_data, x_data, y_data, result_data, scratch, begin, end);
+    return flat_backward<T>(policy, plan, g_data, x_data, y_data, result_data, scratch, begin, end);
   }
   const T* g = static_cast<const T*>(g_data);
   const T* x = static_cast<const T*>(x_data);
@@ -312,18 +307,14 @@ void backward_rows(const PoolPlan& plan, const void* g_data, const void* x_data,
       whole = row.plane < whole_planes;
       return lines;
     };
-    return short_backward_rows(Policy(plan), plan, find, g, x + at, y, result + at, begin, end);
+    return short_backward_rows(policy, plan, find, g, x + at, y, result + at, begin, end);
   }
-  auto* kept = neutral_lines<T>(plan, 0, scratch);
-  auto* phases = kept + plan.rows_at_once * plan.line_size;
-  with_backward_stride(plan, [&](auto stride) {
-    const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
-    const auto combine = [&](const Row& row, typename Lanes<T>::Sum* line) {
-      const int64_t plane = row.plane * plane_size;
-      kernel.sum_lines(Lines(plan.lines, row.i0, row.i1), g + plane, y + plane, line);
-    };
-    kernel.rows(combine, x, result, begin, end);
-  });
+  const BackwardRows<Policy, T> kernel(plan, policy, neutral_lines<T>(plan, 0, scratch));
+  const auto combine = [&](const Row& row, typename Lanes<T>::Sum* line) {
+    const int64_t plane = row.plane * plane_size;
+    sum_lines(plan, kernel.policy, Lines(plan.lines, row.i0, row.i1), g + plane, y + plane, line);
+  };
+  kernel.rows(combine, x, result, begin, end);
 }
 
 }  // namespace

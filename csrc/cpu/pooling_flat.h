@@ -22,62 +22,79 @@ class FlatPlanes {
         inputs_(p.input[0] * p.input[1] * p.input[2]),
         outputs_(p.output[0] * p.output[1] * p.output[2]),
         kept_(reinterpret_cast<Sum*>(scratch)) {
-    for (int64_t e = 0; e < 4 * (outputs_ + kLanes); ++e) kept_[e] = 0;
+    for (int64_t e = 0; e < kKept * size(); ++e) kept_[e] = 0;
   }
 
   // Planes [begin, end); share(e, count) is of entries of y that follow each other, finish(sum, e, count) of x.
   template <typename Share, typename Finish>
   void sum(const Share& share, const Finish& finish, T* result, int64_t begin, int64_t end) {
-    const auto keep = [&](int64_t plane) {
-      Sum* to = kept(plane);
+    const auto keep = [&](int64_t plane, Sum* to) {
       const Sum* weight = static_cast<const Sum*>(plan.flat_weight);
       for (int64_t e = 0; e < outputs_; e += kLanes) {
         store(to + e, share(plane * outputs_ + e, outputs_ - e) * load(weight + e));
       }
     };
-    const auto pick = [&](int64_t plane, int64_t first, int64_t step) {
+    const auto pick = [&](int64_t step, const Sum* a, const Sum* b, Sums& sum_a, Sums& sum_b) {
       const Index index = load(static_cast<const Lane*>(plan.flat_picks) + step * kLanes);
-      const Sums from = __builtin_shuffle(load(kept(plane) + first), index);
-      return index >= 0 ? from : Sums{};
+      const auto from = [&](const Sum* y) { return index >= 0 ? __builtin_shuffle(load(y), index) : Sums{}; };
+      sum_a += from(a);
+      sum_b += from(b);
     };
     run(keep, pick, finish, result, begin, end);
   }
 
   // Likewise by the taps of a maximum.
   void sum_by_taps(const T* y, const uint8_t* taps, T* result, int64_t begin, int64_t end) {
-    const auto keep = [&](int64_t plane) {
-      Sum* to = kept(plane);
+    const auto keep = [&](int64_t plane, Sum* to) {
       Lane* to_tap = reinterpret_cast<Lane*>(to + outputs_ + kLanes);
       for (int64_t e = 0; e < outputs_; e += kLanes) store(to + e, load_up_to(y + plane * outputs_ + e, outputs_ - e));
       for (int64_t e = 0; e < outputs_; ++e) to_tap[e] = taps[plane * outputs_ + e];
     };
-    const auto pick = [&](int64_t plane, int64_t first, int64_t step) {
-      const Sum* from = kept(plane) + first;
-      const Lane* tap = reinterpret_cast<const Lane*>(from + outputs_ + kLanes);
+    const auto pick = [&](int64_t step, const Sum* a, const Sum* b, Sums& sum_a, Sums& sum_b) {
       const Index index = load(static_cast<const Lane*>(plan.flat_picks) + step * kLanes);
       const Index wanted = load(static_cast<const Lane*>(plan.flat_taps) + step * kLanes);
-      return __builtin_shuffle(load(tap), index) == wanted ? __builtin_shuffle(load(from), index) : Sums{};
+      const auto from = [&](const Sum* of) {
+        const Lane* tap = reinterpret_cast<const Lane*>(of + outputs_ + kLanes);
+        return __builtin_shuffle(load(tap), index) == wanted ? __builtin_shuffle(load(of), index) : Sums{};
+      };
+      sum_a += from(a);
+      sum_b += from(b);
     };
     const auto finish = [&](Sums sum, int64_t, int64_t) { return sum; };  // not a function: those take no vectors
     run(keep, pick, finish, result, begin, end);
   }
 
  private:
-  // What a plane of y has for x; the next one's is written before it is read.
-  Sum* kept(int64_t plane) const { return kept_ + plane % 2 * 2 * (outputs_ + kLanes); }
+  static constexpr int kKept = 4;
 
+  // What a plane of y has for x, and room for its taps.
+  int64_t size() const { return 2 * (outputs_ + kLanes); }
+
+  // Planes of both halves in turn, to read the tables once for two; the next two are kept before they are read.
   template <typename Keep, typename Pick, typename Finish>
   void run(const Keep& keep, const Pick& pick, const Finish& finish, T* result, int64_t begin, int64_t end) {
-    Stream<T> out(result + begin * inputs_, (end - begin) * inputs_);
-    if (begin < end) keep(begin);
-    for (int64_t plane = begin; plane < end; ++plane) {
-      if (plane + 1 < end) keep(plane + 1);
+    const int64_t middle = begin + (end - begin) / 2, all = (end - begin) * inputs_;
+    Stream<T> out_a(result + begin * inputs_, (middle - begin) * inputs_, all);
+    Stream<T> out_b(result + middle * inputs_, (end - middle) * inputs_, all);
+    const auto kept = [&](int64_t round) { return kept_ + round % 2 * 2 * size(); };
+    const auto keep_next = [&](int64_t a, int64_t b) {
+      if (a < middle) keep(a, kept(b - middle));
+      if (b < end) keep(b, kept(b - middle) + size());
+    };
+    keep_next(begin, middle);
+    for (int64_t a = begin, b = middle; b < end; ++a, ++b) {
+      keep_next(a + 1, b + 1);
+      const Sum* from = kept(b - middle);
       int64_t step = 0;
       for (int64_t e = 0; e < inputs_; e += kLanes) {
-        Sums sum = {};
-        for (int64_t s = 0; s < plan.flat_steps; ++s, ++step) sum += pick(plane, plan.flat_first[step], step);
-        const int64_t count = inputs_ - e;
-        store_sums(out.next(least<int64_t>(kLanes, count)), finish(sum, plane * inputs_ + e, count));
+        Sums sum_a = {}, sum_b = {};
+        for (int64_t s = 0; s < plan.flat_steps; ++s, ++step) {
+          const Sum* first = from + plan.flat_first[step];
+          pick(step, first, first + size(), sum_a, sum_b);
+        }
+        const int64_t left = inputs_ - e, count = least<int64_t>(kLanes, left);
+        if (a < middle) store_sums(out_a.next(count), finish(sum_a, a * inputs_ + e, left));
+        store_sums(out_b.next(count), finish(sum_b, b * inputs_ + e, left));
       }
     }
   }
@@ -87,14 +104,13 @@ class FlatPlanes {
   Sum* kept_;
 };
 
-template <typename Policy, typename T>
-void flat_backward(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data, void* result,
-                   char* scratch, int64_t begin, int64_t end) {
+template <typename T, typename Policy>
+void flat_backward(const Policy& policy, const PoolPlan& plan, const void* g_data, const void* x_data,
+                   const void* y_data, void* result, char* scratch, int64_t begin, int64_t end) {
   const T* g = static_cast<const T*>(g_data);
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
   typedef typename Lanes<T>::Sums Sums;
-  const Policy policy(plan);
   FlatPlanes<T>(plan, scratch)
       .sum([&](int64_t e, int64_t count) { return policy.share(g + e, y + e, count); },
            [&](Sums sum, int64_t e, int64_t count) { return policy.finish(sum, x + e, count); },

@@ -54,43 +54,51 @@ struct Average {
   const PoolPlan& plan;
 };
 
-// kPower is p where it is 1, 2 or 3, else 0; kSigned is torch's reading, which takes powers of x instead of |x|.
-template <int kPower, bool kSigned, typename V>
+// kPower is p where it is 1, 2 or 3, else 0; torch's reading is signed: it takes powers of x instead of |x|.
+template <int kPower, typename V>
 struct Powers {
-  explicit Powers(double p) : itself(p), inverse(1 / p), less_one(p - 1), one_less(1 - p) {}
+  Powers(double p, bool s)
+      : is_signed(s), itself(p, !s), inverse(1 / p, !s), less_one(p - 1, !s), one_less(1 - p, !s) {}
 
   V of(V v) const {  // |v|^p
-    const V u = kSigned ? v : magnitude(v);
+    if constexpr (kPower == 0) return signed_power(v, itself);
+    const V u = is_signed ? v : magnitude(v);
     if constexpr (kPower == 1) return u;
     if constexpr (kPower == 2) return u * u;
     if constexpr (kPower == 3) return u * u * u;
-    return kSigned ? signed_power(u, itself) : power(u, itself);
   }
 
   V root(V s) const {  // s^(1/p)
     if constexpr (kPower == 1) return s;
     if constexpr (kPower == 2) return square_root(s);
-    return kSigned ? signed_power(s, inverse) : power(s, inverse);
+    return signed_power(s, inverse);
   }
 
   V slope(V v) const {  // |v|^(p-1) sign(v)
     const V one = every<V>(1), none = {};
-    if constexpr (kPower == 1) return kSigned ? one : v > 0 ? one : v < 0 ? -one : none;
+    if constexpr (kPower == 1) {
+      if (is_signed) return one;
+      return v > 0 ? one : v < 0 ? -one : none;
+    }
     if constexpr (kPower == 2) return v;
-    if constexpr (kPower == 3) return kSigned ? v * v : v * magnitude(v);
-    if constexpr (kSigned) return signed_power(v, less_one);
-    const V u = power(magnitude(v), less_one);
+    if constexpr (kPower == 3) return v * (is_signed ? v : magnitude(v));
+    const V u = signed_power(v, less_one);
+    if (is_signed) return u;
     return v < 0 ? -u : u;
   }
 
   V inverse_slope(V y) const {  // y^(1-p); 0 where the sum is 0
     const V one = every<V>(1), none = {};
-    if constexpr (kPower == 1) return kSigned ? (y == 0 ? none : one) : one;
+    if constexpr (kPower == 1) {
+      if (!is_signed) return one;
+      return y == 0 ? none : one;
+    }
     if constexpr (kPower == 2) return y == 0 ? none : one / y;
     if constexpr (kPower == 3) return y == 0 ? none : one / (y * y);
-    return y == 0 ? none : kSigned ? signed_power(y, one_less) : power(y, one_less);
+    return y == 0 ? none : signed_power(y, one_less);
   }
 
+  bool is_signed;
   PowerOf itself, inverse, less_one, one_less;  // p, 1 / p, p - 1, 1 - p
 };
 
@@ -112,36 +120,49 @@ inline V weighted(const PoolPlan& plan, const Row& row, V sum, int64_t e) {
   return sum * lines * load(static_cast<const Sum*>(plan.column) + e);
 }
 
-template <int kPower, bool kSigned, typename T>
+template <int kPower, typename T>
 struct Norm {
   typedef typename Lanes<T>::Sums Sums;
   typedef typename Lanes<T>::Sum Sum;
   static constexpr double kNeutral = 0;
-  static constexpr bool kIsUsual = kPower == 2 && kSigned;  // torch's default
+  static constexpr bool kIsUsual = kPower == 2;  // torch's default
   static constexpr int kLanes = Lanes<T>::kLanes;
   static constexpr Sum kLeast = sizeof(Sum) == 4 ? __FLT_MIN__ * 1024 : __DBL_MIN__ * 1024;
   static constexpr Sum kMost = sizeof(Sum) == 4 ? __FLT_MAX__ : __DBL_MAX__;
 
-  explicit Norm(const PoolPlan& p) : plan(p), powers(p.exponent) {}
+  Norm(const PoolPlan& p, bool is_signed) : plan(p), powers(p.exponent, is_signed) {}
   Sums add(Sums sum, Sums v) const { return sum + powers.of(v); }
   static Sums join(Sums sum, Sums v) { return sum + v; }
 
   Sums finish(const Row& row, const T* x, Sums sum, int64_t e, int64_t count) const {
-    if constexpr (kSigned) return powers.root(weighted(plan, row, sum, e));
-    Sums y = powers.root(sum);
-    if constexpr (kPower == 1) return y;
-    const auto doubtful = is_doubtful(count < kLanes ? first_or(sum, static_cast<int>(count), 1) : sum);
-    if (any(doubtful)) {
-      for (int64_t i = 0; i < count && i < kLanes; ++i) y[i] = doubtful[i] ? rescaled(row, x, e + i) : y[i];
-    }
+    const Sums scaled = powers.is_signed ? weighted(plan, row, sum, e) : sum;
+    Sums y = powers.root(scaled);
+    if (needs_rescaling(scaled, count)) rescale(row, x, scaled, e, count, &y);
     return y;
+  }
+
+  bool needs_rescaling(Sums sum, int64_t count) const {
+    if (kPower == 1 || powers.is_signed) return false;
+    return any(is_doubtful(count < kLanes ? first_or(sum, static_cast<int>(count), 1) : sum));
   }
 
   // Sums that have left the range of their type, or all but a few digits.
   static auto is_doubtful(Sums sum) { return (sum > kMost) | (sum < kLeast); }
 
+  // Replaces the roots y of sums that are doubtful.
+  CONVARITH_ONCE void rescale(Row row, const T* x, const Sums& sum, int64_t e, int64_t count, Sums* y) const {
+    const int64_t size = plan.output[2] * plan.inner;
+    for (int64_t i = 0; i < count && i < kLanes; ++i, ++e) {
+      if (e == size) {
+        row.advance();
+        e = 0;
+      }
+      if (is_doubtful(sum)[i]) (*y)[i] = rescaled(row, x, e);
+    }
+  }
+
   // Entry e of a row, from its window divided by the largest element.
-  __attribute__((noinline)) Sum rescaled(const Row& row, const T* x, int64_t e) const {
+  Sum rescaled(const Row& row, const T* x, int64_t e) const {
     const Lines lines(plan.lines, row.i0, row.i1);
     const T* plane = x + row.plane * plan.input[0] * plan.input[1] * plan.input[2] * plan.inner + lines.start;
     const int64_t first = e / plan.inner * plan.stride - (plan.at_input - plan.at_window) / plan.inner;
@@ -165,7 +186,7 @@ struct Norm {
   }
 
   const PoolPlan& plan;
-  Powers<kPower, kSigned, Sums> powers;
+  Powers<kPower, Sums> powers;
 };
 
 // Stage 1 -----------------------------------------------------------------------------------------------------------
@@ -188,7 +209,7 @@ inline void for_each_run(int64_t e, int64_t n, const Body& body) {
 }
 
 template <typename Policy, typename T, typename Sum>
-inline void reduce_lines(const Policy& policy, const Lines& lines, const T* from, int64_t n, Sum* to) {
+CONVARITH_ONCE void reduce_lines(const Policy& policy, const Lines& lines, const T* from, int64_t n, Sum* to) {
   typedef typename Lanes<T>::Sums Sums;
   constexpr int kLanes = Lanes<T>::kLanes;
   for_each_run<Sums, kRun>(0, n, [&](auto vectors, int64_t e, int64_t count) {
@@ -229,7 +250,8 @@ inline typename Simd<Sum>::Vec reduce_taps(const Policy& policy, const PoolPlan&
 }
 
 template <int kKernel, int kStride, typename Policy, typename T, typename Sum>
-inline void pool_row(const Policy& policy, const PoolPlan& plan, const Row& row, const T* x, const Sum* window, T* y) {
+inline void pool_row_by(const Policy& policy, const PoolPlan& plan, const Row& row, const T* x, const Sum* window,
+                        T* y) {
   constexpr int kLanes = Lanes<T>::kLanes;
   const int64_t outputs = plan.output[2], stride = kStride > 0 ? kStride : plan.stride;
   int64_t o = 0;
@@ -258,6 +280,21 @@ inline void pool_row_of_pixels(const Policy& policy, const PoolPlan& plan, const
       store_up_to(y + e, policy.finish(row, x, sum, e, run - c), run - c);
     }
   }
+}
+
+template <typename Policy, typename T, typename Sum>
+CONVARITH_ONCE void pool_row(const Policy& policy, const PoolPlan& plan, const Row& row, const T* x, const Sum* window,
+                             T* y) {
+  const int64_t k = plan.dilation == 1 ? plan.kernel[2] : 0, s = plan.stride;
+  if (plan.inner != 1) return pool_row_of_pixels(policy, plan, row, x, window, y);
+  if constexpr (Policy::kIsUsual) {
+    if (k == 2 && s == 2) return pool_row_by<2, 2>(policy, plan, row, x, window, y);
+    if (k == 3 && s == 2) return pool_row_by<3, 2>(policy, plan, row, x, window, y);
+    if (k == 3 && s == 1) return pool_row_by<3, 1>(policy, plan, row, x, window, y);
+  }
+  if (s == 1) return pool_row_by<0, 1>(policy, plan, row, x, window, y);
+  if (s == 2) return pool_row_by<0, 2>(policy, plan, row, x, window, y);
+  pool_row_by<0, 0>(policy, plan, row, x, window, y);
 }
 
 // With many, pixels are reduced as they stand, from the lines that begin at `from`; finish() is told of x.
@@ -304,9 +341,9 @@ inline typename Lanes<T>::Sum* neutral_lines(const PoolPlan& plan, double neutra
   return lines;
 }
 
-template <int kKernel, int kStride, typename Policy, typename T>
-void pool_rows_by(const Policy& policy, const PoolPlan& plan, const T* x, T* y, char* scratch, int64_t begin,
-                  int64_t end) {
+template <typename Policy, typename T>
+void pool_lines(const Policy& policy, const PoolPlan& plan, const T* x, T* y, char* scratch, int64_t begin,
+                int64_t end) {
   auto* kept = neutral_lines<T>(plan, Policy::kNeutral, scratch);
   const int64_t plane_size = plan.input[0] * plan.input[1] * plan.input[2] * plan.inner;
   const int64_t inputs = plan.input[2] * plan.inner, outputs = plan.output[2] * plan.inner;
@@ -322,12 +359,7 @@ void pool_rows_by(const Policy& policy, const PoolPlan& plan, const T* x, T* y, 
     }
     for (int64_t j = 0; j < count; ++j, row.advance()) {
       const auto* window = kept + j * plan.line_size + plan.at_window;
-      T* to = y + (first + j) * outputs;
-      if constexpr (kStride < 0) {
-        pool_row_of_pixels(policy, plan, row, x, window, to);
-      } else {
-        pool_row<kKernel, kStride>(policy, plan, row, x, window, to);
-      }
+      pool_row(policy, plan, row, x, window, y + (first + j) * outputs);
     }
   }
 }
@@ -372,11 +404,11 @@ void pool_short_rows(const Policy& policy, const PoolPlan& plan, const T* x, T* 
   });
 }
 
-template <typename Policy, typename T>
-void pool_rows(const PoolPlan& plan, const void* x_data, void* y_data, char* scratch, int64_t begin, int64_t end) {
+template <typename T, typename Policy>
+void pool_rows(const Policy& policy, const PoolPlan& plan, const void* x_data, void* y_data, char* scratch,
+               int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(x_data);
   T* y = static_cast<T*>(y_data);
-  const Policy policy(plan);
   if (plan.picks != nullptr) return pool_short_rows(policy, plan, x, y, begin, end);
   if (plan.inner >= Lanes<T>::kLanes) {
     const int64_t n = plan.output[2] * plan.inner,
@@ -388,16 +420,7 @@ void pool_rows(const PoolPlan& plan, const void* x_data, void* y_data, char* scr
     }
     return;
   }
-  const int64_t k = plan.dilation == 1 ? plan.kernel[2] : 0, s = plan.stride;
-  if (plan.inner != 1) return pool_rows_by<0, -1>(policy, plan, x, y, scratch, begin, end);
-  if constexpr (Policy::kIsUsual) {
-    if (k == 2 && s == 2) return pool_rows_by<2, 2>(policy, plan, x, y, scratch, begin, end);
-    if (k == 3 && s == 2) return pool_rows_by<3, 2>(policy, plan, x, y, scratch, begin, end);
-    if (k == 3 && s == 1) return pool_rows_by<3, 1>(policy, plan, x, y, scratch, begin, end);
-  }
-  if (s == 1) return pool_rows_by<0, 1>(policy, plan, x, y, scratch, begin, end);
-  if (s == 2) return pool_rows_by<0, 2>(policy, plan, x, y, scratch, begin, end);
-  return pool_rows_by<0, 0>(policy, plan, x, y, scratch, begin, end);
+  pool_lines(policy, plan, x, y, scratch, begin, end);
 }
 
 }  // namespace

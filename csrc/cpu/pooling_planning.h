@@ -99,7 +99,7 @@ class Planned {
     } else if (!by_taps && exponent == 0) {
       p.lay_out_ring(w, kernels);
     }
-    p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
+    if (exponent != 1 && exponent != 3) p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
     return p;
   }
 
@@ -155,17 +155,24 @@ class Planned {
     column_ = numbers<float>(column, kernels);
   }
 
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  typedef std::vector<Line> Table;  // no vector of it is in two lines
+
   // As numbers of the sums' size.
   template <typename Narrow, typename Wide>
-  static std::vector<char> numbers(const std::vector<Wide>& values, const WindowKernels& kernels) {
+  static Table numbers(const std::vector<Wide>& values, const WindowKernels& kernels) {
     if (kernels.sum_item == sizeof(Wide)) return bytes_of(values);
     return bytes_of(std::vector<Narrow>(values.begin(), values.end()));
   }
 
   template <typename V>
-  static std::vector<char> bytes_of(const std::vector<V>& values) {
-    const char* bytes = reinterpret_cast<const char*>(values.data());
-    return std::vector<char>(bytes, bytes + values.size() * sizeof(V));
+  static Table bytes_of(const std::vector<V>& values) {
+    const size_t bytes = values.size() * sizeof(V);
+    Table table((bytes + sizeof(Line) - 1) / sizeof(Line));
+    if (bytes > 0) std::memcpy(table.data(), values.data(), bytes);
+    return table;
   }
 
   bool has_short_rows(const WindowKernels& kernels) const {
@@ -218,7 +225,7 @@ class Planned {
 
   // Small planes, and so many that they are worth the tables; false where there are none.
   bool lay_out_flat(const Windows& w, bool by_taps, const WindowKernels& kernels) {
-    constexpr int64_t kFewest = 32, kMostSteps = 4, kMostEntries = 2048;  // tables in a part of the first cache
+    constexpr int64_t kFewest = 32, kMostSteps = 4, kMostEntries = 4096;  // tables in the caches, read in turn
     const int64_t inputs = w.input_numel(), outputs = w.output_numel();
     if (w.inner != 1 || w.planes < kFewest || inputs > kMostEntries) return false;
     // What an input of an axis gets in each of its steps: the output, or -1, and through which tap.
@@ -277,7 +284,7 @@ class Planned {
                   weights_[2][o % w.output[2]];
     }
     flat_weight_ = numbers<float>(weight, kernels);
-    plan_.scratch = 4 * (outputs + lanes) * kernels.sum_item;
+    plan_.scratch = 8 * (outputs + lanes) * kernels.sum_item;
     return true;
   }
 
@@ -342,7 +349,7 @@ class Planned {
   // each further row as the end of what it sees may be ahead.
   void lay_out_chunk(int64_t rows, int64_t columns, const WindowKernels& kernels) {
     constexpr int64_t kBytes = 1 << 16;  // a small part of the second cache
-    if (plan_.exponent == 0 || plan_.exponent == 1 || plan_.exponent == 2 || plan_.exponent == 3) return;
+    if (plan_.exponent == 0 || plan_.exponent == 2) return;
     const int64_t indices = *std::max_element(count_[0].begin(), count_[0].end());
     // Where dilated taps are cut off, a row may begin before the one ahead of it, or end before it.
     std::vector<int64_t> least(rows);  // of this row and those behind it
@@ -369,7 +376,7 @@ class Planned {
   PoolPlan plan_ = {};
   std::vector<int64_t> first_[2], count_[2], first_tap_[2], offsets_, offsets_begin_;
   Weights weights_;
-  std::vector<char> column_, picks_, flat_picks_, flat_taps_, flat_weight_;
+  Table column_, picks_, flat_picks_, flat_taps_, flat_weight_;
   std::vector<int64_t> flat_first_;
 };
 

@@ -1,6 +1,7 @@
 // L^p pooling for a p that has no shorter way. A power costs more than all else, so it is taken once of every element
 // that a chunk of rows sees, along contiguous memory; what is summed then are the powers, and of the sums come the
-// roots. The same for the adjoint, whose windows sum g y^(1-p).
+// roots. The same for the adjoint, whose windows sum g y^(1-p). Forward, kernels of their own would be no faster for a
+// p of 1 or 3.
 #pragma once
 
 #include "pooling_backward.h"
@@ -11,8 +12,8 @@ namespace {
 // Rows that follow each other within a plane and an index of axis 0, and the lines of the other side that they see:
 // lines [first, end) of axis 1, for each of the indices of axis 0.
 struct Chunk {
-  Chunk(const PoolPlan& plan, const Row& from, int64_t left, const int64_t* size)
-      : row(from), count(least(plan.chunk_rows, least(left, size[1] - from.i1))) {
+  Chunk(const PoolPlan& plan, int64_t first_row, int64_t end_row, const int64_t* size)
+      : begin(first_row), row(begin, size), count(least(plan.chunk_rows, least(end_row - begin, size[1] - row.i1))) {
     const LineTable& table = plan.lines[1];
     for (int64_t i1 = row.i1; i1 < row.i1 + count; ++i1) {
       if (table.count[i1] == 0) continue;
@@ -42,88 +43,96 @@ struct Chunk {
     }
   }
 
-  Row row;
+  int64_t begin;
+  Row row;  // the first one
   int64_t count, first = 0, end = 0;
 };
 
 // What is summed are powers already; what comes out are sums, times the weights that torch's reading has.
-template <bool kSigned, typename Sum>
+template <typename Sum>
 struct PowerSum {
   typedef typename Simd<Sum>::Vec Sums;
   static constexpr double kNeutral = 0;
+  static constexpr bool kIsUsual = true;
 
-  Sums add(Sums sum, Sums v) const { return sum + v; }
-  Sums join(Sums sum, Sums v) const { return sum + v; }
-  Sums finish(const Row& row, const Sum*, Sums sum, int64_t e, int64_t) const {
-    return kSigned ? weighted(plan, row, sum, e) : sum;
-  }
+  static Sums add(Sums sum, Sums v) { return sum + v; }
+  static Sums join(Sums sum, Sums v) { return sum + v; }
+  Sums finish(const Row& row, const Sum*, Sums sum, int64_t e, int64_t) const { return weighted(plan, row, sum, e); }
 
   const PoolPlan& plan;
 };
 
-constexpr int kShortRows = -2;  // as a stride: see pooling_short.h
+// Where a chunk's elements stand between its stages, which are apart from each other: sums know of no power.
+template <typename Sum>
+struct ChunkRoom {
+  ChunkRoom(const PoolPlan& plan, char* scratch)
+      : line(reinterpret_cast<Sum*>(scratch)),
+        elements(reinterpret_cast<Sum*>(scratch + plan.at_chunk)),
+        sums(elements + plan.chunk_size) {
+    for (int64_t e = 0; e < plan.rows_at_once * plan.line_size; ++e) line[e] = 0;
+  }
 
-template <int kStride, bool kSigned, typename T>
-void general_norm_rows(const PoolPlan& plan, const T* x, T* y, char* scratch, int64_t begin, int64_t end) {
-  typedef typename Lanes<T>::Sum Sum;
-  typedef typename Lanes<T>::Sums Sums;
-  constexpr int kLanes = Lanes<T>::kLanes;
-  const Norm<0, kSigned, T> norm(plan);
-  const PowerSum<kSigned, Sum> sum = {plan};
-  Sum* line = neutral_lines<T>(plan, 0, scratch);
-  Sum* powers = reinterpret_cast<Sum*>(scratch + plan.at_chunk);
-  Sum* sums = powers + plan.chunk_size;
+  Sum *line, *elements, *sums;  // of one row; of the lines that the chunk sees; of its rows
+};
+
+template <typename Sum>
+void sum_chunk(const PoolPlan& plan, const Chunk& chunk, const ChunkRoom<Sum>& room) {
+  typedef typename Simd<Sum>::Vec Sums;
+  const PowerSum<Sum> policy = {plan};
   const int64_t inputs = plan.input[2] * plan.inner, outputs = plan.output[2] * plan.inner;
-  const int64_t plane_size = plan.input[0] * plan.input[1] * inputs;
+  if (plan.picks != nullptr) {
+    return with_short_line<Sum>(inputs, [&](auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      const auto combine = [&](const Row& row, Sums(&in)[kVectors]) {
+        reduce_short_lines(policy, chunk.lines(plan, row), room.elements, true, inputs, in);
+      };
+      const auto join = [&](Sums a, Sums b) { return policy.join(a, b); };
+      const auto finish = [&](const Row& row, Sums v, int64_t e, int64_t) {
+        return policy.finish(row, room.elements, v, e, 0);
+      };
+      short_rows<kVectors>(plan, plan.output, inputs, Sum(0), combine, join, finish, room.sums, chunk.begin,
+                           chunk.begin + chunk.count);
+    });
+  }
+  Stream<Sum> pixels(room.sums, chunk.count * outputs);
+  Row row = chunk.row;
+  for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
+    const Lines lines = chunk.lines(plan, row);
+    const Sum* from = room.elements + lines.start;
+    if (plan.inner >= Simd<Sum>::kLanes) {
+      pool_pixels(policy, plan, row, room.elements, lines, from, pixels);
+      continue;
+    }
+    reduce_lines(policy, lines, from, inputs, room.line + plan.at_input);
+    pool_row(policy, plan, row, room.elements, room.line + plan.at_window, room.sums + j * outputs);
+  }
+}
+
+template <typename T, typename Policy>
+void norm_by_chunks(const Policy& norm, const PoolPlan& plan, const void* x_data, void* y_data, char* scratch,
+                    int64_t begin, int64_t end) {
+  constexpr int kLanes = Lanes<T>::kLanes;
+  const T* x = static_cast<const T*>(x_data);
+  T* y = static_cast<T*>(y_data);
+  const ChunkRoom<typename Lanes<T>::Sum> room(plan, scratch);
+  const int64_t outputs = plan.output[2] * plan.inner;
+  const int64_t plane_size = plan.input[0] * plan.input[1] * plan.input[2] * plan.inner;
   for (int64_t r = begin; r < end;) {
-    const Chunk chunk(plan, Row(r, plan.output), end - r, plan.output);
+    const Chunk chunk(plan, r, end, plan.output);
     const T* plane = x + chunk.row.plane * plane_size;
     chunk.for_each_index(plan, [&](int64_t from, int64_t to) {
       for (int64_t e = 0; e < chunk.size(plan); e += kLanes) {
         const int64_t count = chunk.size(plan) - e;
-        store_up_to(powers + to + e, norm.powers.of(load_up_to(plane + from + e, count)), count);
+        store_up_to(room.elements + to + e, norm.powers.of(load_up_to(plane + from + e, count)), count);
       }
     });
-    if constexpr (kStride == kShortRows) {
-      with_short_line<Sum>(inputs, [&](auto vectors) {
-        constexpr int kVectors = decltype(vectors)::value;
-        const auto combine = [&](const Row& row, Sums(&in)[kVectors]) {
-          reduce_short_lines(sum, chunk.lines(plan, row), powers, true, inputs, in);
-        };
-        const auto join = [&](Sums a, Sums b) { return sum.join(a, b); };
-        const auto finish = [&](const Row& row, Sums v, int64_t e, int64_t) {
-          return sum.finish(row, powers, v, e, 0);
-        };
-        short_rows<kVectors>(plan, plan.output, inputs, Sum(0), combine, join, finish, sums, r, r + chunk.count);
-      });
-    } else {
-      Stream<Sum> pixels(sums, chunk.count * outputs);
-      Row row = chunk.row;
-      for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
-        const Lines lines = chunk.lines(plan, row);
-        if constexpr (kStride < 0) {
-          if (plan.inner >= kLanes) {
-            pool_pixels(sum, plan, row, powers, lines, powers + lines.start, pixels);
-            continue;
-          }
-        }
-        reduce_lines(sum, lines, powers + lines.start, inputs, line + plan.at_input);
-        if constexpr (kStride < 0) {
-          pool_row_of_pixels(sum, plan, row, powers, line + plan.at_window, sums + j * outputs);
-        } else {
-          pool_row<0, kStride>(sum, plan, row, powers, line + plan.at_window, sums + j * outputs);
-        }
-      }
-    }
+    sum_chunk(plan, chunk, room);
     for (int64_t e = 0; e < chunk.count * outputs; e += kLanes) {
       const int64_t count = chunk.count * outputs - e;
-      const auto v = load_up_to(sums + e, count);
+      const auto v = load_up_to(room.sums + e, count);
       auto root = norm.powers.root(v);
-      if (!kSigned && any(norm.is_doubtful(v))) {
-        for (int64_t i = 0; i < least<int64_t>(kLanes, count); ++i) {
-          if (!norm.is_doubtful(v)[i]) continue;
-          root[i] = norm.rescaled(Row(r + (e + i) / outputs, plan.output), x, (e + i) % outputs);
-        }
+      if (norm.needs_rescaling(v, count)) {
+        norm.rescale(Row(r + e / outputs, plan.output), x, v, e % outputs, count, &root);
       }
       store_up_to(y + r * outputs + e, root, count);
     }
@@ -131,93 +140,74 @@ void general_norm_rows(const PoolPlan& plan, const T* x, T* y, char* scratch, in
   }
 }
 
-template <bool kSigned, typename T>
-void general_norm(const PoolPlan& plan, const void* x_data, void* y_data, char* scratch, int64_t begin, int64_t end) {
-  const T* x = static_cast<const T*>(x_data);
-  T* y = static_cast<T*>(y_data);
-  if (plan.picks != nullptr) return general_norm_rows<kShortRows, kSigned>(plan, x, y, scratch, begin, end);
-  if (plan.inner != 1) return general_norm_rows<-1, kSigned>(plan, x, y, scratch, begin, end);
-  if (plan.stride == 1) return general_norm_rows<1, kSigned>(plan, x, y, scratch, begin, end);
-  if (plan.stride == 2) return general_norm_rows<2, kSigned>(plan, x, y, scratch, begin, end);
-  general_norm_rows<0, kSigned>(plan, x, y, scratch, begin, end);
+template <typename Sum>
+void spread_chunk(const PoolPlan& plan, const Chunk& chunk, const ChunkRoom<Sum>& room) {
+  typedef AverageBackward<Sum> Policy;  // the shares are as they shall be
+  const Policy policy(plan);
+  if (plan.picks != nullptr) {
+    const auto find = [&](const Row& row, bool& whole) {
+      whole = true;
+      return chunk.lines(plan, row);
+    };
+    return short_backward_rows(policy, plan, find, room.elements, room.sums, room.elements, room.sums, chunk.begin,
+                               chunk.begin + chunk.count);
+  }
+  const BackwardRows<Policy, Sum> kernel(plan, policy, room.line);
+  Row row = chunk.row;
+  for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
+    sum_lines(plan, policy, chunk.lines(plan, row), room.elements, room.elements, room.line);
+    kernel.spread(room.line, room.sums, room.sums + j * plan.input[2] * plan.inner);
+  }
 }
 
-template <bool kSigned, typename T>
-void general_norm_backward(const PoolPlan& plan, const void* g_data, const void* x_data, const void* y_data,
-                           void* result_data, char* scratch, int64_t begin, int64_t end) {
+template <typename T, typename Policy>
+void norm_backward_by_chunks(const Policy& norm, const PoolPlan& plan, const void* g_data, const void* x_data,
+                             const void* y_data, void* result_data, char* scratch, int64_t begin, int64_t end) {
   if (plan.flat_first != nullptr) {
-    typedef NormBackward<0, kSigned, T> Policy;
-    return flat_backward<Policy, T>(plan, g_data, x_data, y_data, result_data, scratch, begin, end);
+    return flat_backward<T>(norm, plan, g_data, x_data, y_data, result_data, scratch, begin, end);
   }
-  typedef typename Lanes<T>::Sum Sum;
-  typedef AverageBackward<Sum> Policy;  // the shares are as they shall be
   constexpr int kLanes = Lanes<T>::kLanes;
   const T* g = static_cast<const T*>(g_data);
   const T* x = static_cast<const T*>(x_data);
   const T* y = static_cast<const T*>(y_data);
-  const Powers<0, kSigned, typename Lanes<T>::Sums> powers(plan.exponent);
-  Sum* line = neutral_lines<T>(plan, 0, scratch);
-  Sum* phases = line + plan.rows_at_once * plan.line_size;
-  Sum* shares = reinterpret_cast<Sum*>(scratch + plan.at_chunk);
-  Sum* sums = shares + plan.chunk_size;
+  const ChunkRoom<typename Lanes<T>::Sum> room(plan, scratch);
   const int64_t inputs = plan.input[2] * plan.inner;
   const int64_t plane_size = plan.output[0] * plan.output[1] * plan.output[2] * plan.inner;
   Stream<T> out(static_cast<T*>(result_data) + begin * inputs, (end - begin) * inputs);
-  with_backward_stride(plan, [&](auto stride) {
-    const BackwardRows<decltype(stride)::value, Policy, Sum> kernel = {plan, Policy(plan), line, phases};
-    for (int64_t r = begin; r < end;) {
-      const Chunk chunk(plan, Row(r, plan.input), end - r, plan.input);
-      const int64_t plane = chunk.row.plane * plane_size;
-      chunk.for_each_index(plan, [&](int64_t from, int64_t to) {
-        for (int64_t e = 0; e < chunk.size(plan); e += kLanes) {
-          const int64_t at = plane + from + e, count = chunk.size(plan) - e;
-          store_up_to(shares + to + e, load_up_to(g + at, count) * powers.inverse_slope(load_up_to(y + at, count)),
-                      count);
-        }
-      });
-      if (plan.picks != nullptr) {
-        const auto find = [&](const Row& row, bool& whole) {
-          whole = true;
-          return chunk.lines(plan, row);
-        };
-        short_backward_rows(kernel.policy, plan, find, shares, sums, shares, sums, r, r + chunk.count);
-      } else {
-        Row row = chunk.row;
-        for (int64_t j = 0; j < chunk.count; ++j, row.advance()) {
-          kernel.sum_lines(chunk.lines(plan, row), shares, shares, line);
-          kernel.spread(line, sums, sums + j * inputs);
-        }
+  for (int64_t r = begin; r < end;) {
+    const Chunk chunk(plan, r, end, plan.input);
+    const int64_t plane = chunk.row.plane * plane_size;
+    chunk.for_each_index(plan, [&](int64_t from, int64_t to) {
+      for (int64_t e = 0; e < chunk.size(plan); e += kLanes) {
+        const int64_t at = plane + from + e, count = chunk.size(plan) - e;
+        store_up_to(room.elements + to + e, norm.share(g + at, y + at, count), count);
       }
-      for (int64_t e = 0; e < chunk.count * inputs; e += kLanes) {
-        const int64_t count = chunk.count * inputs - e;
-        store_sums(out.next(least<int64_t>(count, kLanes)),
-                   load_up_to(sums + e, count) * powers.slope(load_up_to(x + r * inputs + e, count)));
-      }
-      r += chunk.count;
+    });
+    spread_chunk(plan, chunk, room);
+    for (int64_t e = 0; e < chunk.count * inputs; e += kLanes) {
+      const int64_t count = chunk.count * inputs - e;
+      store_sums(out.next(least<int64_t>(count, kLanes)),
+                 norm.finish(load_up_to(room.sums + e, count), x + r * inputs + e, count));
     }
-  });
-}
-
-template <bool kSigned, typename T>
-void norm_backward_rows(const PoolPlan& plan, const void* g, const void* x, const void* y, void* result, char* scratch,
-                        int64_t begin, int64_t end) {
-  with_power(plan.exponent, [&](auto power) {
-    constexpr int kPower = decltype(power)::value;
-    if constexpr (kPower == 0) {
-      general_norm_backward<kSigned, T>(plan, g, x, y, result, scratch, begin, end);
-    } else {
-      backward_rows<NormBackward<kPower, kSigned, T>, T>(plan, g, x, y, result, scratch, begin, end);
-    }
-  });
+    r += chunk.count;
+  }
 }
 
 template <typename T>
 void pool_backward(Pooling kind, const PoolPlan& plan, const void* g, const void* x, const void* y, void* result,
                    char* scratch, int64_t begin, int64_t end) {
-  const auto by = kind == Pooling::kAverage ? backward_rows<AverageBackward<T>, T>
-                  : kind == Pooling::kNorm  ? norm_backward_rows<false, T>
-                                            : norm_backward_rows<true, T>;
-  by(plan, g, x, y, result, scratch, begin, end);
+  if (kind == Pooling::kAverage) {
+    return backward_rows<T>(AverageBackward<T>(plan), plan, g, x, y, result, scratch, begin, end);
+  }
+  with_power(plan.exponent, [&](auto power) {
+    constexpr int kPower = decltype(power)::value;
+    const NormBackward<kPower, T> norm(plan, kind == Pooling::kSignedNorm);
+    if constexpr (kPower == 0) {
+      norm_backward_by_chunks<T>(norm, plan, g, x, y, result, scratch, begin, end);
+    } else {
+      backward_rows<T>(norm, plan, g, x, y, result, scratch, begin, end);
+    }
+  });
 }
 
 }  // namespace

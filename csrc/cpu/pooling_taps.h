@@ -218,13 +218,8 @@ void tap_scatter(const PoolPlan& plan, const void* g, const uint8_t* taps, const
                                         : sums.template short_rows<kFrom, 2>(to, begin, end);
     });
   }
-  Sum* kept = neutral_lines<T>(plan, 0, scratch);
-  Sum* phases = kept + plan.rows_at_once * plan.line_size;
-  const auto combine = [&](const Row& row, Sum* lines) { sums(row, lines); };
-  with_backward_stride(plan, [&](auto stride) {
-    const BackwardRows<decltype(stride)::value, Policy, T> kernel = {plan, Policy(plan), kept, phases};
-    kernel.rows(combine, static_cast<const T*>(nullptr), static_cast<T*>(result), begin, end);
-  });
+  const BackwardRows<Policy, T> kernel(plan, Policy(plan), neutral_lines<T>(plan, 0, scratch));
+  kernel.rows(sums, static_cast<const T*>(nullptr), static_cast<T*>(result), begin, end);
 }
 
 }  // namespace

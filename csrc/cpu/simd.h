@@ -16,6 +16,8 @@ namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
 #define CONVARITH_UNROLL _Pragma("GCC unroll 16")
+// What many kernels call for long enough to be compiled once, not in each of them.
+#define CONVARITH_ONCE __attribute__((noinline))
 
 // Vectors of T; Loose ones may stand anywhere in memory.
 template <typename T>

@@ -56,11 +56,11 @@ inline Floats leading_bits(Floats v) {
   return (Floats)((Words)v & ~0xfffu);
 }
 
-// An exponent p other than 0, with what is the same for every power of it.
+// An exponent p other than 0, with what is the same for every power of it: of numbers, or of magnitudes alone.
 struct PowerOf {
   static constexpr double kInverseLn2 = 1.4426950408889634;
 
-  explicit PowerOf(double exponent)
+  explicit PowerOf(double exponent, bool of_magnitudes = false)
       : p(exponent),
         nearest(static_cast<float>(p)),
         first(leading_bits(every<Floats>(nearest))[0]),
@@ -70,7 +70,7 @@ struct PowerOf {
         c_rest(static_cast<float>(p * kInverseLn2 - static_cast<double>(c_first))),
         halves(__builtin_floor(2 * p) == 2 * p && p < 5 && p > -5 ? static_cast<int>(2 * p) : 0),
         is_integer(__builtin_floor(p) == p),
-        is_even(__builtin_floor(p / 2) == p / 2) {}
+        is_even(of_magnitudes || __builtin_floor(p / 2) == p / 2) {}
 
   double p;
   float nearest, first, rest;  // p is first + rest

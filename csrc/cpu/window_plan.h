@@ -53,10 +53,9 @@ struct PoolPlan {
   const void* column;  // of the sums' type, filled up to whole vectors
   double exponent;     // p
 
-  // Backward, and where powers are taken one by one, so many rows go through all stages together, which see chunk_lines
-  // of the other side at most. Powers of these lines, chunk_size elements, and the rows' own stand from at_chunk
-  // (bytes) on.
-  int64_t chunk_rows, chunk_lines, chunk_size, at_chunk;
+  // L^p, where powers are taken one by one: so many rows go through all stages together. Powers of the lines that they
+  // see, chunk_size elements at most, and the rows' own stand from at_chunk (bytes) on.
+  int64_t chunk_rows, chunk_size, at_chunk;
 
   // Short rows, see pooling_short.h: which lane of a line each entry of a row picks in each step, [vector of the
   // row][pick_steps][lane], as integers of the sums' size; null for others.

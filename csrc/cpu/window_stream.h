@@ -31,8 +31,10 @@ inline void store_past_caches(char* to, const char* from, int64_t bytes) {
 template <typename T>
 class Stream {
  public:
-  Stream(T* to, int64_t count) : p_(to), to_(reinterpret_cast<char*>(to)) {
-    collects_ = count * static_cast<int64_t>(sizeof(T)) >= kCached;
+  Stream(T* to, int64_t count) : Stream(to, count, count) {}
+  // Where a thread has several streams, which are `all` entries together.
+  Stream(T* to, int64_t count, int64_t all) : p_(to), to_(reinterpret_cast<char*>(to)) {
+    collects_ = all * static_cast<int64_t>(sizeof(T)) >= kCached;
     if (!collects_ && count >= kMargin) limit_ = to + (count - kMargin);
   }
   ~Stream() {
