@@ -92,7 +92,7 @@ clean:  ## remove everything that the targets above made
 .SECONDARY:  # objects are kept
 build/standalone/sanitized/%.o: %.cpp $(CPP) $(filter %.h,$(CPP_TESTS))
 	@mkdir -p $(@D)
-	$(CXX) $(STANDALONE_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -c $< -o $@
+	$(CXX) $(STANDALONE_FLAGS) -DCONVARITH_EMULATED_AMX=1 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -c $< -o $@
 
 build/standalone/sanitized/%: build/standalone/sanitized/tests/standalone/%.o $(STANDALONE:%.cpp=build/standalone/sanitized/%.o)
 	$(CXX) -fsanitize=address,undefined $^ -o $@

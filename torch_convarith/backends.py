@@ -54,12 +54,12 @@ class Kernel:
         algorithm: ``"reference"`` is plain C++, or one CUDA thread per element, for every dtype, and for very small
             sizes on the CPU. On the CPU, ``"outer"`` multiplies with vectors along the out channels (the in channels,
             for C^T), ``"offset"`` with vectors along the outputs; ``"dot"`` is the latter for the weight's gradient;
-            ``"images"`` multiplies with vectors along the batch; ``"depthwise"`` keeps the outputs of few channels per
-            group in registers; ``"winograd"``. On CUDA, ``"tensor_core"`` (of float32: in tf32) and
+            ``"images"`` multiplies with vectors along the batch; ``"amx"`` multiplies bfloat16 in the processor's
+            tiles; ``"depthwise"`` keeps the outputs of few channels per group in registers; ``"winograd"``. On CUDA, ``"tensor_core"`` (of float32: in tf32) and
             ``"multiply_add"`` are products of tiles, ``"direct"`` is for few channels per group.
-        isa: instruction set: ``"baseline"``, ``"avx2"``, ``"avx512"`` or ``"avx512_bf16"``, whose direct products of
-            bfloat16 take subnormal operands for zeros, as torch's do there; ``"sm_80"`` on CUDA, for this and later
-            ones.
+        isa: instruction set: ``"baseline"``, ``"avx2"``, ``"avx512"``, ``"avx512_bf16"`` or ``"avx512_amx"``. The last
+            two's own products of bfloat16 (all direct ones, and ``"amx"``) take subnormal operands for zeros, as
+            torch's do there. ``"sm_80"`` on CUDA, for this and later ones.
         phases: separate convolutions: the phases of the stride of a transposed convolution, else 1, as for weights
             that outweigh the pixels, all of which multiply each and are then added up; 0 for ``"reference"``.
         multiplications: of two numbers, by the algorithm chosen and without its transforms.
