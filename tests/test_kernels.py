@@ -79,6 +79,7 @@ CASES = {
     "pointwise-stride": (2, 20, 18, 1, (9, 10), (1, 1), (2, 2), (0, 0, 0, 0), (1, 1)),
     "deep": (1, 300, 10, 1, (4, 5), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "wide-padding": (1, 2, 3, 1, (3, 4), (2, 2), (1, 1), (6, 0, 0, 7), (1, 1)),
+    "outputs-of-padding-only": (5, 3, 9, 1, (3, 2), (2, 1), (1, 1), (4, 4, 5, 5), (1, 1)),
     "dilation-one-row": (2, 4, 4, 1, (8, 32), (3, 2), (1, 2), (-1, 0, 0, 0), (3, 1)),
     # Rows of a sweep and more, which end within a vector; of few channels out, padded and not, and of a row at its end.
     "wide": (2, 3, 11, 1, (5, 103), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),

@@ -55,8 +55,9 @@ class Kernel:
             sizes on the CPU. On the CPU, ``"outer"`` multiplies with vectors along the out channels (the in channels,
             for C^T), ``"offset"`` with vectors along the outputs; ``"dot"`` is the latter for the weight's gradient;
             ``"images"`` multiplies with vectors along the batch; ``"amx"`` multiplies bfloat16 in the processor's
-            tiles; ``"depthwise"`` keeps the outputs of few channels per group in registers; ``"winograd"``. On CUDA, ``"tensor_core"`` (of float32: in tf32) and
-            ``"multiply_add"`` are products of tiles, ``"direct"`` is for few channels per group.
+            tiles; ``"depthwise"`` keeps the outputs of few channels per group in registers; ``"winograd"``. On CUDA,
+            ``"tensor_core"`` (of float32: in tf32) and ``"multiply_add"`` are products of tiles, ``"direct"`` is for
+            few channels per group.
         isa: instruction set: ``"baseline"``, ``"avx2"``, ``"avx512"``, ``"avx512_bf16"`` or ``"avx512_amx"``. The last
             two's own products of bfloat16 (all direct ones, and ``"amx"``) take subnormal operands for zeros, as
             torch's do there. ``"sm_80"`` on CUDA, for this and later ones.

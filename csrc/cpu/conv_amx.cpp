@@ -11,7 +11,6 @@ constexpr double kSteps[] = {100, 130}, kPanelPair = 3, kStore = 0.3, kScatter =
                  kFarRow = 100;
 constexpr int64_t kTileBytes = int64_t{1} << 18;  // of inputs, beside the weights in the second cache
 constexpr int64_t kLeastPixels = 128, kMostPixels = 4096;
-constexpr int64_t kMostPhases = 16;   // more are planned for longer than they take
 constexpr double kOtherCycles = 2;  // the other gathers take, for every one that their model says
 
 struct AmxGather {
@@ -41,20 +40,25 @@ double block_cycles(const GatherPlan& g, int64_t taps, bool panels) {
   return static_cast<double>(steps_of(g, taps, panels)) * (rows + (panels ? kPanelPair * kAmxPairs : 0));
 }
 
-// Cycles of everything, by one thread.
+// Cycles of everything, by one thread. What depends on the boxes, which depend on the threads, is left out.
 double cycles_of(const std::vector<AmxGather>& gathers) {
   double total = 0;
   for (const AmxGather& a : gathers) {
     const GatherPlan& g = a.plan.gather;
-    const auto boxes = static_cast<double>(box_count(g) * g.groups);
-    const auto cells = static_cast<double>(cells_of(g));
-    const auto outputs = static_cast<double>(g.rows * g.box[0] * g.box[1] * g.box[2] * g.box[3]);
+    if (g.taps == 0) continue;
+    int64_t low = a.gather.shifts[0][2], high = low;
+    for (const auto& shift : a.gather.shifts) {
+      low = std::min(low, shift[2]);
+      high = std::max(high, shift[2]);
+    }
+    const int64_t lines = g.batch * g.groups * g.grid[0] * g.grid[1], width = g.grid[2] + (high - low) / g.stride[2];
+    const int64_t inputs = g.batch * g.groups * g.channels * g.source[0] * g.source[1] * g.source[2];
     const bool far = g.stride[2] * g.in_axis[2] > 2 && g.tile_cell == 1;
-    const double copied = far ? kFarCell + kFarRow / static_cast<double>(g.cells[2]) : kCell;
-    total +=
-        boxes * (cells / kAmxColumns * block_cycles(g, g.taps, a.plan.panels) +
-                 outputs * (g.out_axis[2] > 2 && (g.out_channel != 1 || a.plan.panels) ? kScatter : kStore) +
-                 cells * static_cast<double>(g.channels * g.residues) * copied / (g.one_tile ? gathers.size() : 1));
+    const bool scattered = g.out_axis[2] > 2 && (g.out_channel != 1 || a.plan.panels);
+    total += static_cast<double>(lines * width) / kAmxColumns * block_cycles(g, g.taps, a.plan.panels) +
+             static_cast<double>(lines * g.grid[2] * g.rows) * (scattered ? kScatter : kStore) +
+             static_cast<double>(inputs) * (far ? kFarCell + kFarRow / static_cast<double>(width) : kCell) /
+                 static_cast<double>(g.one_tile ? gathers.size() : 1);
   }
   return total;
 }
@@ -254,7 +258,7 @@ PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k) {
   if (!follows(p.x, p.axis[2].input) || !follows(p.y, p.output[2])) return nullptr;
   int64_t phases = 1;
   for (const Axis& a : p.axis) phases *= std::min(a.stride, std::max<int64_t>(1, a.input));
-  if (pass == Pass::kInput && phases > kMostPhases) return nullptr;
+  if (pass == Pass::kInput && phases > kAmxPhases) return nullptr;
   std::vector<AmxGather> gathers = amx_gathers(p, pass, k, thread_count());
   if (gathers.empty()) return nullptr;
   auto plan = std::make_unique<Amx>(std::move(gathers), k);

@@ -116,40 +116,35 @@ template <typename T>
 void amx_pack(const AmxPlan* plans, int64_t count, const void* from, void* to, int64_t begin, int64_t end) {
   const GatherPlan& any = plans[0].gather;
   const int64_t blocks = amx_row_blocks(any);
-  constexpr int64_t kMostPlans = 64;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks, block = task % blocks, first = block * kAmxRows;
     const int64_t rows = least(kAmxRows, any.rows - first);
     const T* w = static_cast<const T*>(from) + g * any.w_group + first * any.w_row;
-    for (int64_t begin_plan = 0; begin_plan < count; begin_plan += kMostPlans) {
-      const int64_t some = least(kMostPlans, count - begin_plan);
-      const AmxPlan* group = plans + begin_plan;
-      uint32_t* packed[kMostPlans];
-      for (int64_t i = 0; i < some; ++i) {
-        const AmxPlan& a = group[i];
-        packed[i] = static_cast<uint32_t*>(to) + amx_weights(a, g, block);
-        if (rows < kAmxRows || a.gather.channels * a.gather.taps < a.steps * kAmxPairs) {
-          fill_zero(packed[i], a.steps * kStepWords);
-        }
-        if (a.panels) {
-          for (int64_t r = 0; r < rows; ++r) pack_row_depth(a.gather, w + r * any.w_row, packed[i] + r * kAmxPairs);
+    uint32_t* packed[kAmxPhases];
+    for (int64_t i = 0; i < count; ++i) {
+      const AmxPlan& a = plans[i];
+      packed[i] = static_cast<uint32_t*>(to) + amx_weights(a, g, block);
+      if (rows < kAmxRows || a.gather.channels * a.gather.taps < a.steps * kAmxPairs) {
+        fill_zero(packed[i], a.steps * kStepWords);
+      }
+      if (a.panels) {
+        for (int64_t r = 0; r < rows; ++r) pack_row_depth(a.gather, w + r * any.w_row, packed[i] + r * kAmxPairs);
+      }
+    }
+    if (plans[0].panels) continue;
+    for (int64_t c = 0; c < any.channels; c += kAmxPairs) {
+      const T* channels = w + c * any.w_channel;
+      if (count == 1 && any.w_row == 1 && any.w_channel != 1 && any.taps == 1) {
+        pack_rows(any, channels, rows, c, packed[0]);
+      } else {
+        for (int64_t r = 0; r < rows; ++r) {
+          uint32_t* row[kAmxPhases];
+          for (int64_t i = 0; i < count; ++i) row[i] = packed[i] + r * kAmxPairs;
+          pack_row_channels(plans, count, channels + r * any.w_row, c, row);
         }
       }
-      if (plans[0].panels) continue;
-      for (int64_t c = 0; c < any.channels; c += kAmxPairs) {
-        const T* channels = w + c * any.w_channel;
-        if (some == 1 && any.w_row == 1 && any.w_channel != 1 && any.taps == 1) {
-          pack_rows(any, channels, rows, c, packed[0]);
-        } else {
-          for (int64_t r = 0; r < rows; ++r) {
-            uint32_t* row[kMostPlans];
-            for (int64_t i = 0; i < some; ++i) row[i] = packed[i] + r * kAmxPairs;
-            pack_row_channels(group, some, channels + r * any.w_row, c, row);
-          }
-        }
-        for (int64_t i = 0; i < some; ++i) {
-          for (int64_t t = 0; t < group[i].gather.taps; ++t, packed[i] += kStepWords) pairs_first(packed[i]);
-        }
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t t = 0; t < plans[i].gather.taps; ++t, packed[i] += kStepWords) pairs_first(packed[i]);
       }
     }
   }

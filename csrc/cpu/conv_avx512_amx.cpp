@@ -1,13 +1,13 @@
 // AVX-512 with AMX: conv_amx.h for bfloat16; everything else is AVX-512's, whose products of float32 are faster than
 // Intel's of pairs of bfloat16 in vectors.
 #if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 10
-#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
 #define CONVARITH_ISA avx512_amx
-#define CONVARITH_BYTES 64
-#define CONVARITH_REGISTERS 32
-#define CONVARITH_BF16 1
+#include "target_bf16.h"
+
+#ifdef CONVARITH_BF16
 #include "conv_amx.h"
 #include "conv_amx_weight.h"
+#endif
 
 namespace convarith::cpu {
 namespace avx512 {

@@ -1,11 +1,11 @@
 // AVX-512 with AVX512_BF16: conv_products.h with pairs of bfloat16; everything else is AVX-512's.
 #if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 10
-#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
 #define CONVARITH_ISA avx512_bf16
-#define CONVARITH_BYTES 64
-#define CONVARITH_REGISTERS 32
-#define CONVARITH_BF16 1
+#include "target_bf16.h"
+
+#ifdef CONVARITH_BF16
 #include "conv_products.h"
+#endif
 
 namespace convarith::cpu {
 namespace avx512 {

@@ -302,7 +302,9 @@ bool stores_directly(const GatherPlan& g, const ConvKernels& k) {
 // are written in that order.
 static int64_t shared_margin(const GatherPlan& g, int axis) {
   if (g.boxes[axis + 1] > 1 || g.stride[axis] > 1) return 0;
-  return std::max<int64_t>(0, std::min(-g.low[axis], g.low[axis] + g.cells[axis] - g.source[axis]));
+  const int64_t before = -g.low[axis], after = g.low[axis] + g.cells[axis] - g.source[axis];
+  // No cell is the place of two outputs.
+  return std::max<int64_t>(0, std::min({before, after, g.cells[axis] - g.box[axis + 1]}));
 }
 
 // Boxes, tile, offsets. False where the tile would be too large.

@@ -88,6 +88,7 @@ struct Run {
 // a tap, which the tile has next to each other; or, where channels do not fill that well, 16 of the pairs of (channel,
 // tap), which are copied for each block of cells, to a panel.
 constexpr int64_t kAmxRows = 32, kAmxColumns = 32, kAmxPairs = 16;
+constexpr int64_t kAmxPhases = 16;  // more are planned for longer than they take
 struct AmxPlan {
   GatherPlan gather;
   bool panels;

@@ -28,23 +28,26 @@ WindowKernels window_kernels(int dtype);
 }  // namespace avx512
 #if __GNUC__ >= 10
 #define CONVARITH_WITH_BF16
+namespace avx512_bf16 {
+ConvKernels conv_kernels(int dtype);
+}
+namespace avx512_amx {
+ConvKernels conv_kernels(int dtype);
+}
+#else
+namespace avx512_bf16 {
+using avx512::conv_kernels;
+}
+namespace avx512_amx {
+using avx512::conv_kernels;
+}
 #endif
 namespace avx512_bf16 {
-#ifdef CONVARITH_WITH_BF16
-ConvKernels conv_kernels(int dtype);
-#else
-using avx512::conv_kernels;
-#endif
 using avx512::window_kernels;
-}  // namespace avx512_bf16
+}
 namespace avx512_amx {
-#ifdef CONVARITH_WITH_BF16
-ConvKernels conv_kernels(int dtype);
-#else
-using avx512::conv_kernels;
-#endif
 using avx512::window_kernels;
-}  // namespace avx512_amx
+}
 #endif
 
 const char* isa_name(Isa isa) {
