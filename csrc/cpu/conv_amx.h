@@ -71,12 +71,11 @@ void pack_row_channels(const AmxPlan* plans, int64_t count, const T* w, int64_t 
   }
 }
 
-// Rows that follow each other in memory, of 16 channels from `channel` on and a single tap: to[row][pair].
+// Rows that follow each other in memory, of a tap and 16 channels from `channel` on: to[row][pair].
 template <typename T>
 void pack_rows(const GatherPlan& p, const T* w, int64_t rows, int64_t channel, uint32_t* to) {
   const int64_t some = least<int64_t>(kAmxPairs, p.channels - channel);
   const int64_t whole = some - (p.pair_alone && channel + some == p.channels ? 1 : 0);
-  w += p.tap_weight[0];
   transpose(FactorOf<T>::at(w, w + p.pair_apart * p.w_channel), p.w_channel, whole, rows, to, kAmxPairs);
   if (whole < some) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -134,8 +133,13 @@ void amx_pack(const AmxPlan* plans, int64_t count, const void* from, void* to, i
     if (plans[0].panels) continue;
     for (int64_t c = 0; c < any.channels; c += kAmxPairs) {
       const T* channels = w + c * any.w_channel;
-      if (count == 1 && any.w_row == 1 && any.w_channel != 1 && any.taps == 1) {
-        pack_rows(any, channels, rows, c, packed[0]);
+      if (any.w_row == 1 && any.w_channel != 1) {
+        for (int64_t i = 0; i < count; ++i) {
+          const GatherPlan& p = plans[i].gather;
+          for (int64_t t = 0; t < p.taps; ++t) {
+            pack_rows(p, channels + p.tap_weight[t], rows, c, packed[i] + t * kStepWords);
+          }
+        }
       } else {
         for (int64_t r = 0; r < rows; ++r) {
           uint32_t* row[kAmxPhases];
