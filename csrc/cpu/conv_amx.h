@@ -256,11 +256,18 @@ inline void cut_runs(const Run* runs, int64_t count, int64_t blocks, int64_t ste
   first[blocks] = made;
 }
 
-// At most 32 sums and their biases, rounded.
-inline void store_brains(const float* sums, int64_t count, __m512 low, __m512 high, Brain16* to) {
-  const auto rounded = reinterpret_cast<__m512i>(
+// 32 sums and their biases, rounded.
+inline __m512i brains(const float* sums, __m512 low, __m512 high) {
+  return reinterpret_cast<__m512i>(
       _mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_loadu_ps(sums + 16), high), _mm512_add_ps(_mm512_loadu_ps(sums), low)));
-  _mm512_mask_storeu_epi16(to, static_cast<__mmask32>((uint64_t{1} << count) - 1), rounded);
+}
+
+// At most 32 of them; and all, as a line that is not read before.
+inline void store_brains(const float* sums, int64_t count, __m512 low, __m512 high, Brain16* to) {
+  _mm512_mask_storeu_epi16(to, static_cast<__mmask32>((uint64_t{1} << count) - 1), brains(sums, low, high));
+}
+inline void store_line(const float* sums, __m512 low, __m512 high, Brain16* to) {
+  store_past_caches(reinterpret_cast<uint32_t*>(to), as<Words>(brains(sums, low, high)));
 }
 
 // Parts of a block's rows; `out` is where the first row begins.
@@ -316,11 +323,12 @@ inline void store_cells(const GatherPlan& p, const Run* part, const Run* end, in
                         const float* sums, Brain16* out) {
   if (p.out_channel == 1) {
     const __m512 low = _mm512_loadu_ps(bias), high = _mm512_loadu_ps(bias + 16);
+    const bool past_caches = rows == kAmxRows && goes_past_caches(p, out);
     for (const Run* run = part; run < end; ++run) {
       const float* from = sums + run->column * kAmxColumns;
       Brain16* to = out + run->out;
       for (int64_t i = 0; i < run->length; ++i, from += kAmxColumns, to += p.out_axis[2]) {
-        store_brains(from, rows, low, high, to);
+        past_caches ? store_line(from, low, high, to) : store_brains(from, rows, low, high, to);
       }
     }
   } else if (p.out_axis[2] == 1 && !p.fills) {
@@ -405,6 +413,7 @@ void amx_gather(const AmxPlan* plans, int64_t count, int64_t turns, const void* 
       }
     }
   }
+  fence_past_caches();
 }
 
 }  // namespace
