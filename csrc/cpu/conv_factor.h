@@ -159,7 +159,7 @@ inline void copy_part_cells(const RowPart<T> (&part)[kMembers], int64_t step, in
                             int64_t whole, int64_t pitch, Factor* row) {
   whole = least(whole, channels);
   if constexpr (kMembers == 1) {
-    if (step == pitch) {  // no other channels and no gaps between pixels
+    if (step == pitch && channels == pitch) {  // no other channels and no gaps between pixels
       return copy_padded(part[0].at, 1, part[0].begin * pitch, part[0].end * pitch, size * pitch, row);
     }
   }
