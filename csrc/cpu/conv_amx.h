@@ -162,8 +162,8 @@ struct Factors {
   int64_t line, second;
 };
 
-// sums[left][right] = sum over `steps`, step s of the left factor being step_left[s] further, or kStepWords each where
-// that is null; of the right one likewise. With one or two registers of each.
+// sums[left][right] = sum over `steps`, of which step s of one factor, the left one if `left_steps`, stands step[s]
+// further than its first, and those of the other one after the other. With one or two registers of each.
 template <int kHigh, int kWide>
 void amx_multiply(int64_t steps, const int32_t* step, bool left_steps, Factors left, Factors right, float* sums) {
   constexpr int64_t kRow = kAmxColumns * sizeof(float);
