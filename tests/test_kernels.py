@@ -896,6 +896,8 @@ def test_explain_kernel():
     layer = tc.Conv2dExplicit(16, 32, 5, padding=4, dilation=2)
     with backends.flags(winograd=False):
         assert tc.explain_kernel((2, 16, 20, 20), layer).algorithm in ("outer", "offset")
+    half = torch.ones(32, 16, 5, 5, dtype=torch.bfloat16)
+    assert tc.explain_kernel((2, 16, 20, 20), half) == tc.explain_kernel((2, 16, 20, 20), half.shape, dtype=half.dtype)
     with pytest.raises(ValueError, match="operator must be one of"):
         tc.explain_kernel((1, 1, 4, 4), (1, 1, 3, 3), operator="convolve")
     with pytest.raises(tc.GeometryError, match="does not fit"):

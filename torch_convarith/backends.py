@@ -102,7 +102,8 @@ def explain_kernel(
 
     Args:
         input_size: (N, C, *input) of the convolution, also for ``operator="conv_transpose"``, whose result it is.
-        weight: (K, C/groups, *kernel); or a convolution layer, which then gives all the rest but ``operator``.
+        weight: (K, C/groups, *kernel); a tensor of that shape, which gives the dtype as well; or a convolution layer,
+            which gives all the rest but ``operator``.
         stride: an int or one per axis.
         padding: an int, one per axis, ``(lo, hi)`` per axis, or ``"same"`` or ``"valid"``.
         dilation: an int or one per axis.
@@ -128,8 +129,10 @@ def explain_kernel(
         raise ValueError(f"device must be cpu or cuda, not {device}")
     if isinstance(weight, torch.nn.Module):
         layer: Any = weight
-        weight, dtype = tuple(layer.weight.shape), layer.weight.dtype
+        weight = layer.weight
         stride, padding, dilation, groups = layer.stride, layer.padding, layer.dilation, layer.groups
+    if isinstance(weight, torch.Tensor):
+        weight, dtype = tuple(weight.shape), weight.dtype
     geometry = Geometry.of(tuple(input_size[2:]), tuple(weight[2:]), stride, padding, dilation)
     found = _ops.explain_kernel(
         operator,
