@@ -161,20 +161,17 @@ std::vector<AmxGather> amx_gathers(const Problem& p, Pass pass, const ConvKernel
     a.plan.at_parts = g.at_runs + aligned(runs_bytes);
     a.plan.at_panel = a.plan.at_parts + aligned(parts_bytes);
     g.scratch = a.plan.at_panel + aligned(panel_bytes);
-    a.plan.gather = g;
   }
   return result;
 }
 
 struct Amx : Plan {
   Amx(std::vector<AmxGather> all, const ConvKernels& kernels) : gathers(std::move(all)), k(kernels) {
-    const GatherPlan& any = gathers[0].plan.gather;
+    const GatherPlan& any = gathers[0].gather.plan;
     int64_t row_bytes = 0;
     for (AmxGather& a : gathers) {
       a.gather.point();
-      a.plan.gather.tap_weight = a.gather.tap_weight.data();
-      a.plan.gather.residue = a.gather.residue.data();
-      a.plan.gather.offset = a.gather.offset.data();
+      a.plan.gather = a.gather.plan;
       a.plan.step = a.step.data();
       row_bytes += any.groups * a.plan.steps * kAmxRows * kAmxPairs * k.sum_item;
     }
@@ -256,9 +253,7 @@ PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k) {
   // Channels or rows follow each other.
   const auto follows = [](const Strides& s, int64_t extent) { return s.channel == 1 || s.axis[2] == 1 || extent == 1; };
   if (!follows(p.x, p.axis[2].input) || !follows(p.y, p.output[2])) return nullptr;
-  int64_t phases = 1;
-  for (const Axis& a : p.axis) phases *= std::min(a.stride, std::max<int64_t>(1, a.input));
-  if (pass == Pass::kInput && phases > kAmxPhases) return nullptr;
+  if (pass == Pass::kInput && !few_phases(p, kAmxPhases)) return nullptr;
   std::vector<AmxGather> gathers = amx_gathers(p, pass, k, thread_count());
   if (gathers.empty()) return nullptr;
   auto plan = std::make_unique<Amx>(std::move(gathers), k);

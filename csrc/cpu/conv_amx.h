@@ -5,14 +5,13 @@
 // of channels together, so they are on the left and rows of weights on the right; of panels it is the other way round.
 #pragma once
 
-#include "conv_amx_registers.h"
+#include "conv_amx_block.h"
 #include "conv_gather.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
 constexpr int64_t kStepWords = kAmxRows * kAmxPairs;  // of packed weights
-constexpr int64_t kRegisterRows = 16, kRegisterWords = 16, kRegister = kRegisterRows * kRegisterWords;
 
 inline int64_t amx_row_blocks(const GatherPlan& p) {
   return block_count(p.rows, kAmxRows);
@@ -166,12 +165,8 @@ struct Factors {
 // further than its first, and those of the other one after the other. With one or two registers of each.
 template <int kHigh, int kWide>
 void amx_multiply(int64_t steps, const int32_t* step, bool left_steps, Factors left, Factors right, float* sums) {
-  constexpr int64_t kRow = kAmxColumns * sizeof(float);
   const auto at = [](const uint32_t* p, int64_t bytes) { return reinterpret_cast<const char*>(p) + bytes; };
-  CONVARITH_AMX_ZERO(0);
-  if constexpr (kWide == 2) CONVARITH_AMX_ZERO(1);
-  if constexpr (kHigh == 2) CONVARITH_AMX_ZERO(2);
-  if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_ZERO(3);
+  begin_block<kHigh, kWide>(sums, /*add=*/false);
   for (int64_t s = 0; s < steps; ++s) {
     const uint32_t* a = left.first + (left_steps ? step[s] : s * kStepWords);
     const uint32_t* b = right.first + (left_steps ? s * kStepWords : step[s]);
@@ -179,18 +174,9 @@ void amx_multiply(int64_t steps, const int32_t* step, bool left_steps, Factors l
     CONVARITH_AMX_LOAD(6, b, right.line);
     if constexpr (kHigh == 2) CONVARITH_AMX_LOAD(5, at(a, left.second), left.line);
     if constexpr (kWide == 2) CONVARITH_AMX_LOAD(7, at(b, right.second), right.line);
-    CONVARITH_AMX_MULTIPLY(0, 4, 6);
-    if constexpr (kHigh == 2) CONVARITH_AMX_MULTIPLY(2, 5, 6);
-    if constexpr (kWide == 2) CONVARITH_AMX_MULTIPLY(1, 4, 7);
-    if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_MULTIPLY(3, 5, 7);
+    multiply_step<kHigh, kWide>();
   }
-  CONVARITH_AMX_STORE(0, sums, kRow);
-  if constexpr (kWide == 2) CONVARITH_AMX_STORE(1, sums + kRegisterWords, kRow);
-  if constexpr (kHigh == 2) {
-    float* low = sums + kRegisterRows * kAmxColumns;
-    CONVARITH_AMX_STORE(2, low, kRow);
-    if constexpr (kWide == 2) CONVARITH_AMX_STORE(3, low + kRegisterWords, kRow);
-  }
+  end_block<kHigh, kWide>(sums);
 }
 
 // Of a block of rows and cells: sums[row][cell] of panels, otherwise sums[cell][row].
@@ -257,16 +243,15 @@ inline void cut_runs(const Run* runs, int64_t count, int64_t blocks, int64_t ste
 }
 
 // 32 sums and their biases, rounded.
-inline __m512i brains(const float* sums, __m512 low, __m512 high) {
-  return reinterpret_cast<__m512i>(
-      _mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_loadu_ps(sums + 16), high), _mm512_add_ps(_mm512_loadu_ps(sums), low)));
+inline __m512i brains(const float* sums, Floats low, Floats high) {
+  return round_sums(load(sums) + low, load(sums + 16) + high);
 }
 
 // At most 32 of them; and all, as a line that is not read before.
-inline void store_brains(const float* sums, int64_t count, __m512 low, __m512 high, Brain16* to) {
+inline void store_brains(const float* sums, int64_t count, Floats low, Floats high, Brain16* to) {
   _mm512_mask_storeu_epi16(to, static_cast<__mmask32>((uint64_t{1} << count) - 1), brains(sums, low, high));
 }
-inline void store_line(const float* sums, __m512 low, __m512 high, Brain16* to) {
+inline void store_line(const float* sums, Floats low, Floats high, Brain16* to) {
   store_past_caches(reinterpret_cast<uint32_t*>(to), as<Words>(brains(sums, low, high)));
 }
 
@@ -276,7 +261,7 @@ inline void store_block(const GatherPlan& p, const Run* part, const Run* end, in
   const bool plain = p.out_axis[2] == 1 && !p.fills;
   for (int64_t r = 0; r < rows; ++r, sums += kAmxColumns, out += p.out_channel) {
     if (plain) {
-      const __m512 added = _mm512_set1_ps(bias[r]);
+      const Floats added = bias[r] - Floats{};
       for (const Run* run = part; run < end; ++run) {
         store_brains(sums + run->column, run->length, added, added, out + run->out);
       }
@@ -299,13 +284,11 @@ inline void store_transposed(const Run* part, const Run* end, int64_t rows, cons
     pair[i] = static_cast<uint16_t>(i / 2 + i % 2 * 16);
     apart[i] = static_cast<uint16_t>(i % 16 * 2 + i / 16);
   }
-  const __m512 added = _mm512_loadu_ps(bias);
+  const Floats added = load(bias);
   Words v[kRegisterRows];
   CONVARITH_UNROLL for (int i = 0; i < kRegisterRows; ++i) {
-    const __m512 low = _mm512_add_ps(_mm512_loadu_ps(sums + i * kAmxColumns), added);
-    const __m512 high = _mm512_add_ps(_mm512_loadu_ps(sums + (i + 16) * kAmxColumns), added);
-    v[i] = as<Words>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(pair),
-                                              reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low))));
+    const Floats low = load(sums + i * kAmxColumns) + added, high = load(sums + (i + 16) * kAmxColumns) + added;
+    v[i] = as<Words>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(pair), round_sums(low, high)));
   }
   transpose_vectors<uint32_t>(v);
   for (int64_t r = 0; r < rows; ++r, out += pitch) {
@@ -322,7 +305,7 @@ inline void store_transposed(const Run* part, const Run* end, int64_t rows, cons
 inline void store_cells(const GatherPlan& p, const Run* part, const Run* end, int64_t rows, const float* bias,
                         const float* sums, Brain16* out) {
   if (p.out_channel == 1) {
-    const __m512 low = _mm512_loadu_ps(bias), high = _mm512_loadu_ps(bias + 16);
+    const Floats low = load(bias), high = load(bias + 16);
     const bool past_caches = rows == kAmxRows && goes_past_caches(p, out);
     for (const Run* run = part; run < end; ++run) {
       const float* from = sums + run->column * kAmxColumns;

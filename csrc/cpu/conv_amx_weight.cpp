@@ -165,14 +165,17 @@ PlanPtr plan_amx_weight(const Problem& problem, const ConvKernels& k) {
     return nullptr;
   }
   Problem p = problem;
+  double cost = amx_weight_cycles(p);
+  bool swapped = false;
   if (is_pointwise(p)) {
-    std::swap(p.in_channels, p.out_channels);
-    std::swap(p.x, p.y);
-    std::swap(p.w.batch, p.w.channel);
+    const Problem other = swap_sides(p);
+    const double other_cost = amx_weight_cycles(other);
+    swapped = other_cost < cost;
+    if (swapped) {
+      p = other;
+      cost = other_cost;
+    }
   }
-  const bool swapped = amx_weight_cycles(p) < amx_weight_cycles(problem);
-  if (!swapped) p = problem;
-  const double cost = amx_weight_cycles(p);
   if (!wanted && cost >= weight_cycles(problem, k)) return nullptr;
   auto plan = make_plan(p, problem.out_channels * problem.w.batch, k);
   if (!plan) return nullptr;

@@ -3,7 +3,7 @@
 // input is multiplied by the outputs that see it, and by no zero beside them. What lies outside of the input is zero.
 #pragma once
 
-#include "conv_amx_registers.h"
+#include "conv_amx_block.h"
 #include "conv_tile.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -19,6 +19,7 @@ inline int64_t amx_weight_columns(const AmxWeightPlan& a) {
   return block_count(a.gather.rows, kAmxColumns);
 }
 
+// Of a vector of 32 numbers.
 inline uint32_t lanes_between(int64_t begin, int64_t end) {
   begin = most<int64_t>(0, least<int64_t>(begin, 32));
   end = most(begin, least<int64_t>(end, 32));
@@ -268,40 +269,19 @@ inline auto copy_block_for(int64_t step) {
 
 template <int kHigh, int kWide>
 void amx_weight_multiply(const Brain16* a, const uint32_t* b, int64_t steps, bool add, float* sums) {
-  constexpr int64_t kRow = kAmxColumns * sizeof(float), kPair = 16 * sizeof(uint32_t);
+  constexpr int64_t kPair = 16 * sizeof(uint32_t);
   const int64_t pitch = row_pitch(steps), bytes = pitch * static_cast<int64_t>(sizeof(Brain16));
   const Brain16* low = a + 16 * pitch;
   const uint32_t* right = b + steps * kColumnWords;
-  float* low_sums = sums + 16 * kAmxColumns;
-  if (add) {
-    CONVARITH_AMX_LOAD(0, sums, kRow);
-    if constexpr (kWide == 2) CONVARITH_AMX_LOAD(1, sums + 16, kRow);
-    if constexpr (kHigh == 2) CONVARITH_AMX_LOAD(2, low_sums, kRow);
-    if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_LOAD(3, low_sums + 16, kRow);
-  } else {
-    CONVARITH_AMX_ZERO(0);
-    if constexpr (kWide == 2) CONVARITH_AMX_ZERO(1);
-    if constexpr (kHigh == 2) CONVARITH_AMX_ZERO(2);
-    if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_ZERO(3);
-  }
+  begin_block<kHigh, kWide>(sums, add);
   for (int64_t s = 0; s < steps; ++s) {
     CONVARITH_AMX_LOAD(4, a + s * kStepOutputs, bytes);
     CONVARITH_AMX_LOAD_PASSING(6, b + s * kColumnWords, kPair);
-    CONVARITH_AMX_MULTIPLY(0, 4, 6);
-    if constexpr (kWide == 2) {
-      CONVARITH_AMX_LOAD_PASSING(7, right + s * kColumnWords, kPair);
-      CONVARITH_AMX_MULTIPLY(1, 4, 7);
-    }
-    if constexpr (kHigh == 2) {
-      CONVARITH_AMX_LOAD(5, low + s * kStepOutputs, bytes);
-      CONVARITH_AMX_MULTIPLY(2, 5, 6);
-      if constexpr (kWide == 2) CONVARITH_AMX_MULTIPLY(3, 5, 7);
-    }
+    if constexpr (kHigh == 2) CONVARITH_AMX_LOAD(5, low + s * kStepOutputs, bytes);
+    if constexpr (kWide == 2) CONVARITH_AMX_LOAD_PASSING(7, right + s * kColumnWords, kPair);
+    multiply_step<kHigh, kWide>();
   }
-  CONVARITH_AMX_STORE(0, sums, kRow);
-  if constexpr (kWide == 2) CONVARITH_AMX_STORE(1, sums + 16, kRow);
-  if constexpr (kHigh == 2) CONVARITH_AMX_STORE(2, low_sums, kRow);
-  if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_STORE(3, low_sums + 16, kRow);
+  end_block<kHigh, kWide>(sums);
 }
 
 inline void amx_weight_multiply(int64_t rows, int64_t columns, const Brain16* a, const uint32_t* b, int64_t steps,
@@ -316,11 +296,6 @@ inline void amx_weight_multiply(int64_t rows, int64_t columns, const Brain16* a,
 }
 
 // Storing -------------------------------------------------------------------------------------------------------------
-
-inline Numbers round_sums(Floats first, Floats second) {
-  return reinterpret_cast<Numbers>(
-      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
-}
 
 // A block of sums, [row][column], rounded to where w has them.
 inline void store_sums(const AmxWeightPlan& a, int64_t g, int64_t row_block, int64_t column_block, const float* sums,

@@ -7,7 +7,6 @@ namespace convarith::cpu {
 namespace {
 
 constexpr int64_t kMostTileBytes = int64_t{16} << 20;
-constexpr int64_t kMostPhases = 1024;
 constexpr int64_t kOwnBytes = int64_t{1} << 19;    // of weights that a thread packs for itself
 constexpr int64_t kCopyCost = 256;                 // of a tile's element, in products with a row
 constexpr int64_t kMostTile = int64_t{1} << 20;    // of inputs that every thread copies then
@@ -189,13 +188,13 @@ std::vector<Gather> transposed_gathers(const Problem& p, bool merging) {
 
 }  // namespace
 
-bool few_phases(const Problem& p) {
+bool few_phases(const Problem& p, int64_t most) {
   int64_t phases = 1;
   for (const Axis& a : p.axis) {
-    if (std::min(a.stride, a.input) > kMostPhases) return false;
+    if (std::min(a.stride, a.input) > most) return false;
     phases *= std::min(a.stride, a.input);
   }
-  return phases <= kMostPhases && phases * p.kernel_numel() <= (int64_t{1} << 20);
+  return phases <= most && phases * p.kernel_numel() <= (int64_t{1} << 20);
 }
 
 std::vector<Gather> plain_gathers(const Problem& p, bool transposed) {

@@ -191,7 +191,15 @@ void for_taps(const Problem& p, const Body& body) {
 Gather forward_gather(const Problem& p, bool all_taps);
 
 // Whether conv_transpose has so few phases that each may have a gather.
-bool few_phases(const Problem& p);
+bool few_phases(const Problem& p, int64_t most = 1024);
+
+// The weight's gradient with x taken for y, and y for x, which where a kernel of 1 moves over all of x is the same.
+inline Problem swap_sides(Problem p) {
+  std::swap(p.in_channels, p.out_channels);
+  std::swap(p.x, p.y);
+  std::swap(p.w.batch, p.w.channel);
+  return p;
+}
 
 // The gathers of conv or conv_transpose as they are, before they are blocked.
 std::vector<Gather> plain_gathers(const Problem& p, bool transposed);

@@ -80,13 +80,6 @@ bool unit_strides(const Problem& p) {
   return std::all_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.stride == 1; });
 }
 
-Problem swap_sides(Problem p) {
-  std::swap(p.in_channels, p.out_channels);
-  std::swap(p.x, p.y);
-  std::swap(p.w.batch, p.w.channel);
-  return p;
-}
-
 // Outputs of a box of dots: those columns that are multiplied together stay in the first cache while all rows pass.
 int64_t dot_pixels(int64_t columns, const ConvKernels& k) {
   return std::min<int64_t>(4096, kDotPanelBytes / k.sum_item / std::min(columns, k.dot_columns));
