@@ -267,13 +267,32 @@ constexpr int kMostTaps = 5;  // along an axis, of a residue
 
 // Of vectors that are seen: whether they all are finite.
 struct Finite {
-  Vector rest = {};  // 0, or NaN after an infinity or a NaN
+  Vector rest[4] = {};  // 0, or NaN after an infinity or a NaN; several, for each waits for the one before
 
-  inline __attribute__((always_inline)) void see(Vector v) { rest += v - v; }
+  inline __attribute__((always_inline)) void see(Vector v) { rest[0] += v - v; }
+  void see(const float* vectors, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Vector v = load(vectors + i * kCellLanes);
+      rest[i % 4] += v - v;
+    }
+  }
   bool first(int64_t lanes) const {
+    const Vector all = rest[0] + rest[1] + rest[2] + rest[3];
     bool finite = true;
-    for (int64_t i = 0; i < lanes; ++i) finite = finite && rest[i] == 0;
+    for (int64_t i = 0; i < lanes; ++i) finite = finite && all[i] == 0;
     return finite;
+  }
+};
+
+// Where the taps of a residue stand in a kernel, as far apart along an axis as `tap_of` says; one of those that a
+// residue lacks is -1.
+struct Taps {
+  int64_t first, row, column;
+  bool all;
+
+  Taps(const int32_t* tap_of, int64_t taps)
+      : first(tap_of[0]), row(tap_of[taps] - tap_of[0]), column(tap_of[1] - tap_of[0]), all(true) {
+    for (int64_t t = 0; t < taps * taps; ++t) all = all && tap_of[t] >= 0;
   }
 };
 
@@ -285,10 +304,8 @@ inline int64_t kernels_at_once(const WinogradPlan& p) {
   return p.w_in == (p.w_tap == 1 ? p.kernel : 1) ? kKernelsAtOnce : 1;
 }
 
-// The next ones are asked for, of `ahead` channels.
 template <typename T>
-inline void load_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t ahead, int64_t rows,
-                         float* kernels) {
+inline void load_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t rows, float* kernels) {
   if (p.w_out == 1) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < p.kernel; ++t, kernels += kCellLanes) {
@@ -298,13 +315,20 @@ inline void load_kernels(const WinogradPlan& p, const T* w, int64_t channels, in
     return;
   }
   const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;  // of a channel
-  for (int64_t r = 0; r < rows && ahead > 0; ++r) {
-    for (int64_t t = 0; t < runs; ++t) {
-      prefetch(w + r * p.w_out + t * p.w_tap + kKernelsAtOnce * p.w_in, ahead * length);
-    }
-  }
   for (int64_t t = 0; t < runs; ++t) {
     transpose(w + t * p.w_tap, p.w_out, rows, channels * length, kernels + t * kCellLanes, runs * kCellLanes);
+  }
+}
+
+// Asks for a share of the kernels that follow those of `channels` channels: a few lines at a time, while others are
+// transformed, for memory is longer about all of them than the transforms are.
+template <typename T>
+inline void ask_for_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t share, int64_t shares,
+                            int64_t rows) {
+  if (p.w_out == 1) return;
+  const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;
+  for (int64_t r = block_begin(share, rows, shares); r < block_begin(share + 1, rows, shares); ++r) {
+    for (int64_t t = 0; t < runs; ++t) prefetch(w + r * p.w_out + t * p.w_tap, channels * length);
   }
 }
 
@@ -333,7 +357,6 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   float taps[kMostTaps * kMostTaps * kCellLanes] = {};
   Finite seen;
   const auto transform_taps = [&](float* out) {
-    for (int64_t t = 0; t < square; ++t) seen.see(load(taps + t * kCellLanes));
     transform(taps, p.taps * kCellLanes, kCellLanes, out, p.tile * kWinogradWeights, kWinogradWeights);
   };
   const int64_t out_residues = residues(p.out);
@@ -362,18 +385,29 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
               taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t] * p.w_tap]);
             }
           }
+          seen.see(taps, square);
           transform_taps(out);
           continue;
         }
         if (channel < loaded || channel >= end) {
           loaded = channel;
           end = least(channel + at_once, p.in.channels);
-          load_kernels(p, w + channel_of(p.out, row) * p.w_out + channel * p.w_in, end - loaded,
-                       least(at_once, p.in.channels - channel - kKernelsAtOnce), rows, kernels);
+          load_kernels(p, w + channel_of(p.out, row) * p.w_out + channel * p.w_in, end - loaded, rows, kernels);
+          seen.see(kernels, (end - loaded) * p.kernel);
+        }
+        if (loaded + kKernelsAtOnce < p.in.channels) {
+          ask_for_kernels(p, w + channel_of(p.out, row) * p.w_out + (loaded + kKernelsAtOnce) * p.w_in,
+                          least(at_once, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, at_once, rows);
         }
         const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
         const int32_t* tap = tap_of + residue * square;
         for (int64_t v = 0; v < alike; ++v, tap += square) {
+          const Taps at(tap, p.taps);
+          if (at.all) {
+            transform(kernel + at.first * kCellLanes, at.row * kCellLanes, at.column * kCellLanes, out + v * kCellLanes,
+                      p.tile * kWinogradWeights, kWinogradWeights);
+            continue;
+          }
           for (int64_t t = 0; t < square; ++t) {
             store(taps + t * kCellLanes, tap[t] < 0 ? Vector{} : load(kernel + tap[t] * kCellLanes));
           }
