@@ -3,6 +3,7 @@
     python benchmarks/report.py results/layers.json
     python benchmarks/report.py results/*.json --summary
     python benchmarks/report.py results/layers.json --plots out/
+    python benchmarks/report.py results/choices.json --choices
 
 A ratio is the baseline's time divided by ours: above 1, ours is faster. matplotlib is needed for the plots only.
 """
@@ -106,6 +107,27 @@ def summary(files: list[Path], baseline: str, ours: str, statistic: str) -> str:
     return "\n".join(lines[1:])
 
 
+def choices(data: dict[str, Any], statistic: str) -> str:
+    """What run.py --choices found: how much longer the chosen algorithm takes than the fastest one."""
+    lines, excesses = [], []
+    for row in data["results"]:
+        by = {name.split(":")[1]: t[statistic] for name, t in row["times"].items() if name.startswith("ours:")}
+        chosen = row["kernel"]["algorithm"]
+        if chosen not in by:
+            continue
+        fastest = min(by, key=by.__getitem__)
+        excesses.append(by[chosen] / by[fastest])
+        if excesses[-1] > 1:
+            cells = (row["problem"].split()[0], row["pass"], chosen, fastest)
+            lines.append((excesses[-1], f"| {' | '.join(cells)} | {excesses[-1]:.2f} |"))
+    if not excesses:
+        return ""
+    head = [f"{heading(data)}: time of the chosen algorithm / time of the fastest one, by {statistic}.", ""]
+    head += ["| layer | pass | chosen | fastest | |", "|---|---|---|---|---|"]
+    last = f"| **geometric mean** of {len(excesses)} | | | | **{mean(excesses):.3f}** |"
+    return "\n".join([*head, *(line for _, line in sorted(lines, reverse=True)), last])
+
+
 def suite_of(name: str) -> str:
     """The suite that a problem belongs to: the two main ones, or its network."""
     from torch_convarith import problems
@@ -168,6 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--summary", action="store_true", help="mean and worst of every suite, of all files")
+    parser.add_argument("--choices", action="store_true", help="of run.py --choices: what the cost model loses")
     parser.add_argument("--baseline", default="torch")
     parser.add_argument("--ours", default="ours")
     parser.add_argument("--statistic", choices=["median", "minimum"], default="median")
@@ -179,6 +202,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     for file in options.files:
         data = json.loads(file.read_text())
+        if options.choices:
+            if not (table := choices(data, options.statistic)):
+                print(f"{file} has no algorithms to compare", file=sys.stderr)
+                return 2
+            print(table)
+            continue
         if not ratios(data, *contestants, options.statistic):
             print(f"no problem in {file} was run by both {contestants[0]} and {contestants[1]}", file=sys.stderr)
             return 2

@@ -11,6 +11,7 @@ a round is one replay between two events. `bound` is the time that the card's ow
     python benchmarks/run.py --suite layers --passes forward grad_input grad_weight
     python benchmarks/run.py --suite layers transposed --threads 1 --out results/one_thread.json
     python benchmarks/run.py --suite deepbench --batch 8
+    python benchmarks/run.py --suite networks --choices --out out/choices.json
     python benchmarks/run.py --suite lenet --backends torch ours ours:matrix unfold csr scipy assemble copy_csr --quick
     python benchmarks/run.py --device cuda --dtype tf32 --channels-last --suite layers --out out/cuda_tf32.json
 """
@@ -72,6 +73,7 @@ class Case:
         self.input = random(problem.input_shape)
         self.weight = random(problem.weight_shape)
         self.grad = random((problem.batch, problem.out_channels, *problem.output))
+        self.channels_last = channels_last
         self.big, self.small = (self.grad, self.input) if problem.transposed else (self.input, self.grad)
         # Of C: output padding is padding that C has less of at the end.
         self.pairs = tuple((p, p - a) for p, a in zip(problem.padding, problem.output_padding, strict=True))
@@ -81,6 +83,18 @@ class Case:
     def operator(self, which: str) -> str:
         """The operator that computes a pass."""
         return OPERATORS[which][self.problem.transposed]
+
+    def explain(self, which: str) -> dict[str, Any]:
+        """Which kernel computes a pass."""
+        return _ops.explain_kernel(
+            self.operator(which),
+            self.dtype,
+            self.big.shape,
+            self.weight.shape,
+            *self.geometry,
+            channels_last=self.channels_last,
+            device=torch.device(self.device),
+        )
 
 
 def ours(case: Case, which: str, suffix: str = "") -> Run:
@@ -94,12 +108,15 @@ def ours(case: Case, which: str, suffix: str = "") -> Run:
     return lambda: call(case.big, case.small, case.weight.shape[2:], *case.geometry)
 
 
-def forced(algorithm: str) -> Callable[[Case, str], Run]:
-    """The operator by one algorithm."""
+def forced(algorithm: str) -> Callable[[Case, str], Run | None]:
+    """The operator by one algorithm, where that can do it."""
 
     def make(case: Case, which: str) -> Run | None:
         if case.device != "cpu":
             return None
+        with _ops.forced_algorithm(algorithm):
+            if case.explain(which)["algorithm"] != algorithm:
+                return None
         run = ours(case, which)
 
         def call() -> Any:
@@ -198,11 +215,12 @@ def copy_csr(case: Case, which: str) -> Run | None:
     return lambda: [a.clone() for a in arrays]
 
 
+FORCED = {f"ours:{name}": forced(name) for name in _ops.kernels.ALGORITHMS}
 BACKENDS: dict[str, Callable[[Case, str], Run | None]] = {
     "torch": torch_backend,
     "ours": ours,
     "ours:matrix": lambda case, which: ours(case, which, "_csr") if matrix(case) else None,
-    **{f"ours:{name}": forced(name) for name in _ops.kernels.ALGORITHMS},
+    **FORCED,
     "unfold": unfold,
     "csr": sparse,
     "scipy": scipy,
@@ -240,22 +258,13 @@ def benchmark(problem: Problem, which: str, options: argparse.Namespace, ceiling
         runs[name] = run
     if not runs:
         return None
-    operator = case.operator(which)
     tensors = (case.input, case.weight, case.grad)
     row: dict[str, Any] = {
         "problem": str(problem),
         "pass": which,
         "macs": problem.macs,
         "bytes": sum(t.nbytes for t in tensors),
-        "kernel": _ops.explain_kernel(
-            operator,
-            dtype,
-            case.big.shape,
-            case.weight.shape,
-            *case.geometry,
-            channels_last=options.channels_last,
-            device=torch.device(options.device),
-        ),
+        "kernel": case.explain(which),
     }
     if options.device == "cpu":
         row["times"], conditions = measure(runs, options.seconds, options.rounds)
@@ -286,6 +295,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="BACKEND",
         help=f"of {', '.join(BACKENDS)}",
     )
+    parser.add_argument(
+        "--choices", action="store_true", help="every fast algorithm beside our own choice; see report.py --choices"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "tf32", "float64", "bfloat16", "float16"], default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -295,6 +307,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="0.1 seconds and 3 rounds")
     parser.add_argument("--out", type=Path, help="JSON file; - or nothing: standard output gets the table only")
     options = parser.parse_args(arguments)
+    if options.choices:
+        options.backends = ["ours", *(name for name in FORCED if name != "ours:reference")]
     if options.quick:
         options.seconds, options.rounds = 0.1, 3
     if options.threads < 1:

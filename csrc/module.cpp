@@ -133,6 +133,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_multiply_adds", &cpu::run_multiply_adds, py::call_guard<py::gil_scoped_release>());
   m.def("handoff_seconds", &cpu::handoff_seconds, py::call_guard<py::gil_scoped_release>());
   m.def("_force_algorithm", &cpu::force_algorithm);  // for tests
+  m.attr("_ALGORITHMS") = std::vector<std::string>(std::begin(cpu::kAlgorithmNames), std::end(cpu::kAlgorithmNames));
   m.def("_force_cuda_kernel", &cuda::force_kernel);
 
   py::enum_<PaddingMode>(m, "PaddingMode")

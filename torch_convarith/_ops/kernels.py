@@ -18,7 +18,7 @@ CUDA_OTHER_DTYPE = 4
 
 PASSES = {"conv": 0, "conv_transpose": 1, "conv_weight": 2}
 
-ALGORITHMS = ("reference", "offset", "outer", "dot", "winograd", "depthwise", "images")
+ALGORITHMS = tuple(_C._ALGORITHMS)
 """The CPU engine's."""
 
 HOPPER_MULTIPROCESSORS = 132
