@@ -41,6 +41,17 @@ def test_run_and_report(tmp_path):
     assert "| layers | 1 |" in run("report.py", file, "--summary")
 
 
+def test_choices(tmp_path):
+    file = tmp_path / "choices.json"
+    run("run.py", "--suite", "lenet.c3", "--choices", "--quick", "--threads", 1, "--passes", "forward", "--out", file)
+    (row,) = json.loads(file.read_text())["results"]
+    times = {name.split(":")[1]: t["median"] for name, t in row["times"].items() if name != "ours"}
+    assert {"offset", "outer"} <= times.keys()
+    assert not {"reference", "dot", "depthwise"} & times.keys()  # too slow, or of other passes and groups
+    excess = times[row["kernel"]["algorithm"]] / min(times.values())
+    assert run("report.py", file, "--choices").rstrip().endswith(f"| **{excess:.3f}** |")
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 def test_memory(tmp_path):
     file = tmp_path / "memory.json"

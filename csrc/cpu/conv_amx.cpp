@@ -11,7 +11,6 @@ constexpr double kSteps[] = {100, 130}, kPanelPair = 3, kStore = 0.3, kScatter =
                  kFarRow = 100;
 constexpr int64_t kTileBytes = int64_t{1} << 18;  // of inputs, beside the weights in the second cache
 constexpr int64_t kLeastPixels = 128, kMostPixels = 4096;
-constexpr double kOtherCycles = 2;  // the other gathers take, for every one that their model says
 
 struct AmxGather {
   Gather gather;
@@ -179,7 +178,7 @@ struct Amx : Plan {
     rows_at_once = std::min(any.rows, blocks * kAmxRows);
   }
 
-  double cycles() const override { return cycles_of(gathers); }
+  double cycles() const override { return cycles_of(gathers) / kMeasuredCycles; }
 
   Explanation explain() const override {
     Explanation e = {};
@@ -247,7 +246,7 @@ struct Amx : Plan {
 
 }  // namespace
 
-PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k) {
+PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, double least) {
   const auto wanted = wanted_algorithm();
   if (pass == Pass::kWeight || !k.amx_gather || (wanted && *wanted != Algorithm::kAmx)) return nullptr;
   // Channels or rows follow each other.
@@ -257,7 +256,7 @@ PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k) {
   std::vector<AmxGather> gathers = amx_gathers(p, pass, k, thread_count());
   if (gathers.empty()) return nullptr;
   auto plan = std::make_unique<Amx>(std::move(gathers), k);
-  if (!wanted && plan->cycles() >= kOtherCycles * gather_cycles(p, pass, k)) return nullptr;
+  if (!wanted && plan->cycles() >= least) return nullptr;
   return plan;
 }
 

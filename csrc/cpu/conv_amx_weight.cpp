@@ -43,7 +43,7 @@ double amx_weight_cycles(const Problem& p) {
   const double sums = boxes * high * wide / 4 * kSums;
   const bool straight = p.w.batch == 1 || p.w.channel == p.kernel_numel();
   const double stored = as_double(rows * columns) * (straight ? kRound : kScatter);
-  return as_double(p.groups) * (products + copies + steps * wide * kPack + sums + stored);
+  return as_double(p.groups) * (products + copies + steps * wide * kPack + sums + stored) / kMeasuredCycles;
 }
 
 struct AmxWeight : Plan {
@@ -157,9 +157,9 @@ std::unique_ptr<AmxWeight> make_plan(const Problem& p, int64_t w_group, const Co
 
 }  // namespace
 
-PlanPtr plan_amx_weight(const Problem& problem, const ConvKernels& k) {
+PlanPtr plan_amx_weight(const Problem& problem, Pass pass, const ConvKernels& k, double least) {
   const auto wanted = wanted_algorithm();
-  if (!k.amx_weight_sum || (wanted && *wanted != Algorithm::kAmx)) return nullptr;
+  if (pass != Pass::kWeight || !k.amx_weight_sum || (wanted && *wanted != Algorithm::kAmx)) return nullptr;
   // Rows of inputs and outputs, not channels, follow each other.
   if ((problem.x.axis[2] != 1 && problem.axis[2].input > 1) || (problem.y.axis[2] != 1 && problem.output[2] > 1)) {
     return nullptr;
@@ -176,7 +176,7 @@ PlanPtr plan_amx_weight(const Problem& problem, const ConvKernels& k) {
       cost = other_cost;
     }
   }
-  if (!wanted && cost >= weight_cycles(problem, k)) return nullptr;
+  if (!wanted && cost >= least) return nullptr;
   auto plan = make_plan(p, problem.out_channels * problem.w.batch, k);
   if (!plan) return nullptr;
   plan->swapped = swapped;

@@ -80,14 +80,19 @@ bool wants_reference(const Problem& p) {
   return all_macs(p) < kFewMacs;
 }
 
-// The cost model's choice among the families; null where only conv_direct.h serves.
+// The choice among the families; null where only conv_direct.h serves.
 PlanPtr choose(const Problem& p, Pass pass, const ConvKernels& k) {
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
   if (PlanPtr plan = plan_scatter(p, pass, k)) return plan;
-  PlanPtr direct = plan_images(p, pass, k);
-  if (!direct) direct = pass == Pass::kWeight ? plan_amx_weight(p, k) : plan_amx(p, pass, k);  // of other dtypes
-  if (PlanPtr plan = plan_winograd(p, pass, k, direct ? direct->cycles() : INFINITY)) return plan;
-  if (direct) return direct;
+  double least = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
+  PlanPtr best;
+  for (const auto& plan_family : {plan_images, plan_amx, plan_amx_weight, plan_winograd}) {
+    PlanPtr plan = plan_family(p, pass, k, least);
+    if (!plan) continue;
+    least = plan->cycles();
+    best = std::move(plan);
+  }
+  if (best) return best;
   return pass == Pass::kWeight ? plan_weight(p, k) : plan_gathers(gathers_of(p, pass, k), k);
 }
 

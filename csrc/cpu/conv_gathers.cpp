@@ -431,6 +431,9 @@ void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
 
 // The cost model ------------------------------------------------------------------------------------------------------
 
+// Of a vector, from and to memory: an input that the outer product reads, or that is copied to a tile; a result.
+constexpr double kReadCycles = 5, kCopyCycles = 13, kWriteCycles = 6;
+
 // How to block a gather, and along what to have the lanes.
 Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t threads, std::optional<Algorithm> wanted) {
   const GatherPlan& g = gather.plan;
@@ -588,13 +591,23 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
 }
 
 double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k) {
+  if (pass == Pass::kInput && !few_phases(p)) return std::numeric_limits<double>::infinity();
+  std::vector<Gather> gathers = plain_gathers(p, pass == Pass::kInput);
+  const auto lanes = static_cast<double>(k.lanes);
   double total = 0;
-  for (const Gather& gather : plain_gathers(p, pass == Pass::kInput)) {
-    const GatherPlan& g = gather.plan;
-    const int64_t outputs = g.batch * g.groups * g.grid[0] * g.grid[1] * g.grid[2];
-    total += static_cast<double>(outputs) * gather_blocking(gather, k, 1, std::nullopt).cycles;
+  int64_t weights = 0;
+  for (Gather& gather : gathers) {
+    GatherPlan& g = gather.plan;
+    const auto inputs = static_cast<double>(g.batch * g.groups * g.channels * g.source[0] * g.source[1] * g.source[2]);
+    weights += g.groups * g.rows * g.channels * static_cast<int64_t>(gather.shifts.size());
+    if (k.pairs) make_pairs(g, 4);
+    const Blocking blocking = gather_blocking(gather, k, 1, std::nullopt);
+    const auto outputs = static_cast<double>(g.batch * g.groups * g.grid[0] * g.grid[1] * g.grid[2]);
+    // Phases of the outer product see one tile.
+    const double copy = blocking.outer ? kReadCycles / static_cast<double>(gathers.size()) : kCopyCycles;
+    total += outputs * (blocking.cycles + kWriteCycles * static_cast<double>(g.rows) / lanes) + inputs * copy / lanes;
   }
-  return total;
+  return total + weight_vector_cycles(weights, k);
 }
 
 namespace {

@@ -160,12 +160,12 @@ void parallel(int64_t tasks, int64_t macs, const Body& body) {
 std::optional<Algorithm> wanted_algorithm();
 
 // One way to compute a pass of a problem: what it would cost, and the doing of it. Each family makes its own, or none
-// where it cannot; choose() in conv_engine.cpp asks them.
+// where it cannot; choose() in conv_engine.cpp takes the one that costs least.
 struct Plan {
   virtual ~Plan() = default;
   virtual Explanation explain() const = 0;
-  // Of one thread, by the cost model, where families are compared by that.
-  virtual double cycles() const { return std::numeric_limits<double>::infinity(); }
+  // By the cost model, of those that are chosen by it.
+  virtual double cycles() const { return 0; }
   // Has run() add a bias to every channel of the result; false where it cannot.
   virtual bool add_bias(const void*) { return false; }
   // Whether the weights that run() was given, or made, are finite; none, before and after, where it does not find out.
@@ -230,23 +230,42 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k);
 // The gathers of conv or conv_transpose; empty where they cannot do it.
 std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k);
 
-// What they would cost, in cycles of one thread.
+// The cost model ----------------------------------------------------------------------------------------------------
+
+// Costs are cycles of one thread, and do not depend on how many there are. A product of two vectors takes half of one,
+// which is what the registers allow; what is measured is kMeasuredCycles times as long. benchmarks/run.py --choices
+// compares what is chosen by them with what is fastest.
+constexpr double kMeasuredCycles = 1.5;
+
+// Of a vector of weights, to be packed or, of a gradient, to be stored; and of all of them where they outgrow the
+// second cache, at the memory's pace.
+constexpr double kWeightCycles = 17, kFarWeightCycles = 40;
+constexpr int64_t kFarWeights = 4 << 20;  // bytes
+
+inline double weight_vector_cycles(int64_t weights, const ConvKernels& k) {
+  return static_cast<double>(weights) / static_cast<double>(k.lanes) *
+         (weights * k.sum_item > kFarWeights ? kFarWeightCycles : kWeightCycles);
+}
+
+// What the direct kernels would cost: gathers, or the weight's gradient by dots or outer products. Infinity where they
+// cannot.
 double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k);
+double weight_cycles(const Problem& p, const ConvKernels& k);
 
 // The families ------------------------------------------------------------------------------------------------------
 
 // May run many times, also at once, by at most so many threads.
 PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k, int64_t threads = thread_count());
-PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k);
-PlanPtr plan_amx_weight(const Problem& p, const ConvKernels& k);
-PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k);
-PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k);
-PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k);
-// Where it beats `direct` cycles, too.
-PlanPtr plan_winograd(const Problem& p, Pass pass, const ConvKernels& k, double direct);
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k);
 
-// What plan_weight() would cost, in cycles of one thread.
-double weight_cycles(const Problem& p, const ConvKernels& k);
+// Where they can, the fastest.
+PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k);
+PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k);
+
+// Where they cost less than `least` cycles.
+PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k, double least);
+PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, double least);
+PlanPtr plan_amx_weight(const Problem& p, Pass pass, const ConvKernels& k, double least);
+PlanPtr plan_winograd(const Problem& p, Pass pass, const ConvKernels& k, double least);
 
 }  // namespace convarith::cpu

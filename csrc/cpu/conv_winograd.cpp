@@ -1,6 +1,5 @@
 // Winograd: which convolutions it serves, its plan and its run.
 #include <atomic>
-#include <cmath>
 
 #include "conv_planning.h"
 
@@ -10,6 +9,7 @@ namespace {
 struct Winograd : Plan {
   explicit Winograd(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  double cycles() const override { return cost; }
   std::optional<bool> finite_weights() const override { return finite; }
   bool add_bias(const void* bias) override {
     plan.bias = bias;
@@ -20,6 +20,7 @@ struct Winograd : Plan {
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
+  double cost = 0;
   std::atomic<bool> finite{true};
 };
 
@@ -75,12 +76,14 @@ void Winograd::run(const void* in, int64_t, const void* w, int64_t, void* out) {
 struct WinogradGradient : Plan {
   explicit WinogradGradient(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  double cycles() const override { return cost; }
   std::optional<bool> finite_weights() const override { return finite; }
   void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override;
 
   const ConvKernels& k;
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
+  double cost = 0;
   std::atomic<bool> finite{true};
 };
 
@@ -284,45 +287,22 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
   }
 }
 
-bool pays(const Problem& problem, Pass pass, const WinogradPlan& p, const ConvKernels& k, double other) {
-  // So few lanes leave transforms half empty.
+// Of everything. A gradient's elements have a longer way back, and threads wait, and add shares. Where products are of
+// pairs, these, of floats, are half as fast as others.
+double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
+  const auto groups = static_cast<double>(p.groups);
+  double cost = groups * cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
+  if (pass == Pass::kWeight) {
+    cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
+  }
+  return cost * (k.pairs ? 1.5 : 1);
+}
+
+// Whether lanes are enough to fill the transforms, and, where products are of pairs, whether there is much to win.
+bool suits(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   if (p.out.lanes < 12 && (pass != Pass::kInput || p.in.lanes < 12)) return false;
   if (pass == Pass::kOutput && p.in.lanes < 12) return false;
-  // Products of pairs are twice as fast as these, of floats: what is left to win is lost on a gradient's transforms.
-  if (k.pairs && pass == Pass::kWeight) return false;
-  double cost = cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
-  const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
-  if (pass == Pass::kWeight) {  // longer way back of its elements; threads wait, and add shares
-    cost += 2.7 * static_cast<double>(p.products * p.in.lanes) * vectors(p.out.lanes) + 120'000;
-  }
-
-  // The direct kernels leave out taps that never meet an input; they too pack the weights.
-  double taps = 1, positions = static_cast<double>(problem.batch);
-  for (int i = 0; i < kAxes; ++i) {
-    const Axis& a = problem.axis[i];
-    int64_t met = 0;
-    for (int64_t t = 0; t < a.kernel; ++t) {
-      const Range outputs = outputs_of_tap(a, problem.output[i], t);
-      met += outputs.begin < outputs.end;
-    }
-    taps *= static_cast<double>(met);
-    positions *= static_cast<double>(pass == Pass::kInput ? parts(a.input, a.stride) : problem.output[i]);
-  }
-  const auto channels = static_cast<double>(problem.in_channels), rows = static_cast<double>(problem.out_channels);
-  const auto lanes = static_cast<double>(k.lanes), members = k.pairs ? 2.0 : 1.0;
-  // Weights that the second cache does not hold are packed at the memory's pace.
-  const double weights = taps * channels * rows;
-  double direct = (weights * 4 > (4 << 20) ? 60 : 15) * weights / lanes;
-  if (pass == Pass::kInput) {
-    // Every phase packs a tile of its own.
-    const auto phases = static_cast<double>(problem.axis[1].stride * problem.axis[2].stride);
-    direct += positions * rows * (0.6 * taps * channels / members / lanes + 2.5 * phases);
-  } else {
-    // With few channels, the tile that a convolution reads costs as much as its use.
-    const double cycles = pass == Pass::kOutput ? 0.57 + 0.6 / channels : 0.57;
-    direct += cycles * positions * taps * std::ceil(channels / members) * vectors(problem.out_channels);
-  }
-  return cost < (k.pairs ? 0.55 : pass == Pass::kWeight ? 0.8 : 0.86) * std::min(direct, other);
+  return !k.pairs || pass != Pass::kWeight;
 }
 
 constexpr int64_t kBoxProducts = 4032;  // of a box's tiles; those for a panel fill less than half of the second cache
@@ -341,8 +321,9 @@ bool set_even_boxes(WinogradPlan& p, int64_t most, int64_t threads) {
   return false;
 }
 
-PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of, const ConvKernels& k) {
+PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of, double cost, const ConvKernels& k) {
   auto made = std::make_unique<Winograd>(k);
+  made->cost = cost;
   made->tap_of = std::move(tap_of);
   WinogradPlan& plan = made->plan;
   plan = described;
@@ -378,8 +359,9 @@ constexpr int64_t kThreadProducts = int64_t{1} << 18;  // to be worth a thread
 
 // Sums over the tiles are split at boxes and shares, which must not depend on the number of threads. Blocks of chunks
 // and panels may: each repeats the other side's transforms.
-PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of, const ConvKernels& k) {
+PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of, double cost, const ConvKernels& k) {
   auto made = std::make_unique<WinogradGradient>(k);
+  made->cost = cost;
   made->tap_of = std::move(tap_of);
   WinogradPlan& plan = made->plan;
   plan = described;
@@ -420,7 +402,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
 
 }  // namespace
 
-PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, double direct) {
+PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, double least) {
   const auto wanted = wanted_algorithm();
   if (k.sum_item != 4 || (wanted && *wanted != Algorithm::kWinograd) || (!wanted && !winograd_enabled())) {
     return nullptr;
@@ -429,8 +411,10 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, d
   std::vector<int32_t> tap_of;
   if (!describe(problem, pass, k, plan, tap_of)) return nullptr;
   choose_tile(plan, pass, k);
-  if (!wanted && !pays(problem, pass, plan, k, direct)) return nullptr;
-  return pass == Pass::kWeight ? plan_gradient(plan, std::move(tap_of), k) : plan_products(plan, std::move(tap_of), k);
+  const double cost = all_cycles(plan, pass, k);
+  if (!wanted && (!suits(plan, pass, k) || cost >= least)) return nullptr;
+  const auto make = pass == Pass::kWeight ? plan_gradient : plan_products;
+  return make(plan, std::move(tap_of), cost, k);
 }
 
 }  // namespace convarith::cpu
