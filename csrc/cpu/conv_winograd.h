@@ -269,7 +269,6 @@ constexpr int kMostTaps = 5;  // along an axis, of a residue
 struct Finite {
   Vector rest[4] = {};  // 0, or NaN after an infinity or a NaN; several, for each waits for the one before
 
-  inline __attribute__((always_inline)) void see(Vector v) { rest[0] += v - v; }
   void see(const float* vectors, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const Vector v = load(vectors + i * kCellLanes);
@@ -421,7 +420,7 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
 }
 
 // And back: `products` between a chunk and a panel, in the same order, to the weight's gradient. Of several boxes, the
-// first until the last have their sum in `sums`. False where an element is not finite.
+// first until the last have their sum in `sums`. False where an element of the last is not finite.
 template <typename T>
 bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
                     float* sums, char* scratch, T* w) {
@@ -440,20 +439,27 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
     Finite seen;
     for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
       // Products that a lane does not have count in its missing taps only.
-      transform(products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel, p.tile * kWinogradWeights,
-                kWinogradWeights, taps, p.taps * kCellLanes, kCellLanes);
+      const float* from = products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel;
       const int64_t channel = channel_of(p.in, lane);
       const int32_t* tap_of = p.tap_of + residue_of(p.in, lane) * square;
+      float* kernel = kernels + (channel - first_channel) * p.kernel * kCellLanes;
+      const Taps at(tap_of, p.taps);
+      if (first && last && whole && at.all) {
+        transform(from, p.tile * kWinogradWeights, kWinogradWeights, kernel + at.first * kCellLanes,
+                  at.row * kCellLanes, at.column * kCellLanes);
+        continue;
+      }
+      transform(from, p.tile * kWinogradWeights, kWinogradWeights, taps, p.taps * kCellLanes, kCellLanes);
       for (int64_t t = 0; t < square; ++t) {
         float* sum = sums + ((lane - lane_begin) * square + t) * kWinogradPanel + row % kWinogradPanel;
         float* tap = taps + t * kCellLanes;
         if (!first) store(tap, load(tap) + load(sum));
-        if (tap_of[t] >= 0) seen.see(load(tap));
         if (!last) {
           store(sum, load(tap));
         } else if (tap_of[t] >= 0 && whole) {
-          store(kernels + ((channel - first_channel) * p.kernel + tap_of[t]) * kCellLanes, load(tap));
+          store(kernel + tap_of[t] * kCellLanes, load(tap));
         } else if (tap_of[t] >= 0) {
+          seen.see(tap, 1);
           T* to = w + row * p.w_out + channel * p.w_in + tap_of[t] * p.w_tap;
           for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
         }
@@ -461,6 +467,7 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
     }
     if constexpr (sizeof(T) == sizeof(float)) {
       if (last && whole) {
+        seen.see(kernels, channels * p.kernel);
         store_kernels(p, kernels, channels, rows, w + row * p.w_out + first_channel * p.w_in);
       }
     }
