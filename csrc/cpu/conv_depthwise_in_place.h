@@ -228,34 +228,55 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
   }
 }
 
-// The same as block3() of larger kernels, whose every tap loads what it sees.
+// What taps [kTap, kSize) of the kernel's rows see of a line, whose vectors x begin where the first tap's of the first
+// output does: line kLine meets row r of outputs through row kLine - r of the kernel.
+template <typename T, int kLine, int kSize, int kTap, int kRows, int kVecs, typename V>
+inline __attribute__((always_inline)) void add_line(const DepthwisePlan& p, const V (&x)[kVecs + 1], const T* w,
+                                                    V (&sums)[kRows][kVecs]) {
+  if constexpr (kTap < kSize) {
+    V v[kRows];
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      if (kLine < r || kLine >= r + kSize) continue;
+      v[r] = every<V>(w[p.tap_weight[kTap * kSize + kLine - r]]);
+      keep(v[r]);
+    }
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+      const V seen = neighbours<kTap, T>(V{}, x[j], x[j + 1]);
+      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+        if (kLine >= r && kLine < r + kSize) sums[r][j] += v[r] * seen;
+      }
+    }
+    add_line<T, kLine, kSize, kTap + 1>(p, x, w, sums);
+  }
+}
+
+template <typename T, int kSize, int kLine, int kRows, int kVecs, typename V>
+inline __attribute__((always_inline)) void add_lines(const DepthwisePlan& p, const T* const* lines, int64_t first,
+                                                     const T* w, V (&sums)[kRows][kVecs]) {
+  if constexpr (kLine < kRows + kSize - 1) {
+    V x[kVecs + 1];
+    CONVARITH_UNROLL for (int j = 0; j <= kVecs; ++j) {
+      const int64_t at = first + j * Lanes<T>::kLanes;
+      const uintptr_t from = reinterpret_cast<uintptr_t>(lines[kLine]) + static_cast<uintptr_t>(at) * sizeof(T);
+      x[j] = load_between<T>(from, -at, p.source[1] - at);
+      keep(x[j]);
+    }
+    add_line<T, kLine, kSize, 0>(p, x, w, sums);
+    add_lines<T, kSize, kLine + 1>(p, lines, first, w, sums);
+  }
+}
+
+// The same as block3() of larger kernels: a line's vectors are loaded once, and what every tap sees comes out of two.
 template <typename T, int kRows, int kVecs, int kSize>
 void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w,
                   typename SumOf<T>::type bias, T* out, int64_t rows) {
   typedef typename Lanes<T>::Sums V;
-  constexpr int kLanes = Lanes<T>::kLanes, kLines = kRows + kSize - 1;
+  constexpr int kLines = kRows + kSize - 1;
   V sums[kRows][kVecs] = {};
   ask_outputs<T, kRows, kVecs>(p, out, column, rows);
   for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
     ask_inputs<T, kRows, kVecs, 1>(p, lines[kLines - 1], column);
-    const int64_t* tap_weight = p.tap_weight;
-    for (int64_t at = column + p.low[1]; at < column + p.low[1] + kSize; ++at, tap_weight += kSize) {
-      V v[kSize];
-      CONVARITH_UNROLL for (int h = 0; h < kSize; ++h) {
-        v[h] = every<V>(widen(w[tap_weight[h]]));
-        keep(v[h]);
-      }
-      CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-          const int64_t first = at + j * kLanes;
-          const uintptr_t from = reinterpret_cast<uintptr_t>(lines[i]) + static_cast<uintptr_t>(first) * sizeof(T);
-          const V x = load_between<T>(from, -first, p.source[1] - first);
-          CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-            if (i >= r && i < r + kSize) sums[r][j] += v[i - r] * x;
-          }
-        }
-      }
-    }
+    add_lines<T, kSize, 0>(p, lines, column + p.low[1], w, sums);
   }
   store_block(p, sums, column, bias, out, rows);
 }

@@ -1,6 +1,8 @@
 // How results leave for memory. As simd.h, whose rules hold here.
 #pragma once
 
+#include <cstddef>
+
 #include "simd_lanes.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
