@@ -246,7 +246,7 @@ struct Amx : Plan {
 
 }  // namespace
 
-PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, double least) {
+PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest) {
   const auto wanted = wanted_algorithm();
   if (pass == Pass::kWeight || !k.amx_gather || (wanted && *wanted != Algorithm::kAmx)) return nullptr;
   // Channels or rows follow each other.
@@ -256,7 +256,7 @@ PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, double least
   std::vector<AmxGather> gathers = amx_gathers(p, pass, k, thread_count());
   if (gathers.empty()) return nullptr;
   auto plan = std::make_unique<Amx>(std::move(gathers), k);
-  if (!wanted && plan->cycles() >= least) return nullptr;
+  if (!wanted && !cheapest.beaten_by(plan->cycles())) return nullptr;
   return plan;
 }
 

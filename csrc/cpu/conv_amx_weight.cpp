@@ -157,7 +157,7 @@ std::unique_ptr<AmxWeight> make_plan(const Problem& p, int64_t w_group, const Co
 
 }  // namespace
 
-PlanPtr plan_amx_weight(const Problem& problem, Pass pass, const ConvKernels& k, double least) {
+PlanPtr plan_amx_weight(const Problem& problem, Pass pass, const ConvKernels& k, Cheapest& cheapest) {
   const auto wanted = wanted_algorithm();
   if (pass != Pass::kWeight || !k.amx_weight_sum || (wanted && *wanted != Algorithm::kAmx)) return nullptr;
   // Rows of inputs and outputs, not channels, follow each other.
@@ -176,7 +176,7 @@ PlanPtr plan_amx_weight(const Problem& problem, Pass pass, const ConvKernels& k,
       cost = other_cost;
     }
   }
-  if (!wanted && cost >= least) return nullptr;
+  if (!wanted && !cheapest.beaten_by(cost)) return nullptr;
   auto plan = make_plan(p, problem.out_channels * problem.w.batch, k);
   if (!plan) return nullptr;
   plan->swapped = swapped;

@@ -84,12 +84,12 @@ bool wants_reference(const Problem& p) {
 PlanPtr choose(const Problem& p, Pass pass, const ConvKernels& k) {
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
   if (PlanPtr plan = plan_scatter(p, pass, k)) return plan;
-  double least = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
+  Cheapest cheapest = {p, pass, k};
   PlanPtr best;
   for (const auto& plan_family : {plan_images, plan_amx, plan_amx_weight, plan_winograd}) {
-    PlanPtr plan = plan_family(p, pass, k, least);
+    PlanPtr plan = plan_family(p, pass, k, cheapest);
     if (!plan) continue;
-    least = plan->cycles();
+    cheapest.cycles = plan->cycles();
     best = std::move(plan);
   }
   if (best) return best;

@@ -470,7 +470,9 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const auto vectors = static_cast<double>(parts(g.rows, k.lanes));
   const double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
   // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
-  const double store = merged_phases(g) > 1 || g.out_channel == 1 ? 0.3 : g.out_channel * k.item % 4096 == 0 ? 1.6 : 0.7;
+  const double store = merged_phases(g) > 1 || g.out_channel == 1 ? 0.3
+                       : g.out_channel * k.item % 4096 == 0       ? 1.6
+                                                                  : 0.7;
   const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.5 : 1) + store * rows;
   const double cells = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
   // Stored directly, runs are whole vectors, of which a sweep should fill the registers, and all channels are summed.

@@ -252,6 +252,20 @@ inline double weight_vector_cycles(int64_t weights, const ConvKernels& k) {
 double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k);
 double weight_cycles(const Problem& p, const ConvKernels& k);
 
+// What a family has to beat: the cheapest so far, and at first the direct kernels, whose cost is found out where they
+// have a rival.
+struct Cheapest {
+  const Problem& p;
+  const Pass pass;
+  const ConvKernels& k;
+  double cycles = -1;
+
+  bool beaten_by(double other) {
+    if (cycles < 0) cycles = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
+    return other < cycles;
+  }
+};
+
 // The families ------------------------------------------------------------------------------------------------------
 
 // May run many times, also at once, by at most so many threads.
@@ -262,10 +276,10 @@ PlanPtr plan_weight(const Problem& p, const ConvKernels& k);
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k);
 PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k);
 
-// Where they cost less than `least` cycles.
-PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k, double least);
-PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, double least);
-PlanPtr plan_amx_weight(const Problem& p, Pass pass, const ConvKernels& k, double least);
-PlanPtr plan_winograd(const Problem& p, Pass pass, const ConvKernels& k, double least);
+// Where they are cheaper.
+PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest);
+PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest);
+PlanPtr plan_amx_weight(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest);
+PlanPtr plan_winograd(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest);
 
 }  // namespace convarith::cpu

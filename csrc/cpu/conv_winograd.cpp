@@ -402,7 +402,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
 
 }  // namespace
 
-PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, double least) {
+PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, Cheapest& cheapest) {
   const auto wanted = wanted_algorithm();
   if (k.sum_item != 4 || (wanted && *wanted != Algorithm::kWinograd) || (!wanted && !winograd_enabled())) {
     return nullptr;
@@ -412,7 +412,7 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, d
   if (!describe(problem, pass, k, plan, tap_of)) return nullptr;
   choose_tile(plan, pass, k);
   const double cost = all_cycles(plan, pass, k);
-  if (!wanted && (!suits(plan, pass, k) || cost >= least)) return nullptr;
+  if (!wanted && (!suits(plan, pass, k) || !cheapest.beaten_by(cost))) return nullptr;
   const auto make = pass == Pass::kWeight ? plan_gradient : plan_products;
   return make(plan, std::move(tap_of), cost, k);
 }
