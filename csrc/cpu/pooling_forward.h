@@ -42,16 +42,17 @@ struct Average {
   static constexpr double kNeutral = 0;
   static constexpr bool kIsUsual = true;
 
-  explicit Average(const PoolPlan& p) : plan(p) {}
+  explicit Average(const PoolPlan& p) : plan(p), divisor(static_cast<Sum>(p.scale)), inverse(1 / divisor) {}
   static Sums add(Sums sum, Sums v) { return sum + v; }
   static Sums join(Sums sum, Sums v) { return sum + v; }
   Sums finish(const Row& row, const T*, Sums sum, int64_t e, int64_t) const {
-    if (plan.uniform) return sum / static_cast<Sum>(plan.scale);
+    if (plan.uniform) return quotient(sum, divisor, inverse);
     const Sum lines = static_cast<Sum>(plan.weight[0][row.i0] * plan.weight[1][row.i1]);
     return sum / (lines * load(static_cast<const Sum*>(plan.column) + e));
   }
 
   const PoolPlan& plan;
+  Sum divisor, inverse;  // where the plan is uniform
 };
 
 // kPower is p where it is 1, 2 or 3, else 0; torch's reading is signed: it takes powers of x instead of |x|.
