@@ -281,9 +281,8 @@ struct Mean {
   }
 
   at::Tensor transpose(const at::Tensor& y, at::IntArrayRef input_size) const {
-    using Signature =
-        at::Tensor(const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
-                   c10::SymIntArrayRef, c10::SymIntArrayRef, bool, bool, std::optional<c10::SymInt>);
+    using Signature = at::Tensor(const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                                 c10::SymIntArrayRef, c10::SymIntArrayRef, bool, bool, std::optional<c10::SymInt>);
     static const auto avg_pool_transpose = find<Signature>("torch_convarith::avg_pool_transpose");
     return avg_pool_transpose.call(y, Geometry::symbols(input_size), Geometry::symbols(kernel),
                                    Geometry::symbols(stride), Geometry::symbols(padding), Geometry::symbols(dilation),
@@ -324,11 +323,11 @@ struct DirectMean : torch::autograd::Function<DirectMean> {
   static at::Tensor in_python(const at::Tensor& grad, const std::vector<int64_t>& input_size, const Mean& mean) {
     namespace py = pybind11;
     py::gil_scoped_acquire acquire;
-    const py::object x = py::module_::import("torch_convarith._ops.pooling")
-                             .attr("avg_pool_transpose")(py::reinterpret_steal<py::object>(THPVariable_Wrap(grad)),
-                                                         input_size, mean.kernel, mean.stride, mean.padding,
-                                                         mean.dilation, mean.ceil_mode, mean.count_include_pad,
-                                                         mean.divisor);
+    const py::object x =
+        py::module_::import("torch_convarith._ops.pooling")
+            .attr("avg_pool_transpose")(py::reinterpret_steal<py::object>(THPVariable_Wrap(grad)), input_size,
+                                        mean.kernel, mean.stride, mean.padding, mean.dilation, mean.ceil_mode,
+                                        mean.count_include_pad, mean.divisor);
     return THPVariable_Unpack(x.ptr());
   }
 };
