@@ -73,18 +73,17 @@ class Planned {
     Planned p(w, kernels, weights, exponent);
     for (int i = 0; i < 2; ++i) {
       const Axis& a = w.axis[i];
-      for (int64_t in = 0; in < a.input; ++in) {
-        int64_t first = 0, count = 0, first_tap = 0;  // outputs fall as taps rise
-        for (int64_t t = 0; t < a.kernel; ++t) {
-          const int64_t o = output_index(a, w.output[i], in, t);
-          if (o < 0) continue;
-          first = o;
-          first_tap = t;
-          ++count;
+      p.first_[i].assign(a.input, 0);
+      p.count_[i].assign(a.input, 0);
+      p.first_tap_[i].assign(a.input, 0);
+      for (int64_t o = 0; o < w.output[i]; ++o) {
+        const Range taps = taps_of_output(a, o);
+        for (int64_t t = taps.begin; t < taps.end; ++t) {
+          const int64_t in = input_index(a, o, t);
+          if (p.count_[i][in]++ > 0) continue;
+          p.first_[i][in] = o;
+          p.first_tap_[i][in] = t;
         }
-        p.first_[i].push_back(first);
-        p.count_[i].push_back(count);
-        p.first_tap_[i].push_back(first_tap);
       }
       const int64_t common = std::gcd(a.dilation, a.stride);
       p.plan_.lines[i].step = a.dilation / common;
@@ -230,15 +229,20 @@ class Planned {
     constexpr int64_t kFewest = 32, kMostSteps = 4, kMostEntries = 4096;  // tables in the caches, read in turn
     const int64_t inputs = w.input_numel(), outputs = w.output_numel();
     if (w.inner != 1 || w.planes < kFewest || inputs > kMostEntries) return false;
-    // What an input of an axis gets in each of its steps: the output, or -1, and through which tap.
+    std::array<int64_t, kAxes> steps;  // outputs that see an input of the axis, at most
+    for (int i = 0; i < kAxes; ++i) {
+      steps[i] = ceil_div(w.axis[i].kernel, w.axis[i].stride / std::gcd(w.axis[i].stride, w.axis[i].dilation));
+    }
+    const int64_t lanes = kernels.lanes, vectors = ceil_div(inputs, lanes);
+    plan_.flat_steps = steps[0] * steps[1] * steps[2];
+    if ((!by_taps && plan_.flat_steps > kMostSteps) || vectors * plan_.flat_steps * lanes > kMostEntries) return false;
+    // What an input gets in each of its steps: the output, or -1, and through which tap.
     struct Seen {
       int64_t output, tap;
     };
     std::array<std::vector<Seen>, kAxes> seen;  // [input * steps + step]
-    std::array<int64_t, kAxes> steps;
     for (int i = 0; i < kAxes; ++i) {
       const Axis& a = w.axis[i];
-      steps[i] = ceil_div(a.kernel, a.stride / std::gcd(a.stride, a.dilation));
       for (int64_t in = 0; in < a.input; ++in) {
         for (int64_t t = a.kernel - 1; t >= 0; --t) {
           if ((in + a.lo - t * a.dilation) % a.stride == 0) seen[i].push_back({output_index(a, w.output[i], in, t), t});
@@ -246,9 +250,6 @@ class Planned {
         seen[i].resize((in + 1) * steps[i], {-1, 0});
       }
     }
-    const int64_t lanes = kernels.lanes, vectors = ceil_div(inputs, lanes);
-    plan_.flat_steps = steps[0] * steps[1] * steps[2];
-    if ((!by_taps && plan_.flat_steps > kMostSteps) || vectors * plan_.flat_steps * lanes > kMostEntries) return false;
     std::vector<int64_t> picks(vectors * plan_.flat_steps * lanes, -1), taps(by_taps ? picks.size() : 0, -1);
     const int64_t width = w.axis[2].input, height = w.axis[1].input;
     for (int64_t begin = 0, pick = 0; begin < inputs; begin += lanes) {

@@ -144,8 +144,8 @@ inline bool any(Mask mask) {
 #endif
 }
 
-// a / b, rounded as a division is, from b's inverse: dividers of long registers take several times as long. What is
-// left of a is exact, and no number where the quotient is infinite.
+// a / b from b's inverse, rounded as a division is where it is normal: dividers of long registers take several times as
+// long. What is left of a is exact, and no number where the quotient is infinite.
 #if CONVARITH_BYTES == 64
 inline Floats quotient(Floats a, float b, float inverse) {
   const Floats q = a * inverse, rest = _mm512_fnmadd_ps(q, every<Floats>(b), a);
