@@ -3,8 +3,8 @@
 // which knows transforms and error messages. A small convolution costs less than the Python frames it would pass
 // through.
 //
-// Gradients are recorded here, by a C++ autograd Function. Its backward takes the short way too where nothing watches;
-// else (double backward, batched or dual gradients) it calls the one rule that _ops/conv.py has for all transforms.
+// Gradients are recorded here, by C++ autograd Functions. Their backward takes the short way too where nothing watches;
+// else (double backward, batched or dual gradients) it calls the one rule that _ops has for all transforms.
 #include "direct_call.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -266,7 +266,130 @@ PyObject* run(Gives gives, const Call& call, at::IntArrayRef expected, const Geo
   return THPVariable_Wrap(std::move(result));
 }
 
+// Average pooling: windows, and what their sums are divided by.
+struct Mean {
+  std::vector<int64_t> kernel, stride, padding, dilation;
+  bool ceil_mode, count_include_pad;
+  std::optional<int64_t> divisor;
+
+  at::Tensor of(const at::Tensor& x) const {
+    using Signature = at::Tensor(const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                                 c10::SymIntArrayRef, bool, bool, std::optional<c10::SymInt>);
+    static const auto avg_pool = find<Signature>("torch_convarith::avg_pool");
+    return avg_pool.call(x, Geometry::symbols(kernel), Geometry::symbols(stride), Geometry::symbols(padding),
+                         Geometry::symbols(dilation), ceil_mode, count_include_pad, divisor);
+  }
+
+  at::Tensor transpose(const at::Tensor& y, at::IntArrayRef input_size) const {
+    using Signature = at::Tensor(const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                                 c10::SymIntArrayRef, c10::SymIntArrayRef, bool, bool, std::optional<c10::SymInt>);
+    static const auto avg_pool_transpose = find<Signature>("torch_convarith::avg_pool_transpose");
+    return avg_pool_transpose.call(y, Geometry::symbols(input_size), Geometry::symbols(kernel),
+                                   Geometry::symbols(stride), Geometry::symbols(padding), Geometry::symbols(dilation),
+                                   ceil_mode, count_include_pad, divisor);
+  }
+};
+
+struct DirectMean : torch::autograd::Function<DirectMean> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const Mean& mean) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto& data = ctx->saved_data;
+    data["input_size"] = x.sizes().slice(x.dim() - static_cast<int64_t>(mean.kernel.size()));
+    data["kernel"] = mean.kernel;
+    data["stride"] = mean.stride;
+    data["padding"] = mean.padding;
+    data["dilation"] = mean.dilation;
+    data["ceil_mode"] = mean.ceil_mode;
+    data["count_include_pad"] = mean.count_include_pad;
+    data["divisor"] = mean.divisor;
+    return mean.of(x);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    auto& data = ctx->saved_data;
+    const at::Tensor& grad = grads[0];
+    const std::vector<int64_t> input_size = data["input_size"].toIntVector();
+    const Mean mean = {data["kernel"].toIntVector(),         data["stride"].toIntVector(),
+                       data["padding"].toIntVector(),        data["dilation"].toIntVector(),
+                       data["ceil_mode"].toBool(),           data["count_include_pad"].toBool(),
+                       data["divisor"].toOptional<int64_t>()};
+    if (c10::GradMode::is_enabled() || !is_plain(grad) || !is_quiet()) return {in_python(grad, input_size, mean), {}};
+    at::AutoDispatchBelowADInplaceOrView below;
+    return {mean.transpose(grad, input_size), {}};
+  }
+
+  // _ops/pooling.py's, which is differentiable and known to every transform.
+  static at::Tensor in_python(const at::Tensor& grad, const std::vector<int64_t>& input_size, const Mean& mean) {
+    namespace py = pybind11;
+    py::gil_scoped_acquire acquire;
+    const py::object x =
+        py::module_::import("torch_convarith._ops.pooling")
+            .attr("avg_pool_transpose")(py::reinterpret_steal<py::object>(THPVariable_Wrap(grad)), input_size,
+                                        mean.kernel, mean.stride, mean.padding, mean.dilation, mean.ceil_mode,
+                                        mean.count_include_pad, mean.divisor);
+    return THPVariable_Unpack(x.ptr());
+  }
+};
+
+bool as_bool(PyObject* object, bool& value) {
+  value = object == Py_True;
+  return PyBool_Check(object);
+}
+
+// The windows of a tensor, if they are as functional/pooling.py allows them.
+bool read_mean(PyObject* const* args, int64_t axes, const at::Tensor& x, Mean& mean) {
+  Ints kernel, stride, padding, dilation;
+  int64_t divisor = 0;
+  if (!as_ints(args[2], axes, kernel) || !as_ints(args[4], axes, padding) || !as_ints(args[5], axes, dilation) ||
+      !as_bool(args[6], mean.ceil_mode) || !as_bool(args[7], mean.count_include_pad)) {
+    return false;
+  }
+  if (args[3] == Py_None) {
+    stride = kernel;
+  } else if (!as_ints(args[3], axes, stride)) {
+    return false;
+  }
+  if (args[8] != Py_None) {
+    if (!as_int(args[8], divisor) || divisor == 0) return false;
+    mean.divisor = divisor;
+  }
+  for (int64_t i = 0; i < axes; ++i) {
+    const int64_t p = padding[i], input = x.size(x.dim() - axes + i);
+    if (input < 1 || kernel[i] < 1 || stride[i] < 1 || dilation[i] < 1 || p < 0 || 2 * p > kernel[i]) return false;
+    if (!fits({input, kernel[i], stride[i], p, p + (mean.ceil_mode ? stride[i] - 1 : 0), dilation[i]})) return false;
+    mean.padding.insert(mean.padding.end(), {p, p});
+  }
+  mean.kernel.assign(kernel.begin(), kernel.begin() + axes);
+  mean.stride.assign(stride.begin(), stride.begin() + axes);
+  mean.dilation.assign(dilation.begin(), dilation.begin() + axes);
+  return true;
+}
+
 }  // namespace
+
+PyObject* call_avg_pool(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  int64_t axes = 0;
+  if (count != 9 || !as_int(args[0], axes) || axes < 1 || axes > kAxes || !is_quiet()) Py_RETURN_NONE;
+  const at::Tensor* x = plain(args[1]);
+  Mean mean;
+  if (x == nullptr || (x->dim() != axes + 1 && x->dim() != axes + 2) || !read_mean(args, axes, *x, mean)) {
+    Py_RETURN_NONE;
+  }
+  at::Tensor y;
+  {
+    pybind11::gil_scoped_release release;
+    if (x->requires_grad() && c10::GradMode::is_enabled()) {
+      y = DirectMean::apply(*x, mean);
+    } else {
+      at::AutoDispatchBelowADInplaceOrView below;
+      y = mean.of(*x);
+    }
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
 
 PyObject* call_conv(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS

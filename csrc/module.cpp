@@ -122,6 +122,9 @@ PYBIND11_MODULE(_C, m) {
        METH_FASTCALL,
        "conv_transpose(axes, input, weight, bias, stride, padding, output_padding, groups, dilation), or None "
        "likewise"},
+      {"avg_pool", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_avg_pool)), METH_FASTCALL,
+       "avg_pool(axes, input, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, "
+       "divisor_override), or None likewise"},
       {"is_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_is_plain)), METH_FASTCALL,
        "is_plain(*arguments): whether no tensor among them is watched, by autograd, a transform or a mode"},
       {nullptr, nullptr, 0, nullptr}};

@@ -262,6 +262,47 @@ def test_average_against_loops_and_torch(geometry, count_include_pad, divisor):
         )
 
 
+WIDTHS = [5, 9, 14, 15, 29, 40]
+"""Of rows that are taken two at a time, one by one, and as lines."""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scale", [2.0**-100, 1.0, 2.0**100])
+def test_means_are_quotients(width, scale):
+    """Rounded once, of any magnitude, for divisors of each window or one for all; what is not finite stays so."""
+    x = torch.randint(-(2**18), 2**18, (2, 3, 7, width), generator=torch.Generator().manual_seed(0)).float() * scale
+    special = x.clone()
+    special[0, 0, 0, 0], special[0, 1, 3, 2], special[1, 2, 6, -1] = math.inf, math.nan, -math.inf
+    for kernel, stride, padding in ((3, 1, 1), (3, 2, 1), ((2, 3), (1, 2), 0), (5, 2, 2)):
+        for v in (x, special):
+            window = (kernel, stride, padding, True)
+            total, count = (F.avg_pool2d(t, *window, divisor_override=1) for t in (v, torch.ones_like(v)))
+            same_to_the_bit = {"rtol": 0, "atol": 0, "equal_nan": True}
+            torch.testing.assert_close(C.avg_pool2d(v, *window, False), total / count, **same_to_the_bit)
+            nines = C.avg_pool2d(v, *window, divisor_override=9)
+            torch.testing.assert_close(nines, total / torch.full_like(total, 9), **same_to_the_bit)
+
+
+def test_average_goes_straight_to_the_operator():
+    """Python stands between where something has to be seen to, and gives the same."""
+    x = small_integers(2, 3, 9, 8).requires_grad_()
+    window = [(3, 2), None, 1, 1, True, False, 5]  # as torch.nn.functional has them, and as the operator
+    ys = [_ops.direct_avg_pool(2, x, *window), _ops.avg_pool(x, (3, 2), (3, 2), (1,) * 4, (1, 1), True, False, 5)]
+    g = small_integers(*ys[0].shape, seed=1)
+    grads = [torch.autograd.grad(y, x, g)[0] for y in ys]
+    assert torch.equal(*ys)
+    assert torch.equal(*grads)
+    for place, other in (
+        (0, 0), (0, (3, 2, 1)), (0, "3"), (0, True), (1, 0), (1, ()), (2, -1), (2, 2), (2, ((1, 0), (1, 0))),
+        (3, 0), (3, 9), (4, 1), (5, None), (6, 0), (6, 2.0),
+    ):  # fmt: skip
+        assert _ops.direct_avg_pool(2, x, *window[:place], other, *window[place + 1 :]) is None
+    for axes, v in ((1, x), (2, x[0, 0]), (4, x), (2, x[..., :0]), (2, nn.Parameter(x.detach()).to("meta")), (2, 3.0)):
+        assert _ops.direct_avg_pool(axes, v, 2, None, 0, 1, False, True, None) is None
+    with torch.autocast("cpu"):
+        assert _ops.direct_avg_pool(2, x, *window) is None
+
+
 @given(geometries(), st.sampled_from([1, 1.5, 2, 2.5, 3, 4, 30]))
 @few
 def test_norm_against_loops(geometry, p):
@@ -372,7 +413,7 @@ def equal(name, x, *args, **options):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_more_than_caches_hold(dtype, layout, shape):
-    """Results that go past the caches in whole lines, wherever they begin; planes of all sizes."""
+    """Results that are asked for ahead, wherever they begin; planes of all sizes."""
     for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 1)):
         x = (
             small_integers(*shape)
@@ -616,6 +657,15 @@ def test_norm_of_any_magnitude(p, scale):
     y = C.lp_pool1d(x, p, 2, signed=False)
     expected = [2 ** (1 / p), (3.0**p + 0.5**p) ** (1 / p) if p < 500 else 3.0]
     torch.testing.assert_close(y / scale, torch.tensor([[expected]]))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("p", [2, 2.5])
+def test_norm_of_rows_of_any_magnitude(p, width):
+    x = distinct(1, 2, 5, width).float() * torch.tensor([1, 1e-30, 1e30, 1e-30, 1])[:, None]
+    for stride in (1, 2):
+        y, expected = (C.lp_pool2d(v, p, (1, 2), (1, stride), signed=False) for v in (x, x.double()))
+        torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=0)
 
 
 def test_pattern_pool_is_any_pooling():

@@ -169,8 +169,8 @@ void short_backward_rows(const Policy& policy, const PoolPlan& plan, const Find&
   typedef typename Lanes<T>::Sums Sums;
   constexpr int kLanes = Lanes<T>::kLanes;
   const int64_t width = plan.output[2];
-  with_short_line<Sum>(width, [&](auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
+  with_short_lines<Sum>(width, [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value, kVectors = 2 / kRows;
     const auto combine = [&](const Row& row, Sums(&line)[kVectors]) {
       bool whole;
       const Lines lines = find(row, whole);
@@ -193,7 +193,7 @@ void short_backward_rows(const Policy& policy, const PoolPlan& plan, const Find&
     const auto finish = [&](const Row&, Sums sum, int64_t e, int64_t left) {
       return policy.finish(sum, x + (size - left), left);
     };
-    short_rows<kVectors>(plan, plan.input, width, Sum(0), combine, join, finish, to, begin, end);
+    short_rows<kRows>(plan, plan.input, width, Sum(0), combine, join, finish, to, begin, end);
   });
 }
 

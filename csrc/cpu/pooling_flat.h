@@ -3,7 +3,6 @@
 #pragma once
 
 #include "pooling_lines.h"
-#include "window_stream.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -73,9 +72,7 @@ class FlatPlanes {
   // Planes of both halves in turn, to read the tables once for two; the next two are kept before they are read.
   template <typename Keep, typename Pick, typename Finish>
   void run(const Keep& keep, const Pick& pick, const Finish& finish, T* result, int64_t begin, int64_t end) {
-    const int64_t middle = begin + (end - begin) / 2, all = (end - begin) * inputs_;
-    Stream<T> out_a(result + begin * inputs_, (middle - begin) * inputs_, all);
-    Stream<T> out_b(result + middle * inputs_, (end - middle) * inputs_, all);
+    const int64_t middle = begin + (end - begin) / 2;
     const auto kept = [&](int64_t round) { return kept_ + round % 2 * 2 * size(); };
     const auto keep_next = [&](int64_t a, int64_t b) {
       if (a < middle) keep(a, kept(b - middle));
@@ -92,9 +89,11 @@ class FlatPlanes {
           const Sum* first = from + plan.flat_first[step];
           pick(step, first, first + size(), sum_a, sum_b);
         }
-        const int64_t left = inputs_ - e, count = least<int64_t>(kLanes, left);
-        if (a < middle) store_sums(out_a.next(count), finish(sum_a, a * inputs_ + e, left));
-        store_sums(out_b.next(count), finish(sum_b, b * inputs_ + e, left));
+        const int64_t at_a = a * inputs_ + e, at_b = b * inputs_ + e, left = inputs_ - e;
+        prefetch_ahead(result, at_a + kBytesAhead / sizeof(T));
+        prefetch_ahead(result, at_b + kBytesAhead / sizeof(T));
+        if (a < middle) store_up_to(result + at_a, finish(sum_a, at_a, left), left);
+        store_up_to(result + at_b, finish(sum_b, at_b, left), left);
       }
     }
   }

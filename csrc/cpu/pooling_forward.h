@@ -23,6 +23,18 @@ inline V better(V best, V v) {
   return v != v ? v : found;
 }
 
+// The part of a window's weight that its row has, for the entries from e on of a row and, past its end, the next one.
+template <typename V>
+inline V line_weights(const PoolPlan& plan, Row row, int64_t e) {
+  const auto of = [&] {
+    return every<V>(static_cast<decltype(V{}[0])>(plan.weight[0][row.i0] * plan.weight[1][row.i1]));
+  };
+  const V weight = of();
+  if (plan.picks == nullptr) return weight;
+  row.advance();
+  return first_or(weight, static_cast<int>(plan.output[2] - e), of()[0]);
+}
+
 template <bool kMinimum, typename T>
 struct Maximum {
   typedef typename Lanes<T>::Sums Sums;
@@ -42,16 +54,16 @@ struct Average {
   static constexpr double kNeutral = 0;
   static constexpr bool kIsUsual = true;
 
-  explicit Average(const PoolPlan& p) : plan(p) {}
+  explicit Average(const PoolPlan& p) : plan(p), divisor(static_cast<Sum>(p.scale)), inverse(1 / divisor) {}
   static Sums add(Sums sum, Sums v) { return sum + v; }
   static Sums join(Sums sum, Sums v) { return sum + v; }
   Sums finish(const Row& row, const T*, Sums sum, int64_t e, int64_t) const {
-    if (plan.uniform) return sum / static_cast<Sum>(plan.scale);
-    const Sum lines = static_cast<Sum>(plan.weight[0][row.i0] * plan.weight[1][row.i1]);
-    return sum / (lines * load(static_cast<const Sum*>(plan.column) + e));
+    if (plan.uniform) return quotient(sum, divisor, inverse);
+    return sum / (line_weights<Sums>(plan, row, e) * load(static_cast<const Sum*>(plan.column) + e));
   }
 
   const PoolPlan& plan;
+  Sum divisor, inverse;  // where the plan is uniform
 };
 
 // kPower is p where it is 1, 2 or 3, else 0; torch's reading is signed: it takes powers of x instead of |x|.
@@ -116,8 +128,7 @@ template <typename V>
 inline V weighted(const PoolPlan& plan, const Row& row, V sum, int64_t e) {
   typedef decltype(+sum[0]) Sum;
   if (plan.uniform) return plan.scale == 1 ? sum : sum * static_cast<Sum>(plan.scale);
-  const Sum lines = static_cast<Sum>(plan.weight[0][row.i0] * plan.weight[1][row.i1]);
-  return sum * lines * load(static_cast<const Sum*>(plan.column) + e);
+  return sum * line_weights<V>(plan, row, e) * load(static_cast<const Sum*>(plan.column) + e);
 }
 
 template <int kPower, typename T>
@@ -153,9 +164,9 @@ struct Norm {
   CONVARITH_ONCE void rescale(Row row, const T* x, const Sums& sum, int64_t e, int64_t count, Sums* y) const {
     const int64_t size = plan.output[2] * plan.inner;
     for (int64_t i = 0; i < count && i < kLanes; ++i, ++e) {
-      if (e == size) {
+      if (e >= size) {
         row.advance();
-        e = 0;
+        e -= size;
       }
       if (is_doubtful(sum)[i]) (*y)[i] = rescaled(row, x, e);
     }
@@ -388,19 +399,19 @@ void pool_short_rows(const Policy& policy, const PoolPlan& plan, const T* x, T* 
   const int64_t width = plan.input[2], plane_size = plan.input[0] * plan.input[1] * width;
   const int64_t whole_planes = planes_of_whole_vectors(plan, plan.input);
   const Ahead later(plan, sizeof(T));
-  with_short_line<Sum>(width, [&](auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
-    const auto combine = [&](const Row& row, Sums(&line)[kVectors]) {
+  with_short_lines<Sum>(width, [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    const auto combine = [&](const Row& row, Sums(&line)[2 / kRows]) {
       later.prefetch(row, x);
       reduce_short_lines(policy, Lines(plan.lines, row.i0, row.i1), x + row.plane * plane_size,
                          row.plane < whole_planes, width, line);
     };
     const auto join = [&](Sums a, Sums b) { return policy.join(a, b); };
-    const auto finish = [&](const Row& row, Sums sum, int64_t e, int64_t) {
-      return policy.finish(row, x, sum, e, plan.output[2] - e);
+    const auto finish = [&](const Row& row, Sums sum, int64_t e, int64_t left) {
+      return policy.finish(row, x, sum, e, least(kRows * plan.output[2] - e, left));
     };
-    short_rows<kVectors>(plan, plan.output, width, static_cast<Sum>(Policy::kNeutral), combine, join, finish,
-                         y + begin * plan.output[2], begin, end);
+    short_rows<kRows>(plan, plan.output, width, static_cast<Sum>(Policy::kNeutral), combine, join, finish,
+                      y + begin * plan.output[2], begin, end);
   });
 }
 

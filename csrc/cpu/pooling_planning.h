@@ -73,18 +73,17 @@ class Planned {
     Planned p(w, kernels, weights, exponent);
     for (int i = 0; i < 2; ++i) {
       const Axis& a = w.axis[i];
-      for (int64_t in = 0; in < a.input; ++in) {
-        int64_t first = 0, count = 0, first_tap = 0;  // outputs fall as taps rise
-        for (int64_t t = 0; t < a.kernel; ++t) {
-          const int64_t o = output_index(a, w.output[i], in, t);
-          if (o < 0) continue;
-          first = o;
-          first_tap = t;
-          ++count;
+      p.first_[i].assign(a.input, 0);
+      p.count_[i].assign(a.input, 0);
+      p.first_tap_[i].assign(a.input, 0);
+      for (int64_t o = 0; o < w.output[i]; ++o) {
+        const Range taps = taps_of_output(a, o);
+        for (int64_t t = taps.begin; t < taps.end; ++t) {
+          const int64_t in = input_index(a, o, t);
+          if (p.count_[i][in]++ > 0) continue;
+          p.first_[i][in] = o;
+          p.first_tap_[i][in] = t;
         }
-        p.first_[i].push_back(first);
-        p.count_[i].push_back(count);
-        p.first_tap_[i].push_back(first_tap);
       }
       const int64_t common = std::gcd(a.dilation, a.stride);
       p.plan_.lines[i].step = a.dilation / common;
@@ -149,9 +148,9 @@ class Planned {
   }
 
   void fill_column(const WindowKernels& kernels) {
-    const int64_t n = plan_.output[2] * plan_.inner;
-    std::vector<double> column(n + kernels.lanes, 1);
-    for (int64_t e = 0; e < n; ++e) column[e] = weights_[2][e / plan_.inner];
+    const int64_t n = plan_.output[2] * plan_.inner, rows = has_short_rows(kernels) ? 2 : 1;
+    std::vector<double> column(rows * n + kernels.lanes, 1);
+    for (int64_t e = 0; e < rows * n; ++e) column[e] = weights_[2][e % n / plan_.inner];
     column_ = numbers<float>(column, kernels);
   }
 
@@ -189,7 +188,7 @@ class Planned {
         picks[t].push_back(i < a.input ? i : -1);
       }
     }
-    lay_out_picks(picks, a.input, kernels);
+    lay_out_picks(picks, a.input, false, kernels);
   }
 
   // Each tap has a step of its own, or there are as many steps as an input gets outputs.
@@ -205,18 +204,20 @@ class Planned {
         step += !by_taps;
       }
     }
-    lay_out_picks(picks, plan_.output[2], kernels);
+    lay_out_picks(picks, plan_.output[2], by_taps, kernels);
   }
 
-  void lay_out_picks(const Picks& steps, int64_t size, const WindowKernels& kernels) {  // `size` entries to pick from
+  // `size` entries to pick from. Two rows of one vector each are picked from together, but not by taps.
+  void lay_out_picks(const Picks& steps, int64_t size, bool by_taps, const WindowKernels& kernels) {
     const int64_t n = static_cast<int64_t>(steps.front().size()), spare = size < kernels.lanes ? 1 : 2;
+    const int64_t count = by_taps || spare == 2 ? n : 2 * n;
     plan_.pick_steps = static_cast<int64_t>(steps.size());
     std::vector<int64_t> lanes;
-    for (int64_t begin = 0; begin < n; begin += kernels.lanes) {
+    for (int64_t begin = 0; begin < count; begin += kernels.lanes) {
       for (const auto& step : steps) {
         for (int64_t e = begin; e < begin + kernels.lanes; ++e) {
-          const int64_t lane = e < n ? step[e] : -1;
-          lanes.push_back(lane < 0 ? spare * kernels.lanes - 1 : lane);
+          const int64_t lane = e < count ? step[e % n] : -1;
+          lanes.push_back(lane < 0 ? spare * kernels.lanes - 1 : e < n ? lane : kernels.lanes + lane);
         }
       }
     }
@@ -228,53 +229,52 @@ class Planned {
     constexpr int64_t kFewest = 32, kMostSteps = 4, kMostEntries = 4096;  // tables in the caches, read in turn
     const int64_t inputs = w.input_numel(), outputs = w.output_numel();
     if (w.inner != 1 || w.planes < kFewest || inputs > kMostEntries) return false;
-    // What an input of an axis gets in each of its steps: the output, or -1, and through which tap.
-    typedef std::pair<int64_t, int64_t> Seen;
-    std::array<std::vector<std::vector<Seen>>, kAxes> seen;
-    std::array<int64_t, kAxes> steps = {};
+    std::array<int64_t, kAxes> steps;  // outputs that see an input of the axis, at most
     for (int i = 0; i < kAxes; ++i) {
-      const Axis& a = w.axis[i];
-      for (int64_t in = 0; in < a.input; ++in) {
-        std::vector<Seen>& of = seen[i].emplace_back();
-        for (int64_t t = a.kernel - 1; t >= 0; --t) {
-          if ((in + a.lo - t * a.dilation) % a.stride == 0) of.emplace_back(output_index(a, w.output[i], in, t), t);
-        }
-        steps[i] = std::max(steps[i], static_cast<int64_t>(of.size()));
-      }
-      for (std::vector<Seen>& of : seen[i]) of.resize(steps[i], Seen(-1, 0));
+      steps[i] = ceil_div(w.axis[i].kernel, w.axis[i].stride / std::gcd(w.axis[i].stride, w.axis[i].dilation));
     }
     const int64_t lanes = kernels.lanes, vectors = ceil_div(inputs, lanes);
     plan_.flat_steps = steps[0] * steps[1] * steps[2];
-    if (plan_.flat_steps == 0) return false;  // no output sees any input
     if ((!by_taps && plan_.flat_steps > kMostSteps) || vectors * plan_.flat_steps * lanes > kMostEntries) return false;
-    std::vector<int64_t> picks(vectors * plan_.flat_steps * lanes, -1), taps = picks;
-    for (int64_t i = 0; i < inputs; ++i) {
-      const auto& of0 = seen[0][i / w.axis[2].input / w.axis[1].input];
-      const auto& of1 = seen[1][i / w.axis[2].input % w.axis[1].input];
-      const auto& of2 = seen[2][i % w.axis[2].input];
-      int64_t entry = i / lanes * plan_.flat_steps * lanes + i % lanes;
-      for (const auto& [o0, t0] : of0) {
-        for (const auto& [o1, t1] : of1) {
-          for (const auto& [o2, t2] : of2) {
-            if (o0 >= 0 && o1 >= 0 && o2 >= 0) {
-              picks[entry] = (o0 * w.output[1] + o1) * w.output[2] + o2;
-              taps[entry] = (t0 * w.axis[1].kernel + t1) * w.axis[2].kernel + t2;
-            }
-            entry += lanes;
-          }
+    // What an input gets in each of its steps: the output, or -1, and through which tap.
+    struct Seen {
+      int64_t output, tap;
+    };
+    std::array<std::vector<Seen>, kAxes> seen;  // [input * steps + step]
+    for (int i = 0; i < kAxes; ++i) {
+      const Axis& a = w.axis[i];
+      for (int64_t in = 0; in < a.input; ++in) {
+        for (int64_t t = a.kernel - 1; t >= 0; --t) {
+          if ((in + a.lo - t * a.dilation) % a.stride == 0) seen[i].push_back({output_index(a, w.output[i], in, t), t});
         }
+        seen[i].resize((in + 1) * steps[i], {-1, 0});
       }
     }
-    for (auto vector = picks.begin(); vector != picks.end(); vector += lanes) {
-      int64_t first = outputs, last = 0;
-      for (auto lane = vector; lane != vector + lanes; ++lane) {
-        if (*lane < 0) continue;
-        first = std::min(first, *lane);
-        last = std::max(last, *lane);
+    std::vector<int64_t> picks(vectors * plan_.flat_steps * lanes, -1), taps(by_taps ? picks.size() : 0, -1);
+    const int64_t width = w.axis[2].input, height = w.axis[1].input;
+    for (int64_t begin = 0, pick = 0; begin < inputs; begin += lanes) {
+      const int64_t count = std::min(lanes, inputs - begin);
+      for (int64_t step = 0; step < plan_.flat_steps; ++step, pick += lanes) {
+        int64_t first = outputs, last = 0;
+        for (int64_t lane = 0; lane < count;) {  // by rows of x
+          const int64_t row = (begin + lane) / width, column = (begin + lane) % width;
+          const Seen s0 = seen[0][row / height * steps[0] + step / steps[2] / steps[1]];
+          const Seen s1 = seen[1][row % height * steps[1] + step / steps[2] % steps[1]];
+          const Seen* s2 = &seen[2][column * steps[2] + step % steps[2]];
+          const int64_t output = (s0.output * w.output[1] + s1.output) * w.output[2];
+          const int64_t tap = (s0.tap * w.axis[1].kernel + s1.tap) * w.axis[2].kernel;
+          for (const int64_t end = std::min(count, lane + width - column); lane < end; ++lane, s2 += steps[2]) {
+            if ((s0.output | s1.output | s2->output) < 0) continue;
+            picks[pick + lane] = output + s2->output;
+            if (by_taps) taps[pick + lane] = tap + s2->tap;
+            first = std::min(first, output + s2->output);
+            last = std::max(last, output + s2->output);
+          }
+        }
+        if (last - first >= lanes) return flat_first_.clear(), false;
+        for (int64_t lane = 0; lane < count; ++lane) picks[pick + lane] -= picks[pick + lane] < 0 ? 0 : first;
+        flat_first_.push_back(first);
       }
-      if (last - first >= lanes) return flat_first_.clear(), false;
-      for (auto lane = vector; lane != vector + lanes; ++lane) *lane = *lane < 0 ? -1 : *lane - first;
-      flat_first_.push_back(first);
     }
     flat_picks_ = numbers<int32_t>(picks, kernels);
     if (by_taps) flat_taps_ = numbers<int32_t>(taps, kernels);

@@ -81,17 +81,17 @@ void sum_chunk(const PoolPlan& plan, const Chunk& chunk, const ChunkRoom<Sum>& r
   const PowerSum<Sum> policy = {plan};
   const int64_t inputs = plan.input[2] * plan.inner, outputs = plan.output[2] * plan.inner;
   if (plan.picks != nullptr) {
-    return with_short_line<Sum>(inputs, [&](auto vectors) {
-      constexpr int kVectors = decltype(vectors)::value;
-      const auto combine = [&](const Row& row, Sums(&in)[kVectors]) {
+    return with_short_lines<Sum>(inputs, [&](auto rows) {
+      constexpr int kRows = decltype(rows)::value;
+      const auto combine = [&](const Row& row, Sums(&in)[2 / kRows]) {
         reduce_short_lines(policy, chunk.lines(plan, row), room.elements, true, inputs, in);
       };
       const auto join = [&](Sums a, Sums b) { return policy.join(a, b); };
       const auto finish = [&](const Row& row, Sums v, int64_t e, int64_t) {
         return policy.finish(row, room.elements, v, e, 0);
       };
-      short_rows<kVectors>(plan, plan.output, inputs, Sum(0), combine, join, finish, room.sums, chunk.begin,
-                           chunk.begin + chunk.count);
+      short_rows<kRows>(plan, plan.output, inputs, Sum(0), combine, join, finish, room.sums, chunk.begin,
+                        chunk.begin + chunk.count);
     });
   }
   Stream<Sum> pixels(room.sums, chunk.count * outputs);

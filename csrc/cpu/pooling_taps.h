@@ -59,6 +59,15 @@ inline Sums add_where(Taps taps, Taps tap, Sums v, Sums sum) {
 }
 #endif
 
+template <typename V, typename Index>
+inline V picked(const V (&from)[1], Index index) {
+  return __builtin_shuffle(from[0], index);
+}
+template <typename V, typename Index>
+inline V picked(const V (&from)[2], Index index) {
+  return __builtin_shuffle(from[0], from[1], index);
+}
+
 template <typename T>
 class TapSums {
  public:
@@ -212,8 +221,8 @@ void tap_scatter(const PoolPlan& plan, const void* g, const uint8_t* taps, const
   TapSums<T> sums(plan, g, taps, taps_end);
   if (plan.picks != nullptr) {
     T* to = static_cast<T*>(result) + begin * plan.input[2];
-    return with_short_line<Sum>(plan.output[2], [&](auto from) {
-      constexpr int kFrom = decltype(from)::value;
+    return with_short_lines<Sum>(plan.output[2], [&](auto rows) {
+      constexpr int kFrom = 2 / decltype(rows)::value;
       plan.input[2] <= Lanes<T>::kLanes ? sums.template short_rows<kFrom, 1>(to, begin, end)
                                         : sums.template short_rows<kFrom, 2>(to, begin, end);
     });

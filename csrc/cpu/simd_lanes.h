@@ -144,6 +144,22 @@ inline bool any(Mask mask) {
 #endif
 }
 
+// a / b from b's inverse, rounded as a division is where it is normal: dividers of long registers take several times as
+// long. What is left of a is exact, and no number where the quotient is infinite.
+#if CONVARITH_BYTES == 64
+inline Floats quotient(Floats a, float b, float inverse) {
+  const Floats q = a * inverse, rest = _mm512_fnmadd_ps(q, every<Floats>(b), a);
+  return _mm512_mask3_fmadd_ps(rest, every<Floats>(inverse), q, _mm512_cmp_ps_mask(rest, rest, _CMP_ORD_Q));
+}
+#else
+inline Floats quotient(Floats a, float b, float) {
+  return a / b;
+}
+#endif
+inline Doubles quotient(Doubles a, double b, double) {
+  return a / b;
+}
+
 // The two vectors that have a and b in turn.
 template <typename T>
 inline void interleave(typename Simd<T>::Vec& a, typename Simd<T>::Vec& b) {

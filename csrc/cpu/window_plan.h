@@ -57,8 +57,8 @@ struct PoolPlan {
   // see, chunk_size elements at most, and the rows' own stand from at_chunk (bytes) on.
   int64_t chunk_rows, chunk_size, at_chunk;
 
-  // Short rows, see pooling_short.h: which lane of a line each entry of a row picks in each step, [vector of the
-  // row][pick_steps][lane], as integers of the sums' size; null for others.
+  // Short rows, see pooling_short.h: which lane of a line each entry of a row, or of two, picks in each step, [vector
+  // of the row][pick_steps][lane], as integers of the sums' size; null for others.
   const void* picks;
   int64_t pick_steps;
 

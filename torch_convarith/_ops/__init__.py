@@ -21,7 +21,7 @@ except ImportError as error:
 
 build_info = _C.build_info
 # Straight into C++ for the plain case, None in every other: see csrc/direct_call.cpp.
-direct_conv, direct_conv_transpose = _C.conv, _C.conv_transpose
+direct_avg_pool, direct_conv, direct_conv_transpose = _C.avg_pool, _C.conv, _C.conv_transpose
 
 from .conv import METHODS, conv, conv_transpose, conv_weight  # noqa: E402
 from .kernels import (  # noqa: E402
@@ -60,6 +60,7 @@ __all__ = [
     "conv_weight",
     "csr",
     "csr_weight",
+    "direct_avg_pool",
     "direct_conv",
     "direct_conv_transpose",
     "explain_kernel",

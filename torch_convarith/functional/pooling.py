@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import _ops
 from ..geometry import Axis, Geometry, GeometryError, _per_axis_numbers, per_axis, pooling_output_size
@@ -449,6 +450,11 @@ def _avg_pool(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
+    if not is_compiling():
+        options = (ceil_mode, count_include_pad, divisor_override)
+        y = _ops.direct_avg_pool(axes, input, kernel_size, stride, padding, dilation, *options)
+        if y is not None:
+            return y
     geometry = _raw_geometry(f"avg_pool{axes}d", axes, input, kernel_size, stride, padding, dilation, ceil_mode)
     if divisor_override == 0:
         raise GeometryError("divisor must be not zero")
