@@ -355,7 +355,7 @@ struct ConvKernels {
   void (*depthwise_in_place_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
                                  int64_t begin, int64_t end);
   void (*depthwise_store)(const DepthwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
-  // The same with lanes along the channels; the weight's gradient is null for the half precisions.
+  // The same with lanes along the channels; of the half precisions' gradients of the weight these follow each other.
   void (*channelwise)(const ChannelwisePlan& plan, const void* in, const void* w, void* out, char* scratch,
                       int64_t begin, int64_t end);
   void (*channelwise_sum)(const ChannelwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
