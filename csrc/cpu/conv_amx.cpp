@@ -10,9 +10,9 @@ namespace {
 // copied pair of a panel, of a line's part and of its weights where they stand otherwise; of an output's rounding and
 // of one that goes further than beside its neighbour; and of a tile's pair, of one of neighbouring channels, and of
 // one, and a row of them, that come from further.
-constexpr double kSteps[] = {100, 130}, kFarStep = 100, kPanelPair = 3, kLinePart = 3, kLineWeight = 2, kStore = 0.3,
+constexpr double kSteps[] = {100, 130}, kFarStep = 60, kPanelPair = 3, kLinePart = 3, kLineWeight = 2, kStore = 0.3,
                  kScatter = 10, kCell = 0.8, kInnerCell = 0.15, kFarCell = 3, kFarRow = 100;
-constexpr int64_t kNearBytes = int64_t{3} << 19;  // of weights that a block of lines passes
+constexpr int64_t kNearBytes = int64_t{1} << 18;  // of weights that a block of lines passes
 constexpr int64_t kTileBytes = int64_t{1} << 18;  // of inputs, beside the weights in the second cache
 constexpr int64_t kLeastPixels = 128, kMostPixels = 4096;
 constexpr double kOtherCycles = 2;  // the other gathers take, for every one that their model says

@@ -316,8 +316,8 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
 
   // Where every residue modulo the stride is read, the outer product needs no split: it reads cells wherever they are.
   const int64_t all_residues = g.stride[0] * g.stride[1] * g.stride[2];
-  const bool split = !blocking.without_tile &&
-                     (!g.outer || residues_of(gather, g.stride).size() < static_cast<size_t>(all_residues));
+  const bool split =
+      !blocking.without_tile && (!g.outer || residues_of(gather, g.stride).size() < static_cast<size_t>(all_residues));
   const int64_t whole[3] = {1, 1, 1};
   const int64_t* step = split ? g.stride : whole;  // inputs between neighbouring cells
   const auto residues = residues_of(gather, step);
