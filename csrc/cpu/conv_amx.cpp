@@ -12,6 +12,7 @@ namespace {
 // one, and a row of them, that come from further.
 constexpr double kSteps[] = {100, 130}, kFarStep = 60, kPanelPair = 3, kLinePart = 3, kLineWeight = 2, kStore = 0.3,
                  kScatter = 10, kCell = 0.8, kInnerCell = 0.15, kFarCell = 3, kFarRow = 100;
+constexpr int64_t kFewSets = 1024;                // numbers, so far apart that they share a few sets of the first cache
 constexpr int64_t kNearBytes = int64_t{1} << 18;  // of weights that a block of lines passes
 constexpr int64_t kTileBytes = int64_t{1} << 18;  // of inputs, beside the weights in the second cache
 constexpr int64_t kLeastPixels = 128, kMostPixels = 4096;
@@ -40,6 +41,20 @@ bool sees_one_tile(const std::vector<Gather>& gathers) {
   return std::all_of(gathers.begin(), gathers.end(), [&](const Gather& a) {
     return a.shifts.empty() || std::equal(a.plan.grid, a.plan.grid + kAxes, any.grid);
   });
+}
+
+// Whether lines of a single tap are pixels, which are registers' lines where they stand: all inside of the input, in
+// whole lines of the cache, and not all in a few of its sets.
+bool lines_in_place(const Gather& gather) {
+  const GatherPlan& g = gather.plan;
+  if (gather.shifts.size() != 1 || g.in_channel != 1 || g.channels % kAmxNumbers != 0) return false;
+  int64_t apart = g.in_batch | g.in_group;
+  for (int i = 0; i < 3; ++i) {
+    const int64_t shift = gather.shifts[0][i];
+    if (shift < 0 || (g.grid[i] - 1) * g.stride[i] + shift >= g.source[i]) return false;
+    apart |= g.in_axis[i];
+  }
+  return apart % kAmxNumbers == 0 && g.stride[2] * g.in_axis[2] % kFewSets != 0;
 }
 
 // Of so many channels.
@@ -81,7 +96,7 @@ double cycles_of(const std::vector<Gather>& gathers, AmxInputs inputs) {
     total += as_double(rows * g.grid[2] * g.rows) * (scattered ? kScatter : kStore);
     if (lines) {
       const bool straight = g.channels == 1 || g.w_channel == (g.in_channel == 1 ? 1 : taps);
-      total += as_double(rows * g.grid[2] * line_parts(gather)) * kLinePart;
+      total += lines_in_place(gather) ? 0 : as_double(rows * g.grid[2] * line_parts(gather)) * kLinePart;
       total += straight ? 0 : as_double(g.groups * g.rows * g.channels * taps) * kLineWeight;
     } else {
       const int64_t inputs_seen = images * parts(g.channels, 2) * g.source[0] * g.source[1] * g.source[2];
@@ -162,6 +177,7 @@ std::vector<AmxGather> amx_gathers(const Problem& p, std::vector<Gather> gathers
     AmxPlan& plan = a.plan;
     plan.inputs = inputs;
     plan.lines = a.lines.plan;
+    plan.in_place = lines && lines_in_place(a.gather);
     plan.steps = lines    ? parts(plan.lines.depth, kAmxNumbers)
                  : panels ? parts(g.channels * g.taps, kAmxPairs)
                           : parts(g.channels, kAmxPairs) * g.taps;

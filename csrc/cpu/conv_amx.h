@@ -209,9 +209,9 @@ void amx_multiply(int64_t steps, const int32_t* step, bool left_steps, const Fac
 
 // Of a block of rows and cells: sums[row][cell] of panels, otherwise sums[cell][row].
 inline void amx_multiply(const AmxPlan& a, int64_t rows, int64_t cells, const uint32_t* w, const uint32_t* x,
-                         float* sums) {
+                         int64_t x_pitch, float* sums) {
   constexpr int64_t kLine = kRegisterWords * sizeof(uint32_t);
-  const int64_t pitch = a.pitch * static_cast<int64_t>(sizeof(uint32_t));
+  const int64_t pitch = x_pitch * static_cast<int64_t>(sizeof(uint32_t));
   const Factors weights = {w, kLine, kRegisterRows * kLine};
   const bool panels = a.inputs == AmxInputs::kPanels;
   const Factors inputs = panels ? Factors{x, pitch, kLine} : Factors{x, pitch, kRegisterRows * pitch};
@@ -419,12 +419,12 @@ void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t e
   }
   float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
   const bool panels = a.inputs == AmxInputs::kPanels, past_caches = goes_past_caches(p, out);
-  const auto multiply_block = [&](int64_t block, int64_t j, const uint32_t* from) {
+  const auto multiply_block = [&](int64_t block, int64_t j, const uint32_t* from, int64_t pitch) {
     const int64_t row = block * kAmxRows, rows = least(kAmxRows, p.rows - row);
     float bias[kAmxRows] = {};
     if (p.bias) widen_bias<T>(p, g, row, rows, bias);
     const uint32_t* weights = packed + amx_weights(a, g, block);
-    amx_multiply(a, rows, cells - j * kAmxColumns, weights, from, sums);
+    amx_multiply(a, rows, cells - j * kAmxColumns, weights, from, pitch, sums);
     const Run *part = parts + first_part[j], *last = parts + first_part[j + 1];
     T* to = out + g * p.out_group + row * p.out_channel;
     panels ? store_block(p, part, last, rows, bias, sums, to)
@@ -432,19 +432,28 @@ void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t e
   };
   if (a.inputs == AmxInputs::kCells) {
     for (int64_t block = begin; block < end; ++block) {
-      for (int64_t j = 0; j < blocks; ++j) multiply_block(block, j, tile + j * kAmxColumns * a.pitch);
+      for (int64_t j = 0; j < blocks; ++j) multiply_block(block, j, tile + j * kAmxColumns * a.pitch, a.pitch);
     }
     return;
   }
+  const T* in_group = in + g * p.in_group;
+  const bool in_place = a.in_place && reinterpret_cast<uintptr_t>(in_group) % 64 == 0;
   for (int64_t j = 0; j < blocks; ++j) {
-    const int64_t cell = j * kAmxColumns;
+    const int64_t cell = j * kAmxColumns, last = cell + kAmxColumns, length = b.size[3];
+    const uint32_t* from = panel;
+    int64_t pitch = a.pitch;
     if (panels) {
       copy_panel(a, tile + cell, panel);
+    } else if (in_place && last <= cells && cell / length == (last - 1) / length) {  // of a row, and all there
+      const int64_t step = p.stride[2] * p.in_axis[2];
+      const int64_t source = line_row(p, b, cell / length).corner + cell % length * step + a.lines.part[0].source;
+      from = reinterpret_cast<const uint32_t*>(in_group + source);
+      pitch = step / 2;
     } else {
-      fill_lines(p, a.lines, b, {cell, least(cell + kAmxColumns, cells), 0, a.steps, 2 * a.pitch}, in + g * p.in_group,
+      fill_lines(p, a.lines, b, {cell, least(last, cells), 0, a.steps, 2 * a.pitch}, in_group,
                  reinterpret_cast<LineLoad*>(tile), reinterpret_cast<Brain16*>(panel));
     }
-    for (int64_t block = begin; block < end; ++block) multiply_block(block, j, panel);
+    for (int64_t block = begin; block < end; ++block) multiply_block(block, j, from, pitch);
   }
 }
 

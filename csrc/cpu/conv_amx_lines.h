@@ -41,6 +41,17 @@ inline void fill_line(const LineLoad* loads, int64_t count, uintptr_t from, cons
   }
 }
 
+// A row of a box's outputs: what its first one sees by no tap, and where that stands from the group's input.
+struct LineRow {
+  int64_t z, y, corner;
+};
+inline LineRow line_row(const GatherPlan& p, const Box& b, int64_t row) {
+  const int64_t plane = row / b.size[2], image = b.first[0] + plane / b.size[1];
+  const int64_t z = (b.first[1] + plane % b.size[1]) * p.stride[0], y = (b.first[2] + row % b.size[2]) * p.stride[1];
+  const int64_t x = b.first[3] * p.stride[2];
+  return {z, y, image * p.in_batch + z * p.in_axis[0] + y * p.in_axis[1] + x * p.in_axis[2]};
+}
+
 // `in` is the group's; there is room for the loads of all parts.
 inline void fill_lines(const GatherPlan& p, const AmxLines& l, const Box& b, const LineBlock& block, const Brain16* in,
                        LineLoad* loads, Brain16* to) {
@@ -55,19 +66,16 @@ inline void fill_lines(const GatherPlan& p, const AmxLines& l, const Box& b, con
     loads[i] = {part[i].source, 0, i + 1 == count || part[i + 1].vector != part[i].vector};
   }
   for (int64_t at = block.begin; at < block.end;) {
-    const int64_t row = at / size, plane = row / b.size[2], begin = at % size,
-                  end = least(size, begin + block.end - at);
-    const int64_t at_y = (b.first[2] + row % b.size[2]) * p.stride[1];
-    const int64_t at_z = (b.first[1] + plane % b.size[1]) * p.stride[0], image = b.first[0] + plane / b.size[1];
+    const int64_t begin = at % size, end = least(size, begin + block.end - at);
+    const LineRow row = line_row(p, b, at / size);
     bool all_rows = true;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t z = at_z + part[i].shift[0], y = at_y + part[i].shift[1];
+      const int64_t z = row.z + part[i].shift[0], y = row.y + part[i].shift[1];
       const bool inside = z >= 0 && z < p.source[0] && y >= 0 && y < p.source[1];
       loads[i].lanes = inside ? part[i].lanes : 0;
       all_rows = all_rows && inside;
     }
-    const int64_t corner = image * p.in_batch + at_z * p.in_axis[0] + at_y * p.in_axis[1] + at_x * p.in_axis[2];
-    uintptr_t from = reinterpret_cast<uintptr_t>(in) + bytes_of(corner) + static_cast<uintptr_t>(begin) * step;
+    uintptr_t from = reinterpret_cast<uintptr_t>(in) + bytes_of(row.corner) + static_cast<uintptr_t>(begin) * step;
     for (int64_t x = begin; x < end; ++x, to += block.pitch, from += step) {
       if (all_rows && x >= whole_begin && x < whole_end) {
         const auto all = [&](__m512i numbers, int64_t i, uintptr_t source) {
