@@ -292,7 +292,8 @@ def test_products_of_bfloat16_are_torchs(values, algorithm):
 
 
 # N, C, K, input, kernel, stride: shares of the boxes; tasks of rows, and of columns; more of y than is packed at once;
-# strides by vectors and by numbers; images that begin at half a pair; and rows of single outputs.
+# strides by vectors and by numbers; images that begin at half a pair; rows of single outputs; few channels, whose taps
+# are a line in channels_last; and, there, half a vector of channels.
 AMX_GRADIENTS = {
     "shares": (3, 7, 20, (60, 61), (3, 3), (1, 1)),
     "rows": (2, 150, 130, (14, 15), (3, 3), (1, 1)),
@@ -304,25 +305,39 @@ AMX_GRADIENTS = {
     "odd-images": (21, 9, 35, (7, 7), (3, 3), (1, 1)),
     "one-column": (30, 9, 35, (9, 3), (3, 3), (1, 1)),
     "long-rows": (1, 4, 18, (3, 1201), (2, 3), (1, 1)),
+    "lines": (2, 3, 70, (53, 61), (7, 7), (2, 2)),
+    "many-lines": (2, 7, 20, (40, 45), (12, 11), (3, 1)),
+    "half": (3, 48, 33, (19, 23), (3, 3), (1, 2)),
+    "pixels": (3, 40, 130, (14, 13), (1, 1), (1, 1)),
+    "pixels-swapped": (3, 130, 40, (14, 13), (1, 1), (1, 1)),
 }
 
 
 @pytest.mark.skipif(tc.build_info()["isa"] != "avx512_amx", reason="needs the processor's tiles")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", AMX_GRADIENTS)
-def test_gradients_by_amx_are_integers_whatever_the_threads(name):
+def test_gradients_by_amx_are_integers_whatever_the_threads(name, memory_format):
     n, c, k, size, kernel, stride = AMX_GRADIENTS[name]
     padding = [v // 2 for v in kernel] if name != "one-column" else [0, 0]
-    x = integers((n, c, *size), 1, torch.bfloat16)
+    x = integers((n, c, *size), 1, torch.bfloat16).to(memory_format=memory_format)
     w = torch.zeros(k, c, *kernel, requires_grad=True)
     y = torch.nn.functional.conv2d(x.float(), w, None, stride, padding)
-    grad = integers(y.shape, 2, torch.bfloat16)
+    grad = integers(y.shape, 2, torch.bfloat16).to(memory_format=memory_format)
     (expected,) = torch.autograd.grad(y, w, grad.float())
     geometry = (kernel, stride, [v for v in padding for _ in range(2)], (1, 1), 1)
     with _ops.forced_algorithm("amx"):
-        how = tc.explain_kernel(x.shape, w.shape, stride, padding, operator="conv_weight", dtype=torch.bfloat16)
+        how = tc.explain_kernel(
+            x.shape,
+            w.shape,
+            stride,
+            padding,
+            operator="conv_weight",
+            dtype=torch.bfloat16,
+            memory_format=memory_format,
+        )
     assert how.algorithm == "amx"
     assert how.scratch_bytes <= 64 * 2**20
-    real = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+    real = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).bfloat16().to(memory_format=memory_format)
     threads, got = torch.get_num_threads(), []
     try:
         for count in (1, 2, 5):
@@ -337,8 +352,10 @@ def test_gradients_by_amx_are_integers_whatever_the_threads(name):
 
 @pytest.mark.skipif(tc.build_info()["isa"] != "avx512_amx", reason="needs the processor's tiles")
 @pytest.mark.parametrize("values", [(float("inf"),), (float("nan"),), (float("inf"), -float("inf")), (2.0**-130,)])
-def test_gradients_by_amx_are_torchs_of_what_is_not_finite(values):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_by_amx_are_torchs_of_what_is_not_finite(values, memory_format):
     x, y = torch.ones(2, 33, 14, 14).bfloat16(), torch.full((2, 32, 14, 14), 2.0**10).bfloat16()
+    x, y = x.to(memory_format=memory_format), y.to(memory_format=memory_format)
     if values[0] < 1:
         x = torch.zeros_like(x)
     for channel, value in enumerate(values):
@@ -393,6 +410,10 @@ LARGE = {
     "first-large": ((1, 3, 130, 131), (64, 3, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "pointwise-large": ((2, 64, 100, 91), (20, 64, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "pointwise-larger": ((1, 96, 150, 161), (8, 96, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),  # in half precision, too
+    # Kernels wider than their stride, of few channels: by AMX in lines, in both memory formats; and of odd channels, of
+    # which the last pair has one.
+    "patches": ((2, 5, 76, 75), (9, 5, 16, 16), (8, 8), (4, 4, 4, 4), (1, 1)),
+    "odd-channels": ((2, 35, 19, 23), (33, 35, 3, 3), (1, 2), (1, 1, 1, 1), (1, 1)),
     # Few outputs: the weight's gradient is of patches.
     "pointwise-few": ((3, 150, 15, 17), (203, 150, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     "3x3-few": ((3, 70, 9, 8), (203, 70, 3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),

@@ -2,10 +2,11 @@
 // bfloat16 at a step. "Tile" without more is the gather's, as everywhere; the processor's are called registers here.
 // A register of the left factor is 16 lines of 16 pairs, one of the right factor 16 pairs' lines of 16 columns. What
 // bounds a step is loading four registers: their lines should be lines of the cache. Cells of a tile are, with 16 pairs
-// of channels together, so they are on the left and rows of weights on the right; of panels it is the other way round.
+// of channels together, and lines, so they are on the left and rows of weights on the right; of panels it is the other
+// way round.
 #pragma once
 
-#include "conv_amx_block.h"
+#include "conv_amx_lines.h"
 #include "conv_gather.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -46,11 +47,11 @@ void pack_row_channels(const AmxPlan* plans, int64_t count, const T* w, int64_t 
   const GatherPlan& any = plans[0].gather;
   const int64_t some = least<int64_t>(kAmxPairs, any.channels - channel), kernel = plans[0].kernel;
   const bool alone = any.pair_alone && channel + some == any.channels;
-  const int64_t whole = some - (alone ? 1 : 0), step = any.w_channel;
-  const auto weights = FactorOf<T>::at(w, w + any.pair_apart * step);
+  const int64_t whole = some - (alone ? 1 : 0), step = plans[0].w_pair;
+  const auto weights = FactorOf<T>::at(w, w + plans[0].w_second);
   constexpr int64_t kTaps = 16;
   uint32_t taps[kTaps * kAmxPairs];
-  for (int64_t first = 0; first < kernel; first += kTaps) {  // taps follow each other
+  for (int64_t first = 0; plans[0].w_second != 1 && first < kernel; first += kTaps) {  // taps follow each other
     transpose(weights + first, step, whole, least(kTaps, kernel - first), taps, kAmxPairs);
     for (int64_t i = 0; i < count; ++i) {
       const GatherPlan& p = plans[i].gather;
@@ -64,6 +65,11 @@ void pack_row_channels(const AmxPlan* plans, int64_t count, const T* w, int64_t 
     const GatherPlan& p = plans[i].gather;
     for (int64_t t = 0; t < p.taps; ++t) {
       uint32_t* pairs = to[i] + t * kStepWords;
+      if (plans[0].w_second == 1) {  // numbers follow each other as they do in pairs
+        const uint32_t mask = lanes_between(0, 2 * some - (alone ? 1 : 0));
+        _mm512_storeu_si512(pairs, load_numbers(mask, reinterpret_cast<uintptr_t>(w + p.tap_weight[t])));
+        continue;
+      }
       if (kernel == 0) copy_run(weights + p.tap_weight[t], step, whole, pairs);
       if (alone) pairs[whole] = widen(FactorOf<T>::at(w + whole * step + p.tap_weight[t], nullptr)[0]);
     }
@@ -72,13 +78,14 @@ void pack_row_channels(const AmxPlan* plans, int64_t count, const T* w, int64_t 
 
 // Rows that follow each other in memory, of a tap and 16 channels from `channel` on: to[row][pair].
 template <typename T>
-void pack_rows(const GatherPlan& p, const T* w, int64_t rows, int64_t channel, uint32_t* to) {
+void pack_rows(const AmxPlan& a, const T* w, int64_t rows, int64_t channel, uint32_t* to) {
+  const GatherPlan& p = a.gather;
   const int64_t some = least<int64_t>(kAmxPairs, p.channels - channel);
   const int64_t whole = some - (p.pair_alone && channel + some == p.channels ? 1 : 0);
-  transpose(FactorOf<T>::at(w, w + p.pair_apart * p.w_channel), p.w_channel, whole, rows, to, kAmxPairs);
+  transpose(FactorOf<T>::at(w, w + a.w_second), a.w_pair, whole, rows, to, kAmxPairs);
   if (whole < some) {
     for (int64_t r = 0; r < rows; ++r) {
-      to[r * kAmxPairs + whole] = widen(FactorOf<T>::at(w + whole * p.w_channel + r, nullptr)[0]);
+      to[r * kAmxPairs + whole] = widen(FactorOf<T>::at(w + whole * a.w_pair + r, nullptr)[0]);
     }
   }
 }
@@ -93,6 +100,21 @@ void pack_row_depth(const GatherPlan& p, const T* w, uint32_t* to) {
     const auto weights = FactorOf<T>::at(first, c < whole ? first + p.pair_apart * p.w_channel : nullptr);
     for (int64_t t = 0; t < p.taps; ++t, ++at) {
       to[at / kAmxPairs * kStepWords + at % kAmxPairs] = widen(weights[p.tap_weight[t]]);
+    }
+  }
+}
+
+// A row's weights in the order of lines.
+inline void pack_row_line(const AmxLines& l, const Brain16* w, uint32_t* to) {
+  for (int64_t first = 0; first < l.depth; first += kAmxNumbers, to += kStepWords) {
+    const int64_t some = least(kAmxNumbers, l.depth - first);
+    if (l.straight) {
+      const __m512i numbers = load_numbers(lanes_between(0, some), reinterpret_cast<uintptr_t>(w + first));
+      _mm512_storeu_si512(to, numbers);
+    } else {
+      Brain16 numbers[kAmxNumbers] = {};
+      for (int64_t i = 0; i < some; ++i) numbers[i] = w[l.weight[first + i]];
+      __builtin_memcpy(to, numbers, sizeof(numbers));
     }
   }
 }
@@ -125,18 +147,23 @@ void amx_pack(const AmxPlan* plans, int64_t count, const void* from, void* to, i
       if (rows < kAmxRows || a.gather.channels * a.gather.taps < a.steps * kAmxPairs) {
         fill_zero(packed[i], a.steps * kStepWords);
       }
-      if (a.panels) {
-        for (int64_t r = 0; r < rows; ++r) pack_row_depth(a.gather, w + r * any.w_row, packed[i] + r * kAmxPairs);
+      if (a.inputs == AmxInputs::kCells) continue;
+      const bool lines = a.inputs == AmxInputs::kLines;
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* row = w + r * any.w_row;
+        uint32_t* pairs = packed[i] + r * kAmxPairs;
+        lines ? pack_row_line(a.lines, row, pairs) : pack_row_depth(a.gather, row, pairs);
       }
+      for (int64_t s = 0; lines && s < a.steps; ++s) pairs_first(packed[i] + s * kStepWords);
     }
-    if (plans[0].panels) continue;
+    if (plans[0].inputs != AmxInputs::kCells) continue;
     for (int64_t c = 0; c < any.channels; c += kAmxPairs) {
-      const T* channels = w + c * any.w_channel;
+      const T* channels = w + c * plans[0].w_pair;
       if (any.w_row == 1 && any.w_channel != 1) {
         for (int64_t i = 0; i < count; ++i) {
           const GatherPlan& p = plans[i].gather;
           for (int64_t t = 0; t < p.taps; ++t) {
-            pack_rows(p, channels + p.tap_weight[t], rows, c, packed[i] + t * kStepWords);
+            pack_rows(plans[i], channels + p.tap_weight[t], rows, c, packed[i] + t * kStepWords);
           }
         }
       } else {
@@ -164,7 +191,8 @@ struct Factors {
 // sums[left][right] = sum over `steps`, of which step s of one factor, the left one if `left_steps`, stands step[s]
 // further than its first, and those of the other one after the other. With one or two registers of each.
 template <int kHigh, int kWide>
-void amx_multiply(int64_t steps, const int32_t* step, bool left_steps, Factors left, Factors right, float* sums) {
+void amx_multiply(int64_t steps, const int32_t* step, bool left_steps, const Factors& left, const Factors& right,
+                  float* sums) {
   const auto at = [](const uint32_t* p, int64_t bytes) { return reinterpret_cast<const char*>(p) + bytes; };
   begin_block<kHigh, kWide>(sums, /*add=*/false);
   for (int64_t s = 0; s < steps; ++s) {
@@ -181,28 +209,74 @@ void amx_multiply(int64_t steps, const int32_t* step, bool left_steps, Factors l
 
 // Of a block of rows and cells: sums[row][cell] of panels, otherwise sums[cell][row].
 inline void amx_multiply(const AmxPlan& a, int64_t rows, int64_t cells, const uint32_t* w, const uint32_t* x,
-                         float* sums) {
+                         int64_t x_pitch, float* sums) {
   constexpr int64_t kLine = kRegisterWords * sizeof(uint32_t);
-  const int64_t pitch = a.pitch * static_cast<int64_t>(sizeof(uint32_t));
+  const int64_t pitch = x_pitch * static_cast<int64_t>(sizeof(uint32_t));
   const Factors weights = {w, kLine, kRegisterRows * kLine};
-  const Factors inputs = a.panels ? Factors{x, pitch, kLine} : Factors{x, pitch, kRegisterRows * pitch};
-  const bool high = (a.panels ? rows : cells) > kRegisterRows, wide = (a.panels ? cells : rows) > kRegisterWords;
+  const bool panels = a.inputs == AmxInputs::kPanels;
+  const Factors inputs = panels ? Factors{x, pitch, kLine} : Factors{x, pitch, kRegisterRows * pitch};
+  const bool high = (panels ? rows : cells) > kRegisterRows, wide = (panels ? cells : rows) > kRegisterWords;
   const auto multiply_block = high   ? wide ? amx_multiply<2, 2> : amx_multiply<2, 1>
                               : wide ? amx_multiply<1, 2>
                                      : amx_multiply<1, 1>;
-  multiply_block(a.steps, a.step, !a.panels, a.panels ? weights : inputs, a.panels ? inputs : weights, sums);
+  multiply_block(a.steps, a.step, !panels, panels ? weights : inputs, panels ? inputs : weights, sums);
 }
 
-// The cells of a box, 16 pairs of channels together.
-template <typename T>
-void fill_cells(const AmxPlan& a, const Box& b, const T* in, int64_t g, uint32_t* tile, uint32_t* rows) {
+// A row of cells, of which [begin, end) are pixels, `step` apart, and the others zeros.
+inline void copy_pixel_row(const Brain16* from, int64_t step, int64_t begin, int64_t end, int64_t cells,
+                           int64_t numbers, int64_t cell, Brain16* to) {
+  const auto copy = [](const Brain16* some, int64_t count, int64_t room, Brain16* vectors) {
+    for (int64_t i = 0; i < room; i += kAmxNumbers) {
+      const uint32_t mask = lanes_between(0, count - i);
+      const __m512i v = mask == 0 ? __m512i{} : load_numbers(mask, reinterpret_cast<uintptr_t>(some + i));
+      _mm512_storeu_si512(vectors + i, v);
+    }
+  };
+  fill_zero(reinterpret_cast<uint32_t*>(to), begin * cell / 2);
+  fill_zero(reinterpret_cast<uint32_t*>(to + end * cell), (cells - end) * cell / 2);
+  to += begin * cell;
+  if (step == cell && numbers == cell) return copy(from, (end - begin) * cell, (end - begin) * cell, to);
+  for (int64_t x = begin; x < end; ++x, from += step, to += cell) copy(from, numbers, cell, to);
+}
+
+// The tile of a box in channels_last, whose pairs are neighbours as they stand.
+inline void fill_pixels(const AmxPlan& a, const Box& b, const Brain16* in, Brain16* tile) {
   const GatherPlan& p = a.gather;
-  if (p.tile_cell > 1) {
-    pad_tile(p, b, in, g, 0, p.channels, tile);
-    const int64_t rest = a.tile_channels - p.channels;
-    for (int64_t i = 0; rest > 0 && i < p.tile_size; i += p.tile_cell) fill_zero(tile + i + p.channels, rest);
-    return;
+  const int64_t numbers = 2 * p.channels - (p.pair_alone ? 1 : 0), cell = 2 * p.tile_cell;
+  for (int64_t r = 0; r < p.residues; ++r) {
+    int64_t cells[3], first[3], begin[3], end[3];  // first: input of cell 0
+    for (int i = 0; i < 3; ++i) {
+      const int64_t at = b.first[i + 1] * p.move[i] + p.low[i], step = p.stride[i] / p.move[i];
+      cells[i] = p.cells[i] - (p.box[i + 1] - b.size[i + 1]) * p.move[i];
+      first[i] = at * step + p.residue[3 * r + i];
+      inside(at, step, p.residue[3 * r + i], p.source[i], cells[i], &begin[i], &end[i]);
+    }
+    const int64_t step[3] = {p.stride[0] / p.move[0], p.stride[1] / p.move[1], p.stride[2] / p.move[2]};
+    for (int64_t n = 0; n < b.size[0]; ++n) {
+      for (int64_t z = 0; z < cells[0]; ++z) {
+        for (int64_t y = 0; y < cells[1]; ++y) {
+          Brain16* row = tile + 2 * (r * p.tile_residue + n * p.tile_image + z * p.tile_plane + y * p.tile_row);
+          const bool meets = z >= begin[0] && z < end[0] && y >= begin[1] && y < end[1] && begin[2] < end[2];
+          if (!meets) {
+            fill_zero(reinterpret_cast<uint32_t*>(row), cells[2] * p.tile_cell);
+            continue;
+          }
+          const Brain16* from = in + (b.first[0] + n) * p.in_batch + (first[0] + z * step[0]) * p.in_axis[0] +
+                                (first[1] + y * step[1]) * p.in_axis[1] +
+                                (first[2] + begin[2] * step[2]) * p.in_axis[2];
+          copy_pixel_row(from, step[2] * p.in_axis[2], begin[2], end[2], cells[2], numbers, cell, row);
+        }
+      }
+    }
   }
+}
+
+// The tile of a box. Cells are of 16 pairs of channels together.
+template <typename T>
+void fill_inputs(const AmxPlan& a, const Box& b, const T* in, int64_t g, uint32_t* tile, uint32_t* rows) {
+  const GatherPlan& p = a.gather;
+  if (a.inputs == AmxInputs::kPanels) return pad_tile(p, b, in, g, 0, p.channels, tile);
+  if (p.tile_cell > 1) return fill_pixels(a, b, in + g * p.in_group, reinterpret_cast<Brain16*>(tile));
   for (int64_t c = 0; c < p.channels; c += kAmxPairs, tile += kAmxPairs * p.tile_channel) {
     const int64_t some = least<int64_t>(kAmxPairs, p.channels - c);
     pad_tile(p, b, in, g, c, some, rows);
@@ -303,10 +377,9 @@ inline void store_transposed(const Run* part, const Run* end, int64_t rows, cons
 
 // A block's sums[cell][row].
 inline void store_cells(const GatherPlan& p, const Run* part, const Run* end, int64_t rows, const float* bias,
-                        const float* sums, Brain16* out) {
+                        const float* sums, bool past_caches, Brain16* out) {
   if (p.out_channel == 1) {
     const Floats low = load(bias), high = load(bias + 16);
-    const bool past_caches = rows == kAmxRows && goes_past_caches(p, out);
     for (const Run* run = part; run < end; ++run) {
       const float* from = sums + run->column * kAmxColumns;
       Brain16* to = out + run->out;
@@ -340,30 +413,47 @@ void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t e
   cut_runs(runs, count, blocks, p.out_axis[2], parts, first_part);
   uint32_t* tile = reinterpret_cast<uint32_t*>(scratch + p.at_tile);
   uint32_t* panel = reinterpret_cast<uint32_t*>(scratch + a.at_panel);
-  if (!(p.one_tile && held.box == b.index && held.group == g)) {
-    a.panels ? pad_tile(p, b, in, g, 0, p.channels, tile) : fill_cells(a, b, in, g, tile, panel);
+  if (a.inputs != AmxInputs::kLines && !(p.one_tile && held.box == b.index && held.group == g)) {
+    fill_inputs(a, b, in, g, tile, panel);
     held = {b.index, g};
   }
   float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
-  const auto multiply_block = [&](int64_t block, int64_t j, const uint32_t* from) {
+  const bool panels = a.inputs == AmxInputs::kPanels, past_caches = goes_past_caches(p, out);
+  const auto multiply_block = [&](int64_t block, int64_t j, const uint32_t* from, int64_t pitch) {
     const int64_t row = block * kAmxRows, rows = least(kAmxRows, p.rows - row);
     float bias[kAmxRows] = {};
     if (p.bias) widen_bias<T>(p, g, row, rows, bias);
     const uint32_t* weights = packed + amx_weights(a, g, block);
-    amx_multiply(a, rows, cells - j * kAmxColumns, weights, from, sums);
-    const auto put = a.panels ? store_block : store_cells;
-    put(p, parts + first_part[j], parts + first_part[j + 1], rows, bias, sums,
-        out + g * p.out_group + row * p.out_channel);
+    amx_multiply(a, rows, cells - j * kAmxColumns, weights, from, pitch, sums);
+    const Run *part = parts + first_part[j], *last = parts + first_part[j + 1];
+    T* to = out + g * p.out_group + row * p.out_channel;
+    panels ? store_block(p, part, last, rows, bias, sums, to)
+           : store_cells(p, part, last, rows, bias, sums, past_caches, to);
   };
-  if (a.panels) {
-    for (int64_t j = 0; j < blocks; ++j) {
-      copy_panel(a, tile + j * kAmxColumns, panel);
-      for (int64_t block = begin; block < end; ++block) multiply_block(block, j, panel);
-    }
-  } else {
+  if (a.inputs == AmxInputs::kCells) {
     for (int64_t block = begin; block < end; ++block) {
-      for (int64_t j = 0; j < blocks; ++j) multiply_block(block, j, tile + j * kAmxColumns * a.pitch);
+      for (int64_t j = 0; j < blocks; ++j) multiply_block(block, j, tile + j * kAmxColumns * a.pitch, a.pitch);
     }
+    return;
+  }
+  const T* in_group = in + g * p.in_group;
+  const bool in_place = a.in_place && reinterpret_cast<uintptr_t>(in_group) % 64 == 0;
+  for (int64_t j = 0; j < blocks; ++j) {
+    const int64_t cell = j * kAmxColumns, last = cell + kAmxColumns, length = b.size[3];
+    const uint32_t* from = panel;
+    int64_t pitch = a.pitch;
+    if (panels) {
+      copy_panel(a, tile + cell, panel);
+    } else if (in_place && last <= cells && cell / length == (last - 1) / length) {  // of a row, and all there
+      const int64_t step = p.stride[2] * p.in_axis[2];
+      const int64_t source = line_row(p, b, cell / length).corner + cell % length * step + a.lines.part[0].source;
+      from = reinterpret_cast<const uint32_t*>(in_group + source);
+      pitch = step / 2;
+    } else {
+      fill_lines(p, a.lines, b, {cell, least(last, cells), 0, a.steps, 2 * a.pitch}, in_group,
+                 reinterpret_cast<LineLoad*>(tile), reinterpret_cast<Brain16*>(panel));
+    }
+    for (int64_t block = begin; block < end; ++block) multiply_block(block, j, from, pitch);
   }
 }
 

@@ -2,13 +2,14 @@
 // right), and their rounding.
 #pragma once
 
+#include "conv_amx_plan.h"
 #include "conv_amx_registers.h"
-#include "conv_plan.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
-constexpr int64_t kRegisterRows = 16, kRegisterWords = 16, kRegister = kRegisterRows * kRegisterWords;
+constexpr int64_t kRegisterRows = kAmxRegister, kRegisterWords = kAmxRegister,
+                  kRegister = kRegisterRows * kRegisterWords;
 constexpr int64_t kSumsRow = kAmxColumns * sizeof(float);  // bytes
 
 // From those at `sums`, or from zeros.

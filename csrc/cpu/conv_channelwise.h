@@ -475,11 +475,11 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
 
 // The weight's gradient -----------------------------------------------------------------------------------------------
 
-// A row of taps that meets the input: where it reads, and its weights or their sums.
+// A row of taps that meets the input: where it reads, and the sums of its weights.
 template <typename T>
 struct TapLine {
   const T* in;
-  T* w;
+  typename SumOf<T>::type* w;
 };
 
 // Where a row of outputs reads a row of the input: input q, of which [begin, end) are there, stands at first + q *
@@ -497,8 +497,8 @@ inline Slide slide_from(int64_t column, int64_t apart, int64_t pixel, int64_t si
 // from one output to the next.
 template <typename T, int kTaps, int kStep, int kLines>
 void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_step, int64_t count, int64_t tap) {
-  typedef typename Simd<T>::Vec V;
-  constexpr int kLanes = Simd<T>::kLanes;
+  typedef typename Simd<typename SumOf<T>::type>::Vec V;
+  constexpr int kLanes = Simd<typename SumOf<T>::type>::kLanes;
   const T zeros[kLanes] = {};
   V sums[kLines][kTaps], seen[kLines][kTaps];  // input q in place q modulo kTaps
   const T* in[kLines];
@@ -509,7 +509,7 @@ void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_
   const auto see = [&](int64_t q, int place) __attribute__((always_inline)) {
     const bool there = q >= x.begin && q < x.end;
     CONVARITH_UNROLL for (int l = 0; l < kLines; ++l) {
-      seen[l][place] = load(there ? in[l] + (x.first + q * x.step) : zeros);
+      seen[l][place] = load_wide(there ? in[l] + (x.first + q * x.step) : zeros);
     }
   };
   CONVARITH_UNROLL for (int t = 0; t < kTaps - kStep; ++t) see(t, t);
@@ -519,7 +519,7 @@ void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_
       CONVARITH_UNROLL for (int t = kTaps - kStep; t < kTaps; ++t) {
         see((j + i) * kStep + t, (i * kStep + t) % kTaps);
       }
-      const V v = load(y + (j + i) * y_step);
+      const V v = load_wide(y + (j + i) * y_step);
       CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
         CONVARITH_UNROLL for (int l = 0; l < kLines; ++l) sums[l][t] += v * seen[l][(i * kStep + t) % kTaps];
       }
@@ -572,8 +572,8 @@ inline void planes_to_pixels(const T* planes, int64_t pitch, int64_t channels, i
 
 // The rows of taps that meet the input at a row of outputs.
 template <typename T>
-inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, int64_t in_row, T* w, int64_t w_row,
-                         TapLine<T>* lines) {
+inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, int64_t in_row,
+                         typename SumOf<T>::type* w, int64_t w_row, TapLine<T>* lines) {
   int64_t count = 0;
   for (int64_t t = 0; t < p.kernel[0]; ++t) {
     const int64_t y = output * p.in_step[0] + p.row_tap[t].input;
@@ -585,8 +585,9 @@ inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, 
 // Rows [begin, end) of the outputs of a block of channels; sums are [vector][tap].
 template <typename T>
 void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int64_t x_row, int64_t x_pixel, const T* y,
-                int64_t y_row, int64_t y_pixel, T* sums, TapLine<T>* lines, int64_t begin, int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes, kLines = CONVARITH_REGISTERS >= 32 ? 2 : 1;
+                int64_t y_row, int64_t y_pixel, typename SumOf<T>::type* sums, TapLine<T>* lines, int64_t begin,
+                int64_t end) {
+  constexpr int kLanes = Simd<typename SumOf<T>::type>::kLanes, kLines = CONVARITH_REGISTERS >= 32 ? 2 : 1;
   const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t seen = row * p.in_step[0] + p.high[0] + 1;  // first by the next row of outputs
@@ -615,31 +616,33 @@ void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int
 template <typename T>
 void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y_data, void* sums_data, char* scratch,
                      int64_t begin, int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  T* lanes = reinterpret_cast<T*>(scratch);
-  T* pixels = reinterpret_cast<T*>(scratch + p.at_input);
-  T* gradient = reinterpret_cast<T*>(scratch + p.at_output);
+  typedef typename SumOf<T>::type Sum;
+  constexpr int kLanes = Simd<typename SumOf<T>::type>::kLanes;
+  Sum* lanes = reinterpret_cast<Sum*>(scratch);
   TapLine<T>* lines = reinterpret_cast<TapLine<T>*>(scratch + p.at_lines);
   const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task / p.blocks;
     const ChannelBlock c = channel_block(p, task % p.blocks, kLanes);
-    for (int64_t i = 0; i < taps * c.vectors * kLanes; i += kLanes) store(lanes + i, typename Simd<T>::Vec{});
+    for (int64_t i = 0; i < taps * c.vectors * kLanes; i += kLanes)
+      store(lanes + i, typename Simd<typename SumOf<T>::type>::Vec{});
     const int64_t last = block_begin(part + 1, p.batch * p.boxes[0], p.parts);
     for (int64_t i = block_begin(part, p.batch * p.boxes[0], p.parts); i < last; ++i) {
       const int64_t y0 = i % p.boxes[0] * p.box[0], y1 = least(p.grid[0], y0 + p.box[0]);
       const T* x = static_cast<const T*>(x_data) + i / p.boxes[0] * p.in_batch + c.first * p.in_channel;
       const T* y = static_cast<const T*>(y_data) + i / p.boxes[0] * p.out_batch + c.first * p.out_channel;
-      if (p.transposing) {
+      if (!p.transposing) {
+        weigh_rows<T>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
+      } else if constexpr (sizeof(T) == sizeof(Sum)) {
+        T* pixels = reinterpret_cast<T*>(scratch + p.at_input);
+        T* gradient = reinterpret_cast<T*>(scratch + p.at_output);
         planes_to_pixels(x, p.in_channel, c.size, p.source[0] * p.source[1], pixels);
         planes_to_pixels(y, p.out_channel, c.size, p.grid[0] * p.grid[1], gradient);
         weigh_rows<T>(p, c, pixels, p.source[1] * kLanes, kLanes, gradient, p.grid[1] * kLanes, kLanes, lanes, lines,
                       y0, y1);
-      } else {
-        weigh_rows<T>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
       }
     }
-    T* sums = static_cast<T*>(sums_data) + (part * p.channels + c.first) * taps;
+    Sum* sums = static_cast<Sum*>(sums_data) + (part * p.channels + c.first) * taps;
     for (int64_t v = 0; v < c.vectors; ++v) {
       transpose(lanes + v * taps * kLanes, kLanes, taps, least<int64_t>(kLanes, c.size),
                 sums + vector_at(c, v, kLanes) * taps, taps);
@@ -650,14 +653,15 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
 // The parts' sums of some channels to w.
 template <typename T>
 void channelwise_store(const ChannelwisePlan& p, const void* sums_data, void* w_data, int64_t begin, int64_t end) {
+  typedef typename SumOf<T>::type Sum;
   const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t c = begin; c < end; ++c) {
-    const T* sums = static_cast<const T*>(sums_data) + c * taps;
+    const Sum* sums = static_cast<const Sum*>(sums_data) + c * taps;
     T* w = static_cast<T*>(w_data) + c * p.w_group;
     for (int64_t t = 0; t < taps; ++t) {
-      T sum = 0;
+      Sum sum = 0;
       for (int64_t part = 0; part < p.parts; ++part) sum += sums[part * p.channels * taps + t];
-      w[t] = sum;
+      narrow(sum, w[t]);
     }
   }
 }

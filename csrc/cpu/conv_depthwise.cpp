@@ -288,7 +288,6 @@ constexpr int64_t kDirectTaps = 9;
 PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool transposed = pass == Pass::kInput, sums = pass == Pass::kWeight;
   const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
-  if (sums && k.channelwise_sum == nullptr) return nullptr;
   if (p.in_channels != p.out_channels || p.in_channels == 3 || k.lanes % p.in_channels != 0) return nullptr;
   if (sums && (p.in_channels > 1 || p.w.axis[2] != 1 || p.w.axis[1] != p.axis[2].kernel)) return nullptr;
   auto made = std::make_unique<Channelwise>(k);
@@ -320,6 +319,7 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const int64_t pixels = std::max(d.source[0] * d.source[1], d.grid[0] * d.grid[1]);
   const bool last = in.channel == 1 && out.channel == 1 && d.channels >= k.lanes && pixels > 1;
   d.transposing = !last;
+  if (d.transposing && sums && k.item != k.sum_item) return nullptr;
   const bool strided = p.axis[1].stride > 1 || p.axis[2].stride > 1;
   if (d.transposing && (pixels > (strided ? kTransposedStridedPixels : kTransposedPixels) || d.members > 1 ||
                         2 * d.channels < k.lanes || k.sum_item != 4 || !plane(in, d.source) || !plane(out, d.grid))) {

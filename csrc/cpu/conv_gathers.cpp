@@ -316,7 +316,8 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
 
   // Where every residue modulo the stride is read, the outer product needs no split: it reads cells wherever they are.
   const int64_t all_residues = g.stride[0] * g.stride[1] * g.stride[2];
-  const bool split = !g.outer || residues_of(gather, g.stride).size() < static_cast<size_t>(all_residues);
+  const bool split =
+      !blocking.without_tile && (!g.outer || residues_of(gather, g.stride).size() < static_cast<size_t>(all_residues));
   const int64_t whole[3] = {1, 1, 1};
   const int64_t* step = split ? g.stride : whole;  // inputs between neighbouring cells
   const auto residues = residues_of(gather, step);
@@ -386,9 +387,11 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
       g.tile_image * g.box[0] + g.cells[1] * g.tile_row - g.tile_plane + g.tile_cell * g.cells[2] - g.tile_row;
   g.tile_channel = channels_inner ? 1 : spread(std::max<int64_t>(1, g.tile_residue * g.residues), k);
   g.tile_size = channels_inner ? g.tile_residue * g.residues : g.tile_channel * g.channel_block;
+  if (blocking.without_tile) return true;
   if (!g.raw && g.tile_size * k.sum_item > kMostTileBytes) return false;
 
-  gather.offset.resize(g.channel_block * g.taps);
+  const int64_t offset_channels = blocking.without_offsets ? 1 : g.channel_block;
+  gather.offset.resize(offset_channels * g.taps);
   for (int64_t t = 0; t < g.taps; ++t) {
     const auto& shift = gather.shifts[t];
     const int64_t pitch[3] = {g.tile_plane, g.tile_row, g.tile_cell};
@@ -400,7 +403,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
       offset += g.raw ? shift[i] * g.in_axis[i] : (cell - g.low[i]) * pitch[i];
     }
     if (!g.raw) offset += (std::find(residues.begin(), residues.end(), residue) - residues.begin()) * g.tile_residue;
-    for (int64_t c = 0; c < g.channel_block; ++c) {
+    for (int64_t c = 0; c < offset_channels; ++c) {
       gather.offset[c * g.taps + t] = static_cast<int32_t>(offset + c * (g.raw ? g.in_channel : g.tile_channel));
     }
   }
@@ -521,19 +524,11 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
 }
 
 // Into how many shares of its row blocks a task is split, so that all threads end together; a share costs a tile.
-int64_t even_split(int64_t tasks, int64_t blocks, int64_t threads) {
-  int64_t best = 1;
-  double best_cost = 0;
-  for (int64_t split = 1; split <= std::min(blocks, 4 * threads); ++split) {
+int64_t row_split(int64_t tasks, int64_t blocks, int64_t threads) {
+  return even_split(blocks, 4 * threads, threads, [&](int64_t split) {
     const auto rounds = static_cast<double>(parts(tasks * split, threads) * parts(blocks, split));
-    const double cost = rounds * (1 + 0.03 * static_cast<double>(split));
-    if (split == 1 || cost < best_cost) {
-      best = split;
-      best_cost = cost;
-    }
-    if (threads == 1) break;
-  }
-  return best;
+    return rounds * (1 + 0.03 * static_cast<double>(split));
+  });
 }
 
 std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k, bool merging) {
@@ -573,7 +568,7 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
     GatherPlan& g = gather.plan;
     blocking.may_be_raw = blocking.outer && ((gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1);
     if (!lay_out(gather, blocking, k)) return {};
-    g.row_split = even_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
+    g.row_split = row_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);
   }
   // The tile stays while other plans take their turn.

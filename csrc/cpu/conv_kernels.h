@@ -41,10 +41,8 @@ ConvKernels kernels() {
 #endif
   if constexpr (sizeof(Sum) == sizeof(float)) set_winograd<T>(k);
   k.channelwise = channelwise<T>;
-  if constexpr (sizeof(T) == sizeof(Sum)) {
-    k.channelwise_sum = channelwise_sum<T>;
-    k.channelwise_store = channelwise_store<T>;
-  }
+  k.channelwise_sum = channelwise_sum<T>;
+  k.channelwise_store = channelwise_store<T>;
   return k;
 }
 

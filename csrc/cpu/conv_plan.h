@@ -84,36 +84,9 @@ struct Run {
   bool alone;  // pairs without a second member
 };
 
-// A gather by AMX: 32 rows by 32 cells of the tile at a time, 16 pairs of channels at a step. A step is 16 channels of
-// a tap, which the tile has next to each other; or, where channels do not fill that well, 16 of the pairs of (channel,
-// tap), which are copied for each block of cells, to a panel.
-constexpr int64_t kAmxRows = 32, kAmxColumns = 32, kAmxPairs = 16;
-constexpr int64_t kAmxPhases = 16;  // more are planned for longer than they take
-struct AmxPlan {
-  GatherPlan gather;
-  bool panels;
-  int64_t steps;
-  const int32_t* step;         // where its first pair stands, from the block's first cell
-  int64_t pitch;               // from cell to cell, or of panels from pair to pair
-  int64_t tile_channels;       // with those of zeros that fill the last step
-  int64_t kernel;              // taps that follow each other in memory, those of all plans; or 0
-  int64_t at_parts, at_panel;  // a panel, or 16 channels of a tile before they are next to each other
-};
-
-// The gradient of a gather in its weights by AMX: rows are (channel, tap), columns are the gather's rows, and what is
-// summed over are a box's outputs, 16 pairs of neighbours at a step. Of y all columns are packed, [16 columns][pair]
-// [column]; of x 32 rows at a time, as they stand: [row][output]. Shares of the boxes as in WeightPlan below.
-struct AmxWeightPlan {
-  GatherPlan gather;
-  const int64_t* shift;  // [taps][3]: from output 0 to the input that it sees
-  int64_t most_steps;    // of a box
-  int64_t row_tasks;     // tasks that share the blocks of rows,
-  int64_t column_tasks;  // those of columns,
-  int64_t box_tasks;     // and the boxes
-  bool own_panels;       // tasks pack y for themselves, box by box
-  bool dense;            // w has the rows of a column in their order
-  int64_t at_panels, at_rows, at_pieces, at_sights, at_sums, scratch;
-};
+// See conv_amx_plan.h.
+struct AmxPlan;
+struct AmxWeightPlan;
 
 // The gradient of a gather in its weights: rows are (channel, tap), columns are the gather's rows. Where both are few,
 // shares of the boxes have sums of their own, whose number does not depend on the threads, and which are added in
@@ -355,7 +328,7 @@ struct ConvKernels {
   void (*depthwise_in_place_sum)(const DepthwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
                                  int64_t begin, int64_t end);
   void (*depthwise_store)(const DepthwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
-  // The same with lanes along the channels; the weight's gradient is null for the half precisions.
+  // The same with lanes along the channels; of the half precisions' gradients of the weight these follow each other.
   void (*channelwise)(const ChannelwisePlan& plan, const void* in, const void* w, void* out, char* scratch,
                       int64_t begin, int64_t end);
   void (*channelwise_sum)(const ChannelwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "conv_amx_plan.h"
 #include "conv_engine.h"
 #include "conv_plan.h"
 
@@ -144,6 +145,22 @@ inline int64_t gather_macs(const GatherPlan& g) {
   return 2 * products - (g.pair_alone ? products / g.pair_apart : 0);
 }
 
+// Into how many shares of `blocks`, at most so many, a task is split: what costs least by cost(split). A thread alone
+// takes all.
+template <typename Cost>
+int64_t even_split(int64_t blocks, int64_t most, int64_t threads, const Cost& cost) {
+  int64_t best = 1;
+  double best_cost = 0;
+  for (int64_t split = 1; split <= (threads == 1 ? 1 : std::min(blocks, most)); ++split) {
+    const double of_all = cost(split);
+    if (split == 1 || of_all < best_cost) {
+      best = split;
+      best_cost = of_all;
+    }
+  }
+  return best;
+}
+
 inline int64_t thread_count() {
   return at::in_parallel_region() ? 1 : std::max(1, at::get_num_threads());
 }
@@ -221,6 +238,8 @@ struct Blocking {
   bool may_be_raw;                  // the input may be read where it stands
   bool shares_margins;              // zeros beside a row or below an image are those of the next one, too
   bool may_be_inner;                // channels may be a tile's innermost axis, which of the outer product they may, too
+  bool without_tile;                // outputs are all that is laid out
+  bool without_offsets;             // of a tile's channels, but for those of the first one
   const std::vector<std::array<int64_t, 3>>* seen = nullptr;  // what a tile has to show; otherwise the gather's shifts
 };
 
@@ -265,6 +284,23 @@ struct Cheapest {
     return other < cycles;
   }
 };
+
+// Lines of AMX, with the tables that they point to.
+struct Lines {
+  AmxLines plan = {};
+  std::vector<LinePart> part;
+  std::vector<int32_t> first;
+  std::vector<int64_t> weight;
+
+  void point() {
+    plan.part = part.data();
+    plan.first = first.data();
+    plan.weight = weight.data();
+  }
+};
+Lines lines_of(const Gather& gather);
+// How many parts they would have.
+int64_t line_parts(const Gather& gather);
 
 // The families ------------------------------------------------------------------------------------------------------
 

@@ -254,12 +254,12 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 
 // The cost model, in cycles of one thread as measured with 16 lanes, of some tiles between some lanes: products;
 // transforms of the tiles of both sides, and loads or stores of their cells, which cost more where they take turns and
-// much more where lanes are not neighbouring channels; transforms of the weights.
+// much more where lanes are not neighbouring channels, above all to store; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const int64_t m = p.outputs;
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
-    const double cell = s.block == 1 ? 3 : s.step[2] > 1 ? 0.5 : 0.2;
+    const double cell = s.block == 1 ? (&s == &p.out ? 15 : 3) : s.step[2] > 1 ? 0.5 : 0.2;
     return 8 * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
   };
   const double pairs = static_cast<double>(in) * vectors(out);
