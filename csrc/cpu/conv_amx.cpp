@@ -33,15 +33,6 @@ int64_t cells_of(const GatherPlan& g) {
   return g.compact ? g.box[0] * g.box[1] * g.box[2] * g.box[3] : g.tile_image / g.tile_cell * g.box[0];
 }
 
-// Whether the phases see one tile: they are as large.
-bool sees_one_tile(const std::vector<Gather>& gathers) {
-  const auto more_taps = [](const Gather& a, const Gather& b) { return a.shifts.size() < b.shifts.size(); };
-  const GatherPlan& any = std::max_element(gathers.begin(), gathers.end(), more_taps)->plan;
-  return std::all_of(gathers.begin(), gathers.end(), [&](const Gather& a) {
-    return a.shifts.empty() || std::equal(a.plan.grid, a.plan.grid + kAxes, any.grid);
-  });
-}
-
 // Whether lines of a single tap are pixels, which are registers' lines where they stand: all inside of the input, in
 // whole lines of the cache, and not all in a few of its sets.
 bool lines_in_place(const Gather& gather) {
@@ -136,19 +127,19 @@ int64_t kernel_in_memory(const Problem& p) {
 std::vector<AmxGather> amx_gathers(const Problem& p, std::vector<Gather> gathers, AmxInputs inputs,
                                    const ConvKernels& k, int64_t threads) {
   const bool one_tile = inputs == AmxInputs::kLines ? gathers.size() == 1 : sees_one_tile(gathers);
+  const size_t deepest = deepest_of(gathers);
   std::vector<AmxGather> result;
   for (Gather& gather : gathers) {
     result.push_back({std::move(gather), {}, {}, {}});
     AmxGather& a = result.back();
+    a.plan.steps = steps_of(a.gather.plan.channels, static_cast<int64_t>(a.gather.shifts.size()), inputs);
     if (inputs != AmxInputs::kLines) {
       make_pairs(a.gather.plan, 4);
     } else if (!a.gather.shifts.empty()) {
       a.lines = lines_of(a.gather);
     }
   }
-  const auto fewer_taps = [](const auto& a, const auto& b) { return a.gather.shifts.size() < b.gather.shifts.size(); };
-  const AmxGather& deepest = *std::max_element(result.begin(), result.end(), fewer_taps);
-  const GatherPlan& any = deepest.gather.plan;
+  const GatherPlan& any = result[deepest].gather.plan;
   const bool panels = inputs == AmxInputs::kPanels, lines = inputs == AmxInputs::kLines;
 
   const int64_t outputs = any.batch * any.groups * any.grid[0] * any.grid[1] * any.grid[2];
@@ -177,9 +168,6 @@ std::vector<AmxGather> amx_gathers(const Problem& p, std::vector<Gather> gathers
     plan.inputs = inputs;
     plan.lines = a.lines.plan;
     plan.in_place = lines && lines_in_place(a.gather);
-    plan.steps = lines    ? parts(plan.lines.depth, kAmxNumbers)
-                 : panels ? parts(g.channels * g.taps, kAmxPairs)
-                          : parts(g.channels, kAmxPairs) * g.taps;
     plan.tile_channels = panels ? g.channels : parts(g.channels, kAmxPairs) * kAmxPairs;
     const bool inner = g.tile_cell > 1;
     plan.pitch = panels ? kAmxColumns : lines ? (plan.steps | 1) * kAmxPairs : inner ? g.tile_cell : kAmxPairs;
@@ -402,7 +390,7 @@ PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& ch
     cost = other;
   }
   cost /= kMeasuredCycles;
-  if (!wanted && !cheapest.beaten_by(cost)) return nullptr;
+  if (!cheapest.beaten_by(cost)) return nullptr;
   std::vector<AmxGather> gathers = amx_gathers(p, std::move(plain), best, k, thread_count());
   if (gathers.empty()) return nullptr;
   return std::make_unique<Amx>(std::move(gathers), cost, k);

@@ -230,7 +230,7 @@ PlanPtr plan_amx_weight(const Problem& problem, Pass pass, const ConvKernels& k,
     if (pixels) consider({swapped, true, false});
     if (pixels && !is_pointwise(problem) && problem.in_channels < kAmxRows) consider({swapped, true, true});
   }
-  if (!best || (!wanted && !cheapest.beaten_by(cost))) return nullptr;
+  if (!best || !cheapest.beaten_by(cost)) return nullptr;
   auto plan =
       make_plan(best->swapped ? swap_sides(problem) : problem, *best, problem.out_channels * problem.w.batch, k);
   if (plan) plan->cost = cost;

@@ -197,6 +197,18 @@ bool few_phases(const Problem& p, int64_t most) {
   return phases <= most && phases * p.kernel_numel() <= (int64_t{1} << 20);
 }
 
+size_t deepest_of(const std::vector<Gather>& gathers) {
+  const auto fewer_taps = [](const Gather& a, const Gather& b) { return a.shifts.size() < b.shifts.size(); };
+  return std::max_element(gathers.begin(), gathers.end(), fewer_taps) - gathers.begin();
+}
+
+bool sees_one_tile(const std::vector<Gather>& gathers) {
+  const GatherPlan& any = gathers[deepest_of(gathers)].plan;
+  return std::all_of(gathers.begin(), gathers.end(), [&](const Gather& a) {
+    return a.shifts.empty() || std::equal(a.plan.grid, a.plan.grid + kAxes, any.grid);
+  });
+}
+
 std::vector<Gather> plain_gathers(const Problem& p, bool transposed) {
   if (transposed) return transposed_gathers(p, false);
   return {forward_gather(p, false)};
@@ -434,8 +446,8 @@ void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
 
 // The cost model ------------------------------------------------------------------------------------------------------
 
-// Of a vector, from and to memory: an input that the outer product reads, or that is copied to a tile; a result.
-constexpr double kReadCycles = 5, kCopyCycles = 13, kWriteCycles = 6;
+// Of a vector, from and to memory: an input that the outer product reads where it stands; a result.
+constexpr double kReadCycles = 5, kWriteCycles = 6;
 
 // How to block a gather, and along what to have the lanes.
 Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t threads, std::optional<Algorithm> wanted) {
@@ -548,16 +560,12 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   }
   const int64_t threads = thread_count();
   // The phases of a transposed convolution are blocked alike, by the deepest one, so that tasks in turn are even.
-  const auto fewer_taps = [](const Gather& a, const Gather& b) { return a.shifts.size() < b.shifts.size(); };
-  const Gather& deepest = *std::max_element(gathers.begin(), gathers.end(), fewer_taps);
+  const Gather& deepest = gathers[deepest_of(gathers)];
   Blocking blocking = gather_blocking(deepest, k, threads, wanted_algorithm());
   if (!blocking.outer && merged_phases(deepest.plan) > 1) return gathers_of(p, pass, k, /*merging=*/false);
   // A box's tasks see one tile where that has all channels; so do phases that are equally large.
   std::vector<std::array<int64_t, 3>> seen;
-  const auto alike = [&](const Gather& a) {
-    return a.shifts.empty() || std::equal(a.plan.grid, a.plan.grid + kAxes, deepest.plan.grid);
-  };
-  bool one_tile = gathers.size() == 1 || (blocking.outer && std::all_of(gathers.begin(), gathers.end(), alike));
+  bool one_tile = gathers.size() == 1 || (blocking.outer && sees_one_tile(gathers));
   if (one_tile && gathers.size() > 1) {
     for (const Gather& gather : gathers) seen.insert(seen.end(), gather.shifts.begin(), gather.shifts.end());
     std::sort(seen.begin(), seen.end());

@@ -220,7 +220,7 @@ PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k, Cheapest&
   if ((p.x.axis[2] != 1 && p.axis[2].input > 1) || (p.y.axis[2] != 1 && p.output[2] > 1)) return nullptr;
   if (!wanted && 2 * p.batch <= k.lanes) return nullptr;
   auto made = std::make_unique<Images>(p, pass, k);
-  if (!made->fits() || (!wanted && !cheapest.beaten_by(made->cycles()))) return nullptr;
+  if (!made->fits() || !cheapest.beaten_by(made->cycles())) return nullptr;
   return made->lay_out(p) ? PlanPtr(std::move(made)) : nullptr;
 }
 

@@ -221,6 +221,10 @@ inline Problem swap_sides(Problem p) {
 // The gathers of conv or conv_transpose as they are, before they are blocked.
 std::vector<Gather> plain_gathers(const Problem& p, bool transposed);
 
+// Of phases, the one with most taps; and whether they see one tile, being equally large.
+size_t deepest_of(const std::vector<Gather>& gathers);
+bool sees_one_tile(const std::vector<Gather>& gathers);
+
 // Where products are made of pairs (GatherPlan): of an axis, as `box`, or 4, the channels; and which of the outputs'
 // axes leaves fewest alone.
 void make_pairs(GatherPlan& g, int64_t axis);
@@ -256,6 +260,9 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
 // compares what is chosen by them with what is fastest.
 constexpr double kMeasuredCycles = 1.5;
 
+// Of a vector of inputs that are copied or packed: they come from memory.
+constexpr double kCopyCycles = 13;
+
 // Of a vector of weights, to be packed or, of a gradient, to be stored; and of all of them where they outgrow the
 // second cache, at the memory's pace.
 constexpr double kWeightCycles = 17, kFarWeightCycles = 40;
@@ -279,7 +286,9 @@ struct Cheapest {
   const ConvKernels& k;
   double cycles = -1;
 
+  // By whatever is forced, too.
   bool beaten_by(double other) {
+    if (wanted_algorithm()) return true;
     if (cycles < 0) cycles = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
     return other < cycles;
   }

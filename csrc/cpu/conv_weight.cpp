@@ -96,8 +96,6 @@ double outer_cost(const Problem& p, const ConvKernels& k) {
                     rows * moved(p.w.batch == 1));
 }
 
-constexpr double kInputCycles = 13;  // of a vector of x, which comes from memory
-
 // And of dots: copying y where rows are short, the lanes beside a row's outputs, which are multiplied too, and adding
 // the lanes of the sums.
 double dot_cost(const Problem& p, const ConvKernels& k) {
@@ -322,7 +320,7 @@ double weight_cycles(const Problem& p, const ConvKernels& k) {
   const int64_t weights = p.groups * p.out_channels * p.in_channels * p.kernel_numel();
   const auto inputs = static_cast<double>(p.batch * p.groups * p.in_channels * p.input_numel());
   return static_cast<double>(p.groups) * std::min(outer, dot_cost(p, k)) + weight_vector_cycles(weights, k) +
-         kInputCycles * inputs / static_cast<double>(k.lanes);
+         kCopyCycles * inputs / static_cast<double>(k.lanes);
 }
 
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {

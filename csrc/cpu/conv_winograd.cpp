@@ -412,7 +412,7 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, C
   if (!describe(problem, pass, k, plan, tap_of)) return nullptr;
   choose_tile(plan, pass, k);
   const double cost = all_cycles(plan, pass, k);
-  if (!wanted && (!suits(plan, pass, k) || !cheapest.beaten_by(cost))) return nullptr;
+  if ((!wanted && !suits(plan, pass, k)) || !cheapest.beaten_by(cost)) return nullptr;
   const auto make = pass == Pass::kWeight ? plan_gradient : plan_products;
   return make(plan, std::move(tap_of), cost, k);
 }
