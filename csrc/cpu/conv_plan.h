@@ -104,12 +104,13 @@ struct WeightPlan {
   bool patches;                  // columns are (channel, tap) instead, rows are y's, and sums are w itself
 };
 
-// Winograd's F(m x m, r x r), m + r - 1 = 6, 7 or 8: a tile of so many inputs squared gives m x m outputs of an r x r
+// Winograd's F(m x m, r x r), m + r - 1 from 5 to 8: a tile of so many inputs squared gives m x m outputs of an r x r
 // kernel through as many products, instead of m * m * r * r. A stride s makes s * s kernels of r = ceil(kernel / s)
 // taps, one for each residue of the taps modulo s: a convolution sums over them, so residues are more channels; a
 // transposed one makes a phase of its result by each, so residues are more rows. So are, on the side that is summed
 // over, the taps along z. A dilation d makes d * d convolutions without one, of the cells modulo d: they are more
 // images. The weight's gradient is F(r x r, m x m): tiles of y are its kernels.
+constexpr int64_t kWinogradTiles[2] = {5, 8};  // the smallest and the largest
 constexpr int64_t kWinogradChunk = 64;  // channels: transformed inputs are [chunk][product][tile][channel of the chunk]
 constexpr int64_t kWinogradPanel = 32;  // rows: products are [product][tile][row of the panel]
 // Between the products of a block: a multiple of 4 KB would put all of them into the same lines of the first cache.

@@ -268,11 +268,10 @@ double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, con
          5.3 * static_cast<double>(p.products) * pairs;
 }
 
-// The tile that costs least. Kernels of two taps have little to win by larger ones than 6.
+// The tile that costs least.
 void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
   double best = 0;
-  for (const int64_t tile : {6, 7, 8}) {
-    if (tile > 6 && p.taps == 2) break;
+  for (int64_t tile = std::max(kWinogradTiles[0], p.taps + 1); tile <= kWinogradTiles[1]; ++tile) {
     WinogradPlan tried = p;
     tried.tile = tile;
     tried.products = tile * tile;

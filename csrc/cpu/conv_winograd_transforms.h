@@ -190,25 +190,25 @@ void transform_output(const float* from, int64_t row, int64_t column, float* to,
   transform_2d<kOutputs, kTile>(one, from, row, column, to, to_row, to_column);
 }
 
-inline Transform input_transform(int64_t tile) {
-  return tile == 6 ? transform_input<6> : tile == 7 ? transform_input<7> : transform_input<8>;
-}
-
-// Calls body with a tile and a size of kernels, or of outputs, as constants: tiles of 6 have 2 to 5, larger ones at
-// least 3.
+// Calls body with a tile and a size of kernels, or of outputs, as constants.
 template <int kTile, int kSize, typename Body>
 inline Transform with_size(int64_t size, const Body& body) {
-  if constexpr (kSize > (kTile == 6 ? 2 : 3)) {
+  if constexpr (kSize > 2) {
     if (size < kSize) return with_size<kTile, kSize - 1>(size, body);
   }
   return body(Constant<kTile>{}, Constant<kSize>{});
 }
 
-template <typename Body>
+template <int kTile = kWinogradTiles[1], typename Body>
 inline Transform with_sizes(int64_t tile, int64_t size, const Body& body) {
-  return tile == 6   ? with_size<6, 5>(size, body)
-         : tile == 7 ? with_size<7, 5>(size, body)
-                     : with_size<8, 6>(size, body);
+  if constexpr (kTile > kWinogradTiles[0]) {
+    if (tile < kTile) return with_sizes<kTile - 1>(tile, size, body);
+  }
+  return with_size<kTile, kTile - 1>(size, body);
+}
+
+inline Transform input_transform(int64_t tile) {
+  return with_sizes(tile, 2, [](auto t, auto) -> Transform { return transform_input<decltype(t)::value>; });
 }
 
 inline Transform kernel_transform(int64_t tile, int64_t taps) {
