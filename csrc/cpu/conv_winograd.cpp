@@ -259,7 +259,7 @@ double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, con
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const int64_t m = p.outputs;
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
-    const double cell = s.block == 1 ? (&s == &p.out ? 15 : 3) : s.step[2] > 1 ? 0.5 : 0.2;
+    const double cell = s.block == 1 ? (&s == &p.out && k.item != k.sum_item ? 6 : 3) : s.step[2] > 1 ? 0.5 : 0.2;
     return 8 * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
   };
   const double pairs = static_cast<double>(in) * vectors(out);
@@ -286,22 +286,21 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
   }
 }
 
-// Of everything. A gradient's elements have a longer way back, and threads wait, and add shares. Where products are of
-// pairs, these, of floats, are half as fast as others.
+// Of everything. A gradient's elements have a longer way back, and threads wait, and add shares.
 double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   const auto groups = static_cast<double>(p.groups);
   double cost = groups * cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
   if (pass == Pass::kWeight) {
     cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
   }
-  return cost * (k.pairs ? 1.5 : 1);
+  return cost;
 }
 
-// Whether lanes are enough to fill the transforms, and, where products are of pairs, whether there is much to win.
-bool suits(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
-  if (p.out.lanes < 12 && (pass != Pass::kInput || p.in.lanes < 12)) return false;
-  if (pass == Pass::kOutput && p.in.lanes < 12) return false;
-  return !k.pairs || pass != Pass::kWeight;
+constexpr int64_t kFewLanes = 8;  // too few to fill the transforms
+
+bool suits(const WinogradPlan& p, Pass pass) {
+  if (p.out.lanes <= kFewLanes && (pass != Pass::kInput || p.in.lanes <= kFewLanes)) return false;
+  return pass != Pass::kOutput || p.in.lanes > kFewLanes;
 }
 
 constexpr int64_t kBoxProducts = 4032;  // of a box's tiles; those for a panel fill less than half of the second cache
@@ -411,7 +410,7 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, C
   if (!describe(problem, pass, k, plan, tap_of)) return nullptr;
   choose_tile(plan, pass, k);
   const double cost = all_cycles(plan, pass, k);
-  if ((!wanted && !suits(plan, pass, k)) || !cheapest.beaten_by(cost)) return nullptr;
+  if ((!wanted && !suits(plan, pass)) || !cheapest.beaten_by(cost)) return nullptr;
   const auto make = pass == Pass::kWeight ? plan_gradient : plan_products;
   return make(plan, std::move(tap_of), cost, k);
 }
