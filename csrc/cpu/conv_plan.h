@@ -155,7 +155,8 @@ struct WinogradPlan {
   // The weight's gradient: shares of the boxes, whose number does not depend on the threads, have gradients of their
   // own where there are several; a task has a block of the chunks and of the panels.
   int64_t shares, in_blocks, out_blocks, w_count;
-  int64_t workers;  // threads that there is scratch for
+  int64_t workers;      // threads that there is scratch for
+  bool stores_kernels;  // whole ones of several channels; otherwise their taps one by one
 
   int64_t chunk_size;  // elements of a chunk of a box's transformed inputs
   int64_t at_cells, at_line, at_inputs, at_outputs, at_weights, at_products, at_sums, scratch;  // of a thread, in bytes

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <cstdio>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -270,9 +269,13 @@ constexpr double kWeightCycles = 17, kFarWeightCycles = 40;
 constexpr int64_t kFarWeights = 4 << 20;  // bytes
 
 inline double weight_vector_cycles(int64_t weights, const ConvKernels& k) {
-  const auto numbers = static_cast<double>(weights), item = static_cast<double>(k.item);
-  const double line = weights * k.item > kFarWeights ? kFarWeightCycles : 0;
-  return std::max(numbers / static_cast<double>(k.lanes) * kWeightCycles, numbers * item / 64 * line);
+  return static_cast<double>(weights) / static_cast<double>(k.lanes) * kWeightCycles;
+}
+// What weights take longer that are far.
+inline double far_weight_cycles(int64_t weights, const ConvKernels& k) {
+  if (weights * k.item <= kFarWeights) return 0;
+  const double lines = static_cast<double>(weights * k.item) / 64;
+  return std::max(0., lines * kFarWeightCycles - weight_vector_cycles(weights, k));
 }
 
 // What the direct kernels would cost: gathers, or the weight's gradient by dots or outer products. Infinity where they
@@ -290,8 +293,14 @@ struct Cheapest {
 
   // By whatever is forced, too.
   bool beaten_by(double other) {
-    if (getenv("DBG")) { double d = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
-      fprintf(stderr, "DBG %g %g\n", d, other); }
+    if (getenv("DBG")) {
+      double d = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
+      fprintf(stderr, "DBG %g %g\n", d, other);
+    }
+    if (getenv("DBG")) {
+      double d = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
+      fprintf(stderr, "DBG %g %g\n", d, other);
+    }
     if (wanted_algorithm()) return true;
     if (cycles < 0) cycles = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
     return other < cycles;

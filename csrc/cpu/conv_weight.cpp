@@ -325,7 +325,7 @@ double weight_cycles(const Problem& p, const ConvKernels& k) {
   const int64_t weights = p.groups * p.out_channels * p.in_channels * p.kernel_numel();
   const auto inputs = static_cast<double>(p.batch * p.groups * p.in_channels * p.input_numel());
   return static_cast<double>(p.groups) * std::min(outer, dot_cost(p, k)) + weight_vector_cycles(weights, k) +
-         kCopyCycles * inputs / static_cast<double>(k.lanes);
+         far_weight_cycles(weights, k) + kCopyCycles * inputs / static_cast<double>(k.lanes);
 }
 
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {

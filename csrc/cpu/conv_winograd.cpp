@@ -227,12 +227,18 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   return true;
 }
 
-// Boxes of at most `most` tiles: whole images, or whole rows of tiles, or parts of a row.
+constexpr int64_t kMostPhaseProducts = 4608;
+
+// Boxes of about `most` tiles at most: whole images, or whole rows of tiles, or parts of a row; of all phases along x,
+// whose elements take turns there, where those are not too many.
 void set_boxes(WinogradPlan& p, int64_t most) {
   const int64_t rows = parts(p.cells[0], p.outputs[0]), columns = parts(p.cells[1], p.outputs[1]);
+  const int64_t phases = p.phases[1] * p.products <= kMostPhaseProducts ? p.phases[1] : 1;
+  most = std::max<int64_t>(1, most / phases);
   p.box[2] = even_part(columns, most);
   p.box[1] = p.box[2] < columns ? 1 : even_part(rows, most / columns);
-  p.box[0] = p.box[1] < rows || p.box[2] < columns ? 1 : even_part(p.images, most / (rows * columns));
+  const bool whole = p.box[1] == rows && p.box[2] == columns;
+  p.box[0] = phases * (whole ? even_part(p.images / phases, most / (rows * columns)) : 1);
   p.boxes[0] = parts(p.images, p.box[0]);
   p.boxes[1] = parts(rows, p.box[1]);
   p.boxes[2] = parts(columns, p.box[2]);
@@ -268,17 +274,29 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 // transforms of the tiles of both sides, and loads or stores of their cells, which cost more where they take turns and
 // much more where lanes are not neighbouring channels, above all to store; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
+  // Kernels are read once for all residues of a chunk and of a panel.
+  const auto reads_of = [](const WinogradSide& s, int64_t lanes) {
+    return parts(s.residues[0] * s.residues[1] * s.residues[2] * s.block, lanes);
+  };
+  const int64_t reads = reads_of(p.in, kWinogradChunk) * reads_of(p.out, kWinogradPanel);
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const int64_t outputs = p.outputs[0] * p.outputs[1];
-  const double axes = (p.tile[0] > 1 ? 1 : 0) + (p.tile[1] > 1 ? 1 : 0);
+  const double transform = p.tile[0] > 1 && p.tile[1] > 1 ? 8 : 5;
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
     const double cell = s.block == 1 ? (&s == &p.out && k.item != k.sum_item ? 6 : 3) : s.step[2] > 1 ? 0.5 : 0.2;
-    return 4 * axes * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(outputs * lanes);
+    return transform * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(outputs * lanes);
   };
   const double pairs = static_cast<double>(in) * vectors(out);
   const double products = static_cast<double>(lane_products(p)) / static_cast<double>(p.in.lanes * p.out.lanes);
   return static_cast<double>(tiles) * (0.54 * products * pairs + tile_cycles(p.in, in) + tile_cycles(p.out, out)) +
-         2.65 * axes * static_cast<double>(p.products) * pairs;
+         static_cast<double>(3 * p.products + 10 * reads * p.taps[0] * p.taps[1]) * pairs;
+}
+
+// Whether a chunk has all residues of its channels, so that their kernels are stored together, as memory has them.
+bool stores_kernels(const WinogradPlan& p) {
+  const int64_t residues = p.in.residues[0] * p.in.residues[1] * p.in.residues[2];
+  const bool follow = p.w_out == 1 || p.w_in == (p.w_tap == 1 ? p.kernel : 1);
+  return p.whole_kernel && follow && (residues == 1 || kWinogradChunk % (residues * p.in.block) == 0);
 }
 
 // The tile that costs least: along both axes the same where they do not differ.
@@ -317,12 +335,14 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
   });
 }
 
-// Of everything. A gradient's elements have a longer way back, and threads wait, and add shares.
+// Of everything. A gradient's elements have a longer way back, the longest where each is stored by itself, and threads
+// wait, and add shares.
 double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   const auto groups = static_cast<double>(p.groups);
-  double cost = groups * cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
+  double cost = groups * cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k) + far_weight_cycles(p.w_count, k);
   if (pass == Pass::kWeight) {
     cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
+    if (!stores_kernels(p) || k.item != k.sum_item) cost += 4 * static_cast<double>(p.w_count);
   }
   return cost;
 }
@@ -395,6 +415,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
   WinogradPlan& plan = made->plan;
   plan = described;
   plan.tap_of = made->tap_of.data();
+  plan.stores_kernels = stores_kernels(plan);
   const int64_t tiles = tile_count(plan);
   for (plan.shares = 1; 2 * plan.shares * kShareProducts <= tiles * plan.products; plan.shares *= 2) {
     if (2 * plan.shares * plan.groups > kMostShares || 2 * share_bytes(plan) > kShareBytes) break;

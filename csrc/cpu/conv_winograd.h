@@ -436,8 +436,7 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   const int64_t first_channel = channel_of(p.in, lane_begin), channels = (lane_end - lane_begin) / residues(p.in);
-  const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && (p.w_out == 1 || kernels_at_once(p) > 1) &&
-                     (residues(p.in) == 1 || kWinogradChunk % (residues(p.in) * p.in.block) == 0);
+  const bool whole = sizeof(T) == sizeof(float) && p.stores_kernels;
   float taps[kMostTaps * kMostTaps * kCellLanes];
   bool finite = true;
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
