@@ -5,14 +5,20 @@
 
 namespace convarith {
 
-// Whether axes of these sizes follow each other in memory, last axis fastest, and channels follow them.
-inline bool contiguous_axes(const Strides& s, const std::array<int64_t, kAxes>& size) {
-  int64_t step = 1;
+// What follows axes of these sizes where they follow each other in memory, last axis fastest and `step` apart; or -1.
+inline int64_t step_after_axes(const Strides& s, const std::array<int64_t, kAxes>& size, int64_t step) {
   for (int i = kAxes - 1; i >= 0; --i) {
-    if (size[i] > 1 && s.axis[i] != step) return false;
+    if (size[i] > 1 && s.axis[i] != step) return -1;
     step *= size[i];
   }
-  return s.channel == step;
+  return step;
+}
+// Whether channels follow them; or whether they follow all channels.
+inline bool contiguous_axes(const Strides& s, const std::array<int64_t, kAxes>& size) {
+  return s.channel == step_after_axes(s, size, 1);
+}
+inline bool axes_after_channels(const Strides& s, const std::array<int64_t, kAxes>& size, int64_t channels) {
+  return s.channel == 1 && step_after_axes(s, size, channels) > 0;
 }
 
 inline std::array<int64_t, kAxes> input_of(const Problem& p) {
@@ -35,7 +41,12 @@ inline Problem as_product(Problem p) {
     const Axis& a = p.axis[i];
     covers = covers && p.output[i] == 1 && a.lo == 0 && a.dilation == 1 && a.input == a.kernel;
   }
-  if (!covers || taps == 1 || !contiguous_axes(p.w, input_of(p)) || !contiguous_axes(p.x, input_of(p))) return p;
+  if (!covers || taps == 1) return p;
+  const auto all = [&](const auto& layout) { return layout(p.x) && layout(p.w); };  // of both in the same order
+  const bool taps_inside = all([&](const Strides& s) { return contiguous_axes(s, input_of(p)); });
+  const bool channels_inside =
+      all([&](const Strides& s) { return axes_after_channels(s, input_of(p), p.in_channels); });
+  if (!taps_inside && !channels_inside) return p;
   p.in_channels *= taps;
   p.x.channel = p.w.channel = 1;
   p.axis = {kTrivialAxis, kTrivialAxis, kTrivialAxis};

@@ -556,6 +556,23 @@ WIDER_WINOGRAD = [
     (2, 16, 33, (5, 13, 9), (3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 2, 2), 1),
     (1, 32, 48, (4, 9, 14), (2, 4, 3), (1, 2, 2), (1, 1, 1, 1, 1, 1), (1, 1, 1), 1),
     (5, 16, 20, (40, 41), (3, 3), (1, 1), (3, 3, 3, 3), (3, 3), 1),  # boxes of some of the phases
+    # Other taps along y than along x, or none to speak of.
+    (2, 20, 40, (50,), (2,), (1,), (1, 1), (1,), 1),
+    (3, 17, 33, (41,), (5,), (1,), (2, 2), (3,), 1),
+    (1, 32, 48, (6000,), (2,), (1,), (3, 16), (16,), 1),  # boxes of all phases of a part of a row
+    (1, 16, 33, (2500,), (3,), (1,), (500, 500), (500,), 1),  # of a tile of each
+    (1, 16, 33, (3000,), (3,), (1,), (1000, 900), (1000,), 1),  # too many phases for a box
+    (2, 32, 16, (33,), (16,), (8,), (4, 4), (1,), 1),  # a chunk and a panel end within the residues
+    (2, 10, 20, (31,), (4,), (2,), (1, 1), (1,), 2),
+    (2, 9, 20, (13, 21), (1, 3), (1, 1), (0, 0, 1, 1), (1, 1), 1),
+    (2, 9, 20, (13, 21), (3, 1), (1, 1), (1, 2, 0, 0), (1, 1), 2),
+    (2, 16, 33, (12, 17), (2, 5), (1, 1), (1, 0, 2, 2), (1, 1), 1),
+    (2, 16, 20, (23, 41), (5, 10), (2, 2), (0, 0, 1, 0), (1, 1), 1),
+    (2, 16, 20, (23, 41), (5, 2), (2, 2), (0, 0, 1, 0), (1, 1), 1),
+    (1, 20, 17, (6, 9, 7), (3, 1, 1), (1, 1, 1), (1, 1, 0, 0, 0, 0), (1, 1, 1), 1),
+    (1, 20, 17, (13, 9, 7), (4, 1, 1), (2, 1, 1), (1, 0, 0, 0, 0, 0), (1, 1, 1), 1),
+    (2, 16, 17, (12, 5, 7), (2, 1, 1), (1, 1, 1), (3, 0, 0, 0, 0, 0), (3, 1, 1), 1),
+    (2, 16, 17, (6, 5, 7), (2, 1, 3), (1, 1, 1), (1, 0, 0, 0, 1, 1), (1, 1, 1), 1),
 ]
 
 
@@ -576,12 +593,18 @@ def test_winograd_stays_within_its_bound_where_outputs_sum_little_of_a_tile(kern
     assert 0 < error <= backends.WINOGRAD_BOUND * exact.max()
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("case", WIDER_WINOGRAD, ids=lambda case: "_".join("x".join(map(str, v)) for v in case[3:8]))
-def test_winograd_of_dilated_and_deeper_kernels(case, last):
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}  # lines have no such order
+
+
+@pytest.mark.parametrize(
+    ("memory", "case"),
+    [(torch.contiguous_format, case) for case in WIDER_WINOGRAD]
+    + [(CHANNELS_LAST[len(case[3])], case) for case in WIDER_WINOGRAD if len(case[3]) > 1],
+    ids=lambda v: "_".join("x".join(map(str, part)) for part in v[3:8]) if isinstance(v, tuple) else None,
+)
+def test_winograd_of_dilated_deeper_and_longer_kernels(memory, case):
     n, c, k, size, kernel, stride, padding, dilation, groups = case
-    formats = (torch.channels_last, torch.channels_last_3d) if last else (torch.contiguous_format,) * 2
-    check_winograd(n, c, k, size, kernel, (stride, padding, dilation, groups), formats[len(size) - 2])
+    check_winograd(n, c, k, size, kernel, (stride, padding, dilation, groups), memory)
 
 
 NORMAL_BOUND = 8e-6  # of normally distributed data, as the documentation of WINOGRAD_BOUND has it
@@ -618,10 +641,10 @@ def check_winograd(n, c, k, size, kernel, geometry, memory):
             torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("batch", [3, 8])
+@pytest.mark.parametrize("batch", [8, 11])
 @pytest.mark.parametrize("channels", [1, 20])
 @pytest.mark.parametrize(
-    ("tile", "taps"), [(6, 2), (6, 3), (6, 4), (6, 5), (7, 3), (7, 4), (7, 5), (8, 3), (8, 4), (8, 5)]
+    ("tile", "taps"), [(tile, taps) for tile in (5, 6, 7, 8) for taps in (2, 3, 4, 5) if taps < tile]
 )
 def test_winograd_of_every_tile_stays_within_its_bound(tile, taps, channels, batch):
     size = tile + 1 - taps  # one tile's outputs: what costs least
@@ -642,10 +665,10 @@ def test_winograd_of_every_tile_stays_within_its_bound(tile, taps, channels, bat
         (("conv", (4, 64, 56, 56), (64, 64, 3, 3), 1, 1), 64 * 4 * 10 * 10),
         (("conv", (8, 96, 27, 27), (256, 96, 5, 5), 1, 2), 64 * 8 * 7 * 7),
         # 33 x 33 cells of 2 x 2, at the ends of which a phase has no output; 4 phases
-        (("conv_transpose", (8, 64, 64, 64), (128, 64, 4, 4), 2, 1), 36 * 8 * 7 * 7 * 4),
+        (("conv_transpose", (8, 64, 64, 64), (128, 64, 4, 4), 2, 1), 64 * 8 * 5 * 5 * 4),
         (("conv_weight", (8, 256, 13, 13), (384, 256, 3, 3), 1, 1), 49 * 8 * 3 * 3),
-        # 2 x 2 residues of 1 or 2 taps along an axis, to which 5 or 6 products belong
-        (("conv", (4, 256, 60, 60), (512, 256, 3, 3), 2, 1), 36 * 4 * 11 * 11),
+        # 2 x 2 residues of 1 or 2 taps along an axis, to which 6 or 7 products belong
+        (("conv", (4, 256, 60, 60), (512, 256, 3, 3), 2, 1), 25 * 4 * 13 * 13),
         # 2 x 2 phases of the dilation, of 14 x 14 cells each
         (("conv", (2, 256, 28, 28), (256, 256, 3, 3), 1, 2, 2), 49 * 2 * 4 * 3 * 3),
         # 3 taps along z

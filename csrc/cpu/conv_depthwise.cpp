@@ -429,13 +429,14 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
     d.in_axis[i] = in.axis[i + 1];
     d.out_axis[i] = out.axis[i + 1];
   }
+  // Gathers and dots have products of pairs, these kernels have not.
+  const bool pairs_pay = !wanted && k.pairs && d.channels > 1;
+  if (pairs_pay && pass == Pass::kWeight) return nullptr;
   const bool narrow = 2 * d.grid[1] <= k.lanes * (transposed ? p.axis[2].stride : 1);  // most lanes would be empty
   if (!narrow && lay_out_in_place(result, p)) return made;
   if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
   if (narrow && lay_out_in_place(result, p)) return made;
-
-  // Gathers have products of pairs of channels, the sweeps have not.
-  if (!wanted && k.pairs && (pass == Pass::kWeight ? 1 : d.channels) > 1) return nullptr;
+  if (pairs_pay) return nullptr;
 
   std::array<AxisPhases, 2> axes;
   for (int i = 0; i < 2; ++i) {

@@ -104,12 +104,13 @@ struct WeightPlan {
   bool patches;                  // columns are (channel, tap) instead, rows are y's, and sums are w itself
 };
 
-// Winograd's F(m x m, r x r), m + r - 1 = 6, 7 or 8: a tile of so many inputs squared gives m x m outputs of an r x r
-// kernel through as many products, instead of m * m * r * r. A stride s makes s * s kernels of r = ceil(kernel / s)
-// taps, one for each residue of the taps modulo s: a convolution sums over them, so residues are more channels; a
-// transposed one makes a phase of its result by each, so residues are more rows. So are, on the side that is summed
-// over, the taps along z. A dilation d makes d * d convolutions without one, of the cells modulo d: they are more
-// images. The weight's gradient is F(r x r, m x m): tiles of y are its kernels.
+// Winograd's F(m, r) along y and x, m + r - 1 from 5 to 8: a tile of so many inputs gives m outputs of a kernel of r
+// taps through as many products, instead of m * r; along both axes that is squared. Where r = 1, so are m and the tile.
+// A stride s makes s kernels of r = ceil(kernel / s) taps, one for each residue of the taps modulo s: a convolution
+// sums over them, so residues are more channels; a transposed one makes a phase of its result by each, so residues are
+// more rows. So are, on the side that is summed over, the taps along z. A dilation d makes d convolutions without one,
+// of the cells modulo d: they are more images. The weight's gradient is F(r, m): tiles of y are its kernels.
+constexpr int64_t kWinogradTiles[2] = {5, 8};  // the smallest and the largest
 constexpr int64_t kWinogradChunk = 64;  // channels: transformed inputs are [chunk][product][tile][channel of the chunk]
 constexpr int64_t kWinogradPanel = 32;  // rows: products are [product][tile][row of the panel]
 // Between the products of a block: a multiple of 4 KB would put all of them into the same lines of the first cache.
@@ -135,16 +136,16 @@ struct WinogradPlan {
   WinogradSide in, out;  // what is transformed and what the products make; of the weight's gradient, x and y
   int64_t groups;
   int64_t images, planes, phases[2];  // image = ((batch * planes + z) * phases[0] + f0) * phases[1] + f1
-  int64_t tile, products;             // m + r - 1 and its square
-  int64_t outputs, taps;              // m and r
-  int64_t missing;                    // row and column of a tile that only the tap which some residues lack makes
+  int64_t tile[2], products;          // m + r - 1 along y and x, and all of a tile
+  int64_t outputs[2], taps[2];        // m and r
+  int64_t missing[2];                 // row and column of a tile that only the tap which some residues lack makes
   int64_t cells[2];                   // of `out`: its extent in steps
   int64_t box[3];                     // tiles of a box: images, rows, columns
   int64_t boxes[3];
   int64_t box_tiles;  // room for a box's tiles
   int64_t w_group, w_out, w_in;
   const void* bias;       // of every channel of `out`, or null
-  const int32_t* tap_of;  // [residue of in][residue of out][r * r]: where the tap's weight stands, in w_tap, or -1
+  const int32_t* tap_of;  // [residue of in][residue of out][tap]: where the tap's weight stands, in w_tap, or -1
   int64_t kernel;         // the weight's taps, all residues together
   bool whole_kernel;      // they are w_tap apart; otherwise w_tap is 1
   int64_t w_tap;
@@ -154,7 +155,8 @@ struct WinogradPlan {
   // The weight's gradient: shares of the boxes, whose number does not depend on the threads, have gradients of their
   // own where there are several; a task has a block of the chunks and of the panels.
   int64_t shares, in_blocks, out_blocks, w_count;
-  int64_t workers;  // threads that there is scratch for
+  int64_t workers;      // threads that there is scratch for
+  bool stores_kernels;  // whole ones of several channels; otherwise their taps one by one
 
   int64_t chunk_size;  // elements of a chunk of a box's transformed inputs
   int64_t at_cells, at_line, at_inputs, at_outputs, at_weights, at_products, at_sums, scratch;  // of a thread, in bytes

@@ -263,14 +263,19 @@ constexpr double kMeasuredCycles = 1.5;
 // Of a vector of inputs that are copied or packed: they come from memory.
 constexpr double kCopyCycles = 13;
 
-// Of a vector of weights, to be packed or, of a gradient, to be stored; and of all of them where they outgrow the
-// second cache, at the memory's pace.
+// Of a vector of weights, to be packed or, of a gradient, to be stored; and at least of a line of them where they
+// outgrow the second cache, at the memory's pace.
 constexpr double kWeightCycles = 17, kFarWeightCycles = 40;
 constexpr int64_t kFarWeights = 4 << 20;  // bytes
 
 inline double weight_vector_cycles(int64_t weights, const ConvKernels& k) {
-  return static_cast<double>(weights) / static_cast<double>(k.lanes) *
-         (weights * k.sum_item > kFarWeights ? kFarWeightCycles : kWeightCycles);
+  return static_cast<double>(weights) / static_cast<double>(k.lanes) * kWeightCycles;
+}
+// What weights take longer that are far.
+inline double far_weight_cycles(int64_t weights, const ConvKernels& k) {
+  if (weights * k.item <= kFarWeights) return 0;
+  const double lines = static_cast<double>(weights * k.item) / 64;
+  return std::max(0., lines * kFarWeightCycles - weight_vector_cycles(weights, k));
 }
 
 // What the direct kernels would cost: gathers, or the weight's gradient by dots or outer products. Infinity where they
@@ -288,6 +293,14 @@ struct Cheapest {
 
   // By whatever is forced, too.
   bool beaten_by(double other) {
+    if (getenv("DBG")) {
+      double d = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
+      fprintf(stderr, "DBG %g %g\n", d, other);
+    }
+    if (getenv("DBG")) {
+      double d = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
+      fprintf(stderr, "DBG %g %g\n", d, other);
+    }
     if (wanted_algorithm()) return true;
     if (cycles < 0) cycles = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
     return other < cycles;

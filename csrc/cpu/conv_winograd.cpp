@@ -1,6 +1,7 @@
 // Winograd: which convolutions it serves, its plan and its run.
 #include <atomic>
 
+#include "../simplify.h"
 #include "conv_planning.h"
 
 namespace convarith::cpu {
@@ -37,8 +38,7 @@ int64_t box_count(const WinogradPlan& p) {
 }
 
 int64_t tile_count(const WinogradPlan& p) {
-  const int64_t m = p.outputs;
-  return p.images * parts(p.cells[0], m) * parts(p.cells[1], m);
+  return p.images * parts(p.cells[0], p.outputs[0]) * parts(p.cells[1], p.outputs[1]);
 }
 
 // Products of a tile between all lanes of both sides.
@@ -48,9 +48,9 @@ int64_t lane_products(const WinogradPlan& p) {
     int64_t residues = 1, of_axis = 1;
     for (const WinogradSide* s : {&p.in, &p.out}) {
       residues *= s->residues[i + 1];
-      of_axis *= (p.tile - 1) * s->residues[i + 1] + s->full[i];
+      of_axis *= (p.tile[i] - 1) * s->residues[i + 1] + s->full[i];
     }
-    products = products / residues * (of_axis / p.tile);
+    products = products / residues * (of_axis / p.tile[i]);
   }
   return products;
 }
@@ -131,12 +131,24 @@ WinogradSide side(const Strides& s, int64_t channels) {
   return r;
 }
 
+// A kernel along z takes y's place where nothing is along y.
+Problem with_kernel_in_plane(Problem p) {
+  if (p.axis[0].kernel == 1 || !is_pointwise(p.axis[1]) || p.axis[1].input > 1) return p;
+  std::swap(p.axis[0], p.axis[1]);
+  std::swap(p.output[0], p.output[1]);
+  for (Strides* s : {&p.x, &p.y, &p.w}) std::swap(s->axis[0], s->axis[1]);
+  return p;
+}
+
 // The two sides, the taps and where their weights stand. False where there is no such algorithm.
 bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& plan, std::vector<int32_t>& tap_of) {
   const Axis& planes = p.axis[0];
   if (planes.stride != 1 || planes.kernel > 5 || p.axis[1].stride * p.axis[2].stride > 16) return false;
-  plan.taps = parts(p.axis[1].kernel, p.axis[1].stride);
-  if (plan.taps < 2 || plan.taps > 5 || parts(p.axis[2].kernel, p.axis[2].stride) != plan.taps) return false;
+  for (int i = 0; i < 2; ++i) {
+    plan.taps[i] = parts(p.axis[i + 1].kernel, p.axis[i + 1].stride);
+    if (plan.taps[i] > 5) return false;
+  }
+  if (plan.taps[0] * plan.taps[1] == 1) return false;
 
   const bool transposed = pass == Pass::kInput;
   WinogradSide x = side(p.x, p.in_channels), y = side(p.y, p.out_channels);
@@ -161,7 +173,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
       const int64_t first = floor_div(a.lo, x.step[i]);
       plan.cells[i - 1] = floor_div(a.input - 1 + a.lo, x.step[i]) + 1 - first;
       x.first[i] += first * x.step[i];
-      y.first[i] = (first - plan.taps + 1) * y.step[i];
+      y.first[i] = (first - plan.taps[i - 1] + 1) * y.step[i];
     }
   }
   plan.images *= plan.planes * plan.phases[0] * plan.phases[1];
@@ -180,7 +192,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
     for (int i = 0; i < 2; ++i) {
       const Axis& a = p.axis[i + 1];
       const bool all = s->residues[i + 1] == 1 || s->block == 1;
-      s->full[i] = all ? s->residues[i + 1] : a.kernel - (plan.taps - 1) * a.stride;
+      s->full[i] = all ? s->residues[i + 1] : a.kernel - (plan.taps[i] - 1) * a.stride;
     }
   }
   plan.in = transposed ? y : x;
@@ -192,19 +204,19 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   plan.w_count = p.groups * p.out_channels * p.in_channels * plan.kernel;
   plan.w_tap = p.w.axis[2];
   const int64_t row = p.axis[2].kernel * plan.w_tap;
-  plan.whole_kernel =
-      plan.w_tap > 0 && p.w.axis[1] == row && (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * row);
+  plan.whole_kernel = plan.w_tap > 0 && (p.axis[1].kernel == 1 || p.w.axis[1] == row) &&
+                      (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * row);
   if (!plan.whole_kernel) plan.w_tap = 1;
   // Of both sides' residues, those along z are the summed side's, and the others x's.
   for (int64_t residue = 0; residue < planes.kernel * x.residues[1] * x.residues[2]; ++residue) {
     const int64_t z = residue / x.residues[2] / x.residues[1];
     const int64_t first[2] = {residue / x.residues[2] % x.residues[1], residue % x.residues[2]};
-    for (int64_t t = 0; t < plan.taps * plan.taps; ++t) {
-      int64_t tap[2] = {t / plan.taps, t % plan.taps};
+    for (int64_t t = 0; t < plan.taps[0] * plan.taps[1]; ++t) {
+      int64_t tap[2] = {t / plan.taps[1], t % plan.taps[1]};
       int64_t at = z * p.w.axis[0];
       bool real = true;
       for (int i = 0; i < 2; ++i) {
-        if (transposed) tap[i] = plan.taps - 1 - tap[i];
+        if (transposed) tap[i] = plan.taps[i] - 1 - tap[i];
         tap[i] = tap[i] * x.residues[i + 1] + first[i];
         real = real && tap[i] < p.axis[i + 1].kernel;
         at += tap[i] * p.w.axis[i + 1];
@@ -215,12 +227,18 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   return true;
 }
 
-// Boxes of at most `most` tiles: whole images, or whole rows of tiles, or parts of a row.
+constexpr int64_t kMostPhaseProducts = 4608;
+
+// Boxes of about `most` tiles at most: whole images, or whole rows of tiles, or parts of a row; of all phases along x,
+// whose elements take turns there, where those are not too many.
 void set_boxes(WinogradPlan& p, int64_t most) {
-  const int64_t m = p.outputs, rows = parts(p.cells[0], m), columns = parts(p.cells[1], m);
+  const int64_t rows = parts(p.cells[0], p.outputs[0]), columns = parts(p.cells[1], p.outputs[1]);
+  const int64_t phases = p.phases[1] * p.products <= kMostPhaseProducts ? p.phases[1] : 1;
+  most = std::max<int64_t>(1, most / phases);
   p.box[2] = even_part(columns, most);
   p.box[1] = p.box[2] < columns ? 1 : even_part(rows, most / columns);
-  p.box[0] = p.box[1] < rows || p.box[2] < columns ? 1 : even_part(p.images, most / (rows * columns));
+  const bool whole = p.box[1] == rows && p.box[2] == columns;
+  p.box[0] = phases * (whole ? even_part(p.images / phases, most / (rows * columns)) : 1);
   p.boxes[0] = parts(p.images, p.box[0]);
   p.boxes[1] = parts(rows, p.box[1]);
   p.boxes[2] = parts(columns, p.box[2]);
@@ -237,7 +255,7 @@ void lay_out_cells(WinogradPlan& p, const ConvKernels& k) {
     const int64_t lanes = i == 0 ? kWinogradChunk : kWinogradPanel;
     const bool whole = s.residues[2] == 1 || lanes % (s.residues[2] * s.block) == 0;
     s.turns = s.block > 1 && whole && p.box[0] % p.phases[1] == 0 ? s.step[2] : 1;
-    width = p.box[i + 1] * p.outputs + p.tile;
+    width = p.box[i + 1] * p.outputs[i] + p.tile[i];
     cells *= width;
   }
   width *= std::max(p.in.turns, p.out.turns);
@@ -256,53 +274,84 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 // transforms of the tiles of both sides, and loads or stores of their cells, which cost more where they take turns and
 // much more where lanes are not neighbouring channels, above all to store; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
+  // Kernels are read once for all residues of a chunk and of a panel.
+  const auto reads_of = [](const WinogradSide& s, int64_t lanes) {
+    return parts(s.residues[0] * s.residues[1] * s.residues[2] * s.block, lanes);
+  };
+  const int64_t reads = reads_of(p.in, kWinogradChunk) * reads_of(p.out, kWinogradPanel);
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
-  const int64_t m = p.outputs;
+  const int64_t outputs = p.outputs[0] * p.outputs[1];
+  const double transform = p.tile[0] > 1 && p.tile[1] > 1 ? 8 : 5;
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
-    const double cell = s.block == 1 ? (&s == &p.out ? 15 : 3) : s.step[2] > 1 ? 0.5 : 0.2;
-    return 8 * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(m * m * lanes);
+    const double cell = s.block == 1 ? (&s == &p.out && k.item != k.sum_item ? 6 : 3) : s.step[2] > 1 ? 0.5 : 0.2;
+    return transform * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(outputs * lanes);
   };
   const double pairs = static_cast<double>(in) * vectors(out);
   const double products = static_cast<double>(lane_products(p)) / static_cast<double>(p.in.lanes * p.out.lanes);
   return static_cast<double>(tiles) * (0.54 * products * pairs + tile_cycles(p.in, in) + tile_cycles(p.out, out)) +
-         5.3 * static_cast<double>(p.products) * pairs;
+         static_cast<double>(3 * p.products + 10 * reads * p.taps[0] * p.taps[1]) * pairs;
 }
 
-// The tile that costs least. Kernels of two taps have little to win by larger ones than 6.
+// Whether a chunk has all residues of its channels, so that their kernels are stored together, as memory has them.
+bool stores_kernels(const WinogradPlan& p) {
+  const int64_t residues = p.in.residues[0] * p.in.residues[1] * p.in.residues[2];
+  const bool follow = p.w_out == 1 || p.w_in == (p.w_tap == 1 ? p.kernel : 1);
+  return p.whole_kernel && follow && (residues == 1 || kWinogradChunk % (residues * p.in.block) == 0);
+}
+
+// The tile that costs least: along both axes the same where they do not differ.
 void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
-  double best = 0;
-  for (const int64_t tile : {6, 7, 8}) {
-    if (tile > 6 && p.taps == 2) break;
-    WinogradPlan tried = p;
-    tried.tile = tile;
-    tried.products = tile * tile;
-    tried.outputs = tile + 1 - p.taps;
+  const auto try_tile = [&](WinogradPlan& tried, int i, int64_t tile) {
+    tried.tile[i] = tile;
+    tried.outputs[i] = tile + 1 - p.taps[i];
     // Only the last tap makes the product at infinity, only the first that at 0; a transposed convolution turns
     // kernels.
-    tried.missing = pass == Pass::kInput ? 0 : tile - 1;
-    const double cost = cycles(tried, tile_count(tried), p.in.lanes, p.out.lanes, k);
-    if (best > 0 && cost >= best) continue;
-    p = tried;
-    best = cost;
-  }
+    tried.missing[i] = pass == Pass::kInput ? 0 : tile - 1;
+    tried.products = tried.tile[0] * tried.tile[1];
+  };
+  const bool alike = p.taps[0] == p.taps[1] && p.cells[0] == p.cells[1];
+  double best = 0;
+  WinogradPlan tried = p;
+  const auto tiles_of = [&](int i, const auto& body) {
+    if (p.taps[i] == 1) {
+      try_tile(tried, i, 1);
+      return body();
+    }
+    for (int64_t tile = std::max(kWinogradTiles[0], p.taps[i] + 1); tile <= kWinogradTiles[1]; ++tile) {
+      try_tile(tried, i, tile);
+      body();
+    }
+  };
+  tiles_of(0, [&] {
+    const auto try_all = [&] {
+      const double cost = cycles(tried, tile_count(tried), p.in.lanes, p.out.lanes, k);
+      if (best > 0 && cost >= best) return;
+      p = tried;
+      best = cost;
+    };
+    if (!alike) return tiles_of(1, try_all);
+    try_tile(tried, 1, tried.tile[0]);
+    try_all();
+  });
 }
 
-// Of everything. A gradient's elements have a longer way back, and threads wait, and add shares. Where products are of
-// pairs, these, of floats, are half as fast as others.
+// Of everything. A gradient's elements have a longer way back, the longest where each is stored by itself, and threads
+// wait, and add shares.
 double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   const auto groups = static_cast<double>(p.groups);
-  double cost = groups * cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k);
+  double cost = groups * cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k) + far_weight_cycles(p.w_count, k);
   if (pass == Pass::kWeight) {
     cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
+    if (!stores_kernels(p) || k.item != k.sum_item) cost += 4 * static_cast<double>(p.w_count);
   }
-  return cost * (k.pairs ? 1.5 : 1);
+  return cost;
 }
 
-// Whether lanes are enough to fill the transforms, and, where products are of pairs, whether there is much to win.
-bool suits(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
-  if (p.out.lanes < 12 && (pass != Pass::kInput || p.in.lanes < 12)) return false;
-  if (pass == Pass::kOutput && p.in.lanes < 12) return false;
-  return !k.pairs || pass != Pass::kWeight;
+constexpr int64_t kFewLanes = 8;  // too few to fill the transforms
+
+bool suits(const WinogradPlan& p, Pass pass) {
+  if (p.out.lanes <= kFewLanes && (pass != Pass::kInput || p.in.lanes <= kFewLanes)) return false;
+  return pass != Pass::kOutput || p.in.lanes > kFewLanes;
 }
 
 constexpr int64_t kBoxProducts = 4032;  // of a box's tiles; those for a panel fill less than half of the second cache
@@ -366,6 +415,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
   WinogradPlan& plan = made->plan;
   plan = described;
   plan.tap_of = made->tap_of.data();
+  plan.stores_kernels = stores_kernels(plan);
   const int64_t tiles = tile_count(plan);
   for (plan.shares = 1; 2 * plan.shares * kShareProducts <= tiles * plan.products; plan.shares *= 2) {
     if (2 * plan.shares * plan.groups > kMostShares || 2 * share_bytes(plan) > kShareBytes) break;
@@ -382,7 +432,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
       const int64_t in = parts(chunks(plan), plan.in_blocks), out = parts(panels(plan), plan.out_blocks);
       const int64_t sums = plan.shares < box_count(plan) ? in * out : 0;
       plan.at_sums = plan.at_products + aligned(plan.products * kWinogradWeights * 4);
-      plan.at_inputs = plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps * plan.taps * 4);
+      plan.at_inputs = plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps[0] * plan.taps[1] * 4);
       plan.at_outputs = plan.at_inputs + aligned(box_bytes(plan, kWinogradChunk));
       plan.scratch = plan.at_outputs + aligned(out * box_bytes(plan, kWinogradPanel));
       if (plan.scratch > kThreadBytes) continue;
@@ -409,10 +459,10 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, C
   }
   WinogradPlan plan = {};
   std::vector<int32_t> tap_of;
-  if (!describe(problem, pass, k, plan, tap_of)) return nullptr;
+  if (!describe(with_kernel_in_plane(problem), pass, k, plan, tap_of)) return nullptr;
   choose_tile(plan, pass, k);
   const double cost = all_cycles(plan, pass, k);
-  if ((!wanted && !suits(plan, pass, k)) || !cheapest.beaten_by(cost)) return nullptr;
+  if ((!wanted && !suits(plan, pass)) || !cheapest.beaten_by(cost)) return nullptr;
   const auto make = pass == Pass::kWeight ? plan_gradient : plan_products;
   return make(plan, std::move(tap_of), cost, k);
 }

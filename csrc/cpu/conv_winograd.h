@@ -175,8 +175,7 @@ struct TileBox {
 };
 
 inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
-  const int64_t m = p.outputs;
-  const int64_t extent[3] = {p.images, block_count(p.cells[0], m), block_count(p.cells[1], m)};
+  const int64_t extent[3] = {p.images, block_count(p.cells[0], p.outputs[0]), block_count(p.cells[1], p.outputs[1])};
   TileBox b;
   for (int i = 2; i >= 0; --i) {
     b.first[i] = index % p.boxes[i] * p.box[i];
@@ -187,18 +186,21 @@ inline TileBox tile_box(const WinogradPlan& p, int64_t index) {
 }
 
 // Block `block` of kLanes lanes of a box's cells, transformed: [product][tile][lane of the block]. Tiles of
-// window x window cells stand as far apart as tiles of outputs do.
+// window[0] x window[1] cells stand as far apart as tiles of outputs do.
 template <int kLanes, typename T>
-void transform_inputs(const WinogradPlan& p, const WinogradSide& s, Transform transform, int64_t window,
-                      const TileBox& b, int64_t block, const T* in, char* scratch, float* to) {
-  const int64_t step = p.outputs;
+void transform_inputs(const WinogradPlan& p, const WinogradSide& s, const Transform& transform,
+                      const int64_t (&window)[2], const TileBox& b, int64_t block, const T* in, char* scratch,
+                      float* to) {
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
   float* line = reinterpret_cast<float*>(scratch + p.at_line);
   const int64_t tiles = b.size[1] * b.size[2];
   const int64_t apart = p.box_tiles * kLanes + kWinogradApart;
   const int64_t last = least(s.lanes, (block + 1) * kLanes);
-  const int64_t first[2] = {b.first[1] * step, b.first[2] * step};
-  const int64_t size[2] = {(b.size[1] - 1) * step + window, (b.size[2] - 1) * step + window};
+  int64_t first[2], size[2];
+  for (int i = 0; i < 2; ++i) {
+    first[i] = b.first[i + 1] * p.outputs[i];
+    size[i] = (b.size[i + 1] - 1) * p.outputs[i] + window[i];
+  }
   const int64_t row = size[1] * s.turns * kCellLanes, column = s.turns * kCellLanes;
   for (int64_t image = 0; image < b.size[0]; image += images_in_turn(s)) {
     for (int64_t lane = block * kLanes; lane < last; lane += lanes_in_turn(s) * kCellLanes) {
@@ -208,9 +210,9 @@ void transform_inputs(const WinogradPlan& p, const WinogradSide& s, Transform tr
         const int64_t image_turn = turn % images_in_turn(s), lane_turn = turn - image_turn;
         float* out = to + (image + image_turn) * tiles * kLanes + lane % kLanes + lane_turn * kCellLanes;
         for (int64_t y = 0; y < b.size[1]; ++y) {
-          const float* from = cells + y * step * row + turn * kCellLanes;
-          for (int64_t x = 0; x < b.size[2]; ++x, from += step * column, out += kLanes) {
-            transform(from, row, column, out, p.tile * apart, apart);
+          const float* from = cells + y * p.outputs[0] * row + turn * kCellLanes;
+          for (int64_t x = 0; x < b.size[2]; ++x, from += p.outputs[1] * column, out += kLanes) {
+            transform(from, row, column, out, p.tile[1] * apart, apart);
           }
         }
       }
@@ -222,16 +224,17 @@ void transform_inputs(const WinogradPlan& p, const WinogradSide& s, Transform tr
 template <typename T>
 void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, const float* products, char* scratch,
                        const T* bias, T* out) {
-  const int64_t m = p.outputs;
-  const Transform transform = output_transform(p.tile, m);
+  const Transform transform = output_transform(p.tile, p.outputs);
   const WinogradSide& s = p.out;
   float* cells = reinterpret_cast<float*>(scratch + p.at_cells);
   float* line = reinterpret_cast<float*>(scratch + p.at_line);
   const int64_t tiles = b.size[1] * b.size[2], apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   const int64_t last = least(s.lanes, (panel + 1) * kWinogradPanel);
-  const int64_t first[2] = {b.first[1] * m, b.first[2] * m};
-  int64_t size[2];
-  for (int i = 0; i < 2; ++i) size[i] = least(b.size[i + 1] * m, p.cells[i] - first[i]);
+  int64_t first[2], size[2];
+  for (int i = 0; i < 2; ++i) {
+    first[i] = b.first[i + 1] * p.outputs[i];
+    size[i] = least(b.size[i + 1] * p.outputs[i], p.cells[i] - first[i]);
+  }
   const int64_t row = size[1] * s.turns * kCellLanes, column = s.turns * kCellLanes;
   for (int64_t lane = panel * kWinogradPanel; lane < last; lane += lanes_in_turn(s) * kCellLanes) {
     float biases[kCellLanes] = {};
@@ -248,8 +251,8 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
         // those rows' own.
         for (int64_t y = 0; y < b.size[1]; ++y) {
           for (int64_t x = b.size[2] - 1; x >= 0; --x) {
-            transform(from + (y * b.size[2] + x) * kWinogradPanel, p.tile * apart, apart,
-                      cells + y * m * row + x * m * column + turn * kCellLanes, row, column);
+            transform(from + (y * b.size[2] + x) * kWinogradPanel, p.tile[1] * apart, apart,
+                      cells + y * p.outputs[0] * row + x * p.outputs[1] * column + turn * kCellLanes, row, column);
           }
         }
       }
@@ -289,9 +292,12 @@ struct Taps {
   int64_t first, row, column;
   bool all;
 
-  Taps(const int32_t* tap_of, int64_t taps)
-      : first(tap_of[0]), row(tap_of[taps] - tap_of[0]), column(tap_of[1] - tap_of[0]), all(true) {
-    for (int64_t t = 0; t < taps * taps; ++t) all = all && tap_of[t] >= 0;
+  Taps(const int32_t* tap_of, const int64_t (&taps)[2])
+      : first(tap_of[0]),
+        row(taps[0] > 1 ? tap_of[taps[1]] - first : 0),
+        column(taps[1] > 1 ? tap_of[1] - first : 0),
+        all(true) {
+    for (int64_t t = 0; t < taps[0] * taps[1]; ++t) all = all && tap_of[t] >= 0;
   }
 };
 
@@ -351,12 +357,12 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
 template <typename T>
 bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
   const Transform transform = kernel_transform(p.tile, p.taps);
-  const int64_t square = p.taps * p.taps;
+  const int64_t square = p.taps[0] * p.taps[1];
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   float taps[kMostTaps * kMostTaps * kCellLanes] = {};
   Finite seen;
   const auto transform_taps = [&](float* out) {
-    transform(taps, p.taps * kCellLanes, kCellLanes, out, p.tile * kWinogradWeights, kWinogradWeights);
+    transform(taps, p.taps[1] * kCellLanes, kCellLanes, out, p.tile[1] * kWinogradWeights, kWinogradWeights);
   };
   const int64_t out_residues = residues(p.out);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
@@ -404,7 +410,7 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
           const Taps at(tap, p.taps);
           if (at.all) {
             transform(kernel + at.first * kCellLanes, at.row * kCellLanes, at.column * kCellLanes, out + v * kCellLanes,
-                      p.tile * kWinogradWeights, kWinogradWeights);
+                      p.tile[1] * kWinogradWeights, kWinogradWeights);
             continue;
           }
           for (int64_t t = 0; t < square; ++t) {
@@ -425,13 +431,12 @@ template <typename T>
 bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
                     float* sums, char* scratch, T* w) {
   const Transform transform = output_transform(p.tile, p.taps);
-  const int64_t square = p.taps * p.taps;
+  const int64_t square = p.taps[0] * p.taps[1];
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   const int64_t first_channel = channel_of(p.in, lane_begin), channels = (lane_end - lane_begin) / residues(p.in);
-  const bool whole = sizeof(T) == sizeof(float) && p.whole_kernel && (p.w_out == 1 || kernels_at_once(p) > 1) &&
-                     (residues(p.in) == 1 || kWinogradChunk % (residues(p.in) * p.in.block) == 0);
+  const bool whole = sizeof(T) == sizeof(float) && p.stores_kernels;
   float taps[kMostTaps * kMostTaps * kCellLanes];
   bool finite = true;
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
@@ -445,11 +450,11 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
       float* kernel = kernels + (channel - first_channel) * p.kernel * kCellLanes;
       const Taps at(tap_of, p.taps);
       if (first && last && whole && at.all) {
-        transform(from, p.tile * kWinogradWeights, kWinogradWeights, kernel + at.first * kCellLanes,
+        transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, kernel + at.first * kCellLanes,
                   at.row * kCellLanes, at.column * kCellLanes);
         continue;
       }
-      transform(from, p.tile * kWinogradWeights, kWinogradWeights, taps, p.taps * kCellLanes, kCellLanes);
+      transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, taps, p.taps[1] * kCellLanes, kCellLanes);
       for (int64_t t = 0; t < square; ++t) {
         float* sum = sums + ((lane - lane_begin) * square + t) * kWinogradPanel + row % kWinogradPanel;
         float* tap = taps + t * kCellLanes;
@@ -490,8 +495,8 @@ struct Runs {
 // Lanes of [first, last), counted from the first, that have product i. Those of kernels with fewer than r taps
 // along an axis have none at the point where only the missing one counts.
 inline Runs lanes_with(const WinogradPlan& p, const WinogradSide& s, int64_t first, int64_t last, int64_t i) {
-  const int64_t full1 = i / p.tile == p.missing ? s.full[0] : s.residues[1];
-  const int64_t full2 = i % p.tile == p.missing ? s.full[1] : s.residues[2];
+  const int64_t full1 = i / p.tile[1] == p.missing[0] ? s.full[0] : s.residues[1];
+  const int64_t full2 = i % p.tile[1] == p.missing[1] ? s.full[1] : s.residues[2];
   if (full1 == s.residues[1] && full2 == s.residues[2]) return {1, {0}, {last - first}};
   Runs runs = {};
   for (int64_t lane = first; lane < last; lane += s.block) {
@@ -637,7 +642,6 @@ bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
                        int64_t begin, int64_t end) {
   const int64_t chunks = block_count(p.in.lanes, kWinogradChunk), panels = block_count(p.out.lanes, kWinogradPanel);
   const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2];
-  const int64_t m = p.outputs;
   const int64_t in_apart = p.box_tiles * kWinogradChunk + kWinogradApart;
   const int64_t out_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
@@ -660,7 +664,8 @@ bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
       const bool first = box == box_begin, last = box + 1 == box_end;
       float* outputs = reinterpret_cast<float*>(scratch + p.at_outputs);
       for (int64_t panel = panel_begin; panel < panel_end; ++panel, outputs += p.products * out_apart) {
-        transform_inputs<kWinogradPanel>(p, p.out, kernel_transform(p.tile, m), m, b, panel, y_group, scratch, outputs);
+        transform_inputs<kWinogradPanel>(p, p.out, kernel_transform(p.tile, p.outputs), p.outputs, b, panel, y_group,
+                                         scratch, outputs);
       }
       float* sums = reinterpret_cast<float*>(scratch + p.at_sums);
       for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
@@ -679,7 +684,7 @@ bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
             return store_gradient(p, panel, chunk, products, first, last, sums, scratch, to + g * p.w_group);
           };
           if (!(p.shares > 1 ? store_to(gradients + share * p.w_count) : store_to(static_cast<T*>(w)))) finite = false;
-          sums += kWinogradChunk * kWinogradPanel * p.taps * p.taps;
+          sums += kWinogradChunk * kWinogradPanel * p.taps[0] * p.taps[1];
         }
       }
     }

@@ -141,85 +141,142 @@ inline __attribute__((always_inline)) void from_points(const Matrix<kTile, kOut>
   }
 }
 
-// M X M^T of kLanes squares X, by M's one-dimensional transform. Element (i, j) stands at from + i * row + j * column.
-template <int kOut, int kIn, typename Transform1d>
-inline __attribute__((always_inline)) void transform_2d(const Transform1d& transform_1d, const float* from, int64_t row,
-                                                        int64_t column, float* to, int64_t to_row, int64_t to_column) {
+// The transforms along an axis
+// -----------------------------------------------------------------------------------------
+
+template <int kTile>
+struct OfInputs {
+  static constexpr int kIn = kTile, kOut = kTile;
+  static constexpr bool kAsks = true;  // for what it writes, each in a page of its own, before it computes
+  static inline __attribute__((always_inline)) void run(const Vector (&in)[kIn], Vector (&out)[kOut]) {
+    to_points(kInput<kTile>, in, out);
+  }
+};
+
+template <int kTile, int kTaps>
+struct OfKernels {
+  static constexpr int kIn = kTaps, kOut = kTile;
+  static constexpr bool kAsks = true;
+  static inline __attribute__((always_inline)) void run(const Vector (&in)[kIn], Vector (&out)[kOut]) {
+    to_points(kKernel<kTile, kTaps>, in, out);
+  }
+};
+
+template <int kTile, int kOutputs>
+struct OfOutputs {
+  static constexpr int kIn = kTile, kOut = kOutputs;
+  static constexpr bool kAsks = false;
+  static inline __attribute__((always_inline)) void run(const Vector (&in)[kIn], Vector (&out)[kOut]) {
+    from_points(kOutput<kTile, kOutputs>, in, out);
+  }
+};
+
+// M X M^T of kLanes squares X. Element (i, j) stands at from + i * row + j * column.
+using SquareTransform = void (*)(const float* from, int64_t row, int64_t column, float* to, int64_t to_row,
+                                 int64_t to_column);
+
+template <typename Along>
+void transform_square(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
+  constexpr int kIn = Along::kIn, kOut = Along::kOut;
+  for (int i = 0; Along::kAsks && i < kOut; ++i) {
+    CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) prefetch<1>(to + i * to_row + j * to_column, 1);
+  }
   Vector half[kIn][kOut];  // transposed
   for (int j = 0; j < kIn; ++j) {
     Vector in[kIn];
     CONVARITH_UNROLL for (int i = 0; i < kIn; ++i) in[i] = load(from + i * row + j * column);
-    transform_1d(in, half[j]);
+    Along::run(in, half[j]);
   }
   for (int i = 0; i < kOut; ++i) {
     Vector in[kIn], out[kOut];
     CONVARITH_UNROLL for (int j = 0; j < kIn; ++j) in[j] = half[j][i];
-    transform_1d(in, out);
+    Along::run(in, out);
     CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) store(to + i * to_row + j * to_column, out[j]);
   }
 }
 
-// Asks for what a transform to products writes, each in a page of its own, while it computes.
-template <int kOut>
-inline __attribute__((always_inline)) void ask_for(const float* to, int64_t to_row, int64_t to_column) {
-  for (int i = 0; i < kOut; ++i) {
-    CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) prefetch<1>(to + i * to_row + j * to_column, 1);
+// M x of `count` lines x, whose elements stand `step` apart.
+using LineTransform = void (*)(const float* from, int64_t step, int64_t line, int64_t count, float* to, int64_t to_step,
+                               int64_t to_line);
+
+template <typename Along>
+void transform_lines(const float* from, int64_t step, int64_t line, int64_t count, float* to, int64_t to_step,
+                     int64_t to_line) {
+  for (int64_t n = 0; n < count; ++n, from += line, to += to_line) {
+    Vector in[Along::kIn], out[Along::kOut];
+    CONVARITH_UNROLL for (int i = 0; i < Along::kIn; ++i) in[i] = load(from + i * step);
+    Along::run(in, out);
+    CONVARITH_UNROLL for (int i = 0; i < Along::kOut; ++i) store(to + i * to_step, out[i]);
   }
 }
 
-using Transform = void (*)(const float* from, int64_t row, int64_t column, float* to, int64_t to_row,
-                           int64_t to_column);
+// Of an axis: along both, where the other is like it, and along itself.
+struct AxisTransform {
+  SquareTransform square = nullptr;
+  LineTransform lines = nullptr;
+};
+template <typename Along>
+constexpr AxisTransform kAxisTransform = {transform_square<Along>, transform_lines<Along>};
 
-template <int kTile>
-void transform_input(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
-  ask_for<kTile>(to, to_row, to_column);
-  const auto one = [](const auto& in, auto& out) { to_points(kInput<kTile>, in, out); };
-  transform_2d<kTile, kTile>(one, from, row, column, to, to_row, to_column);
-}
-
-template <int kTile, int kTaps>
-void transform_kernel(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
-  ask_for<kTile>(to, to_row, to_column);
-  const auto one = [](const auto& in, auto& out) { to_points(kKernel<kTile, kTaps>, in, out); };
-  transform_2d<kTile, kTaps>(one, from, row, column, to, to_row, to_column);
-}
-
-template <int kTile, int kOutputs>
-void transform_output(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
-  const auto one = [](const auto& in, auto& out) { from_points(kOutput<kTile, kOutputs>, in, out); };
-  transform_2d<kOutputs, kTile>(one, from, row, column, to, to_row, to_column);
-}
-
-inline Transform input_transform(int64_t tile) {
-  return tile == 6 ? transform_input<6> : tile == 7 ? transform_input<7> : transform_input<8>;
-}
-
-// Calls body with a tile and a size of kernels, or of outputs, as constants: tiles of 6 have 2 to 5, larger ones at
-// least 3.
-template <int kTile, int kSize, typename Body>
-inline Transform with_size(int64_t size, const Body& body) {
-  if constexpr (kSize > (kTile == 6 ? 2 : 3)) {
-    if (size < kSize) return with_size<kTile, kSize - 1>(size, body);
+template <int kTile = kWinogradTiles[1]>
+AxisTransform input_transform(int64_t tile) {
+  if constexpr (kTile > kWinogradTiles[0]) {
+    if (tile < kTile) return input_transform<kTile - 1>(tile);
   }
-  return body(Constant<kTile>{}, Constant<kSize>{});
+  return kAxisTransform<OfInputs<kTile>>;
 }
 
-template <typename Body>
-inline Transform with_sizes(int64_t tile, int64_t size, const Body& body) {
-  return tile == 6   ? with_size<6, 5>(size, body)
-         : tile == 7 ? with_size<7, 5>(size, body)
-                     : with_size<8, 6>(size, body);
+// Of kernels or outputs, by their size.
+template <template <int, int> typename Of, int kTile = kWinogradTiles[1], int kSize = kTile - 1>
+AxisTransform sized_transform(int64_t tile, int64_t size) {
+  if constexpr (kTile > kWinogradTiles[0]) {
+    if (tile < kTile) return sized_transform<Of, kTile - 1>(tile, size);
+  }
+  if constexpr (kSize > 2) {
+    if (size < kSize) return sized_transform<Of, kTile, kSize - 1>(tile, size);
+  }
+  return kAxisTransform<Of<kTile, kSize>>;
 }
 
-inline Transform kernel_transform(int64_t tile, int64_t taps) {
-  return with_sizes(
-      tile, taps, [](auto t, auto s) -> Transform { return transform_kernel<decltype(t)::value, decltype(s)::value>; });
+// Of rectangles, or of lines where a tile is 1 along the other axis.
+class Transform {
+ public:
+  // From `columns` to `rows` of a rectangle; along(i) is the transform of an axis where its tile is not 1.
+  template <typename Along>
+  Transform(const int64_t (&tile)[2], int64_t columns, int64_t rows, const Along& along)
+      : columns_(columns), rows_(rows) {
+    const AxisTransform y = tile[0] == 1 ? AxisTransform{} : along(0), x = tile[1] == 1 ? AxisTransform{} : along(1);
+    square_ = y.square == x.square ? x.square : nullptr;
+    y_ = y.lines;
+    x_ = x.lines;
+  }
+
+  void operator()(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) const {
+    if (square_ != nullptr) return square_(from, row, column, to, to_row, to_column);
+    if (y_ == nullptr) return x_(from, column, 0, 1, to, to_column, 0);
+    if (x_ == nullptr) return y_(from, row, 0, 1, to, to_row, 0);
+    constexpr int64_t kVector = Simd<float>::kLanes, kColumn = kWinogradTiles[1] * kVector;
+    float half[kWinogradTiles[1] * kColumn];
+    y_(from, row, column, columns_, half, kVector, kColumn);
+    x_(half, kColumn, kVector, rows_, to, to_column, to_row);
+  }
+
+ private:
+  int64_t columns_, rows_;
+  SquareTransform square_;
+  LineTransform y_, x_;
+};
+
+inline Transform input_transform(const int64_t (&tile)[2]) {
+  return {tile, tile[1], tile[0], [&](int i) { return input_transform(tile[i]); }};
 }
 
-inline Transform output_transform(int64_t tile, int64_t outputs) {
-  return with_sizes(tile, outputs, [](auto t, auto s) -> Transform {
-    return transform_output<decltype(t)::value, decltype(s)::value>;
-  });
+inline Transform kernel_transform(const int64_t (&tile)[2], const int64_t (&taps)[2]) {
+  return {tile, taps[1], tile[0], [&](int i) { return sized_transform<OfKernels>(tile[i], taps[i]); }};
+}
+
+inline Transform output_transform(const int64_t (&tile)[2], const int64_t (&outputs)[2]) {
+  return {tile, tile[1], outputs[0], [&](int i) { return sized_transform<OfOutputs>(tile[i], outputs[i]); }};
 }
 
 }  // namespace
