@@ -24,55 +24,17 @@ class FlatPlanes {
     for (int64_t e = 0; e < kKept * size(); ++e) kept_[e] = 0;
   }
 
-  // Planes [begin, end); share(e, count) is of entries of y that follow each other, finish(sum, e, count) of x.
+  // Planes [begin, end); share(e, count) is of entries of y that follow each other, finish(sum, e, count) of x. Planes
+  // of both halves in turn, to read the tables once for two; the next two are kept before they are read.
   template <typename Share, typename Finish>
   void sum(const Share& share, const Finish& finish, T* result, int64_t begin, int64_t end) {
+    const int64_t middle = begin + (end - begin) / 2;
     const auto keep = [&](int64_t plane, Sum* to) {
       const Sum* weight = static_cast<const Sum*>(plan.flat_weight);
       for (int64_t e = 0; e < outputs_; e += kLanes) {
         store(to + e, share(plane * outputs_ + e, outputs_ - e) * load(weight + e));
       }
     };
-    const auto pick = [&](int64_t step, const Sum* a, const Sum* b, Sums& sum_a, Sums& sum_b) {
-      const Index index = load(static_cast<const Lane*>(plan.flat_picks) + step * kLanes);
-      const auto from = [&](const Sum* y) { return index >= 0 ? __builtin_shuffle(load(y), index) : Sums{}; };
-      sum_a += from(a);
-      sum_b += from(b);
-    };
-    run(keep, pick, finish, result, begin, end);
-  }
-
-  // Likewise by the taps of a maximum.
-  void sum_by_taps(const T* y, const uint8_t* taps, T* result, int64_t begin, int64_t end) {
-    const auto keep = [&](int64_t plane, Sum* to) {
-      Lane* to_tap = reinterpret_cast<Lane*>(to + outputs_ + kLanes);
-      for (int64_t e = 0; e < outputs_; e += kLanes) store(to + e, load_up_to(y + plane * outputs_ + e, outputs_ - e));
-      for (int64_t e = 0; e < outputs_; ++e) to_tap[e] = taps[plane * outputs_ + e];
-    };
-    const auto pick = [&](int64_t step, const Sum* a, const Sum* b, Sums& sum_a, Sums& sum_b) {
-      const Index index = load(static_cast<const Lane*>(plan.flat_picks) + step * kLanes);
-      const Index wanted = load(static_cast<const Lane*>(plan.flat_taps) + step * kLanes);
-      const auto from = [&](const Sum* of) {
-        const Lane* tap = reinterpret_cast<const Lane*>(of + outputs_ + kLanes);
-        return __builtin_shuffle(load(tap), index) == wanted ? __builtin_shuffle(load(of), index) : Sums{};
-      };
-      sum_a += from(a);
-      sum_b += from(b);
-    };
-    const auto finish = [&](Sums sum, int64_t, int64_t) { return sum; };  // not a function: those take no vectors
-    run(keep, pick, finish, result, begin, end);
-  }
-
- private:
-  static constexpr int kKept = 4;
-
-  // What a plane of y has for x, and room for its taps.
-  int64_t size() const { return 2 * (outputs_ + kLanes); }
-
-  // Planes of both halves in turn, to read the tables once for two; the next two are kept before they are read.
-  template <typename Keep, typename Pick, typename Finish>
-  void run(const Keep& keep, const Pick& pick, const Finish& finish, T* result, int64_t begin, int64_t end) {
-    const int64_t middle = begin + (end - begin) / 2;
     const auto kept = [&](int64_t round) { return kept_ + round % 2 * 2 * size(); };
     const auto keep_next = [&](int64_t a, int64_t b) {
       if (a < middle) keep(a, kept(b - middle));
@@ -87,7 +49,10 @@ class FlatPlanes {
         Sums sum_a = {}, sum_b = {};
         for (int64_t s = 0; s < plan.flat_steps; ++s, ++step) {
           const Sum* first = from + plan.flat_first[step];
-          pick(step, first, first + size(), sum_a, sum_b);
+          const Index index = load(static_cast<const Lane*>(plan.flat_picks) + step * kLanes);
+          const auto pick = [&](const Sum* y) { return index >= 0 ? __builtin_shuffle(load(y), index) : Sums{}; };
+          sum_a += pick(first);
+          sum_b += pick(first + size());
         }
         const int64_t at_a = a * inputs_ + e, at_b = b * inputs_ + e, left = inputs_ - e;
         prefetch_ahead(result, at_a + kBytesAhead / sizeof(T));
@@ -97,6 +62,11 @@ class FlatPlanes {
       }
     }
   }
+
+ private:
+  static constexpr int kKept = 4;
+
+  int64_t size() const { return outputs_ + kLanes; }  // of what a plane of y has for x
 
   const PoolPlan& plan;
   int64_t inputs_, outputs_;  // of a plane

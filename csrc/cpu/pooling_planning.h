@@ -91,11 +91,12 @@ class Planned {
     }
     p.plan_.lines[1].pitch = w.output[2] * w.inner;
     p.plan_.lines[0].pitch = w.output[1] * p.plan_.lines[1].pitch;
-    if (p.lay_out_flat(w, by_taps, kernels)) return p;
+    if (!by_taps && p.lay_out_flat(w, kernels)) return p;
     p.lay_out_backward(w.axis[2], by_taps ? w.axis[2].kernel : 1, kernels);
+    if (by_taps) return p;
     if (p.has_short_rows(kernels)) {
-      p.lay_out_backward_picks(w.axis[2], by_taps, kernels);
-    } else if (!by_taps && exponent == 0) {
+      p.lay_out_backward_picks(w.axis[2], kernels);
+    } else if (exponent == 0) {
       p.lay_out_ring(w, kernels);
     }
     if (exponent != 1 && exponent != 3) p.lay_out_chunk(w.axis[1].input, w.axis[2].input, kernels);
@@ -103,6 +104,8 @@ class Planned {
   }
 
   static Planned backward_by_taps(const Windows& w, const WindowKernels& kernels) {
+    Planned p(w, kernels, {}, 0);
+    if (p.lay_out_scatter(w, kernels)) return p;
     return backward(w, kernels, {}, 0, true);
   }
 
@@ -120,8 +123,10 @@ class Planned {
     plan_.offsets_begin = offsets_begin_.data();
     plan_.flat_first = flat_first_.empty() ? nullptr : flat_first_.data();
     plan_.flat_picks = flat_picks_.data();
-    plan_.flat_taps = flat_taps_.data();
     plan_.flat_weight = flat_weight_.data();
+    plan_.places = places_.empty() ? nullptr : places_.data();
+    plan_.seen_taps = seen_taps_.data();
+    plan_.tap_offset = tap_offset_.data();
     return plan_;
   }
 
@@ -188,29 +193,28 @@ class Planned {
         picks[t].push_back(i < a.input ? i : -1);
       }
     }
-    lay_out_picks(picks, a.input, false, kernels);
+    lay_out_picks(picks, a.input, kernels);
   }
 
-  // Each tap has a step of its own, or there are as many steps as an input gets outputs.
-  void lay_out_backward_picks(const Axis& a, bool by_taps, const WindowKernels& kernels) {
-    Picks picks(by_taps ? a.kernel : 1, std::vector<int64_t>(a.input, -1));
+  // As many steps as an input gets outputs.
+  void lay_out_backward_picks(const Axis& a, const WindowKernels& kernels) {
+    Picks picks(1, std::vector<int64_t>(a.input, -1));
     for (int64_t i = 0; i < a.input; ++i) {
       size_t step = 0;
-      for (int64_t t = 0; t < a.kernel; ++t, step += by_taps) {
-        const int64_t o = output_index(a, plan_.output[2], i, by_taps ? t : a.kernel - 1 - t);
+      for (int64_t t = a.kernel - 1; t >= 0; --t) {
+        const int64_t o = output_index(a, plan_.output[2], i, t);
         if (o < 0) continue;
         if (step == picks.size()) picks.emplace_back(a.input, -1);
-        picks[step][i] = o;
-        step += !by_taps;
+        picks[step++][i] = o;
       }
     }
-    lay_out_picks(picks, plan_.output[2], by_taps, kernels);
+    lay_out_picks(picks, plan_.output[2], kernels);
   }
 
-  // `size` entries to pick from. Two rows of one vector each are picked from together, but not by taps.
-  void lay_out_picks(const Picks& steps, int64_t size, bool by_taps, const WindowKernels& kernels) {
+  // `size` entries to pick from. Two rows of one vector each are picked from together.
+  void lay_out_picks(const Picks& steps, int64_t size, const WindowKernels& kernels) {
     const int64_t n = static_cast<int64_t>(steps.front().size()), spare = size < kernels.lanes ? 1 : 2;
-    const int64_t count = by_taps || spare == 2 ? n : 2 * n;
+    const int64_t count = spare == 2 ? n : 2 * n;
     plan_.pick_steps = static_cast<int64_t>(steps.size());
     std::vector<int64_t> lanes;
     for (int64_t begin = 0; begin < count; begin += kernels.lanes) {
@@ -225,7 +229,7 @@ class Planned {
   }
 
   // Small planes, and so many that they are worth the tables; false where there are none.
-  bool lay_out_flat(const Windows& w, bool by_taps, const WindowKernels& kernels) {
+  bool lay_out_flat(const Windows& w, const WindowKernels& kernels) {
     constexpr int64_t kFewest = 32, kMostSteps = 4, kMostEntries = 4096;  // tables in the caches, read in turn
     const int64_t inputs = w.input_numel(), outputs = w.output_numel();
     if (w.inner != 1 || w.planes < kFewest || inputs > kMostEntries) return false;
@@ -235,22 +239,18 @@ class Planned {
     }
     const int64_t lanes = kernels.lanes, vectors = ceil_div(inputs, lanes);
     plan_.flat_steps = steps[0] * steps[1] * steps[2];
-    if ((!by_taps && plan_.flat_steps > kMostSteps) || vectors * plan_.flat_steps * lanes > kMostEntries) return false;
-    // What an input gets in each of its steps: the output, or -1, and through which tap.
-    struct Seen {
-      int64_t output, tap;
-    };
-    std::array<std::vector<Seen>, kAxes> seen;  // [input * steps + step]
+    if (plan_.flat_steps > kMostSteps || vectors * plan_.flat_steps * lanes > kMostEntries) return false;
+    std::array<std::vector<int64_t>, kAxes> seen;  // [input * steps + step]: the output that an input gets, or -1
     for (int i = 0; i < kAxes; ++i) {
       const Axis& a = w.axis[i];
       for (int64_t in = 0; in < a.input; ++in) {
         for (int64_t t = a.kernel - 1; t >= 0; --t) {
-          if ((in + a.lo - t * a.dilation) % a.stride == 0) seen[i].push_back({output_index(a, w.output[i], in, t), t});
+          if ((in + a.lo - t * a.dilation) % a.stride == 0) seen[i].push_back(output_index(a, w.output[i], in, t));
         }
-        seen[i].resize((in + 1) * steps[i], {-1, 0});
+        seen[i].resize((in + 1) * steps[i], -1);
       }
     }
-    std::vector<int64_t> picks(vectors * plan_.flat_steps * lanes, -1), taps(by_taps ? picks.size() : 0, -1);
+    std::vector<int64_t> picks(vectors * plan_.flat_steps * lanes, -1);
     const int64_t width = w.axis[2].input, height = w.axis[1].input;
     for (int64_t begin = 0, pick = 0; begin < inputs; begin += lanes) {
       const int64_t count = std::min(lanes, inputs - begin);
@@ -258,17 +258,15 @@ class Planned {
         int64_t first = outputs, last = 0;
         for (int64_t lane = 0; lane < count;) {  // by rows of x
           const int64_t row = (begin + lane) / width, column = (begin + lane) % width;
-          const Seen s0 = seen[0][row / height * steps[0] + step / steps[2] / steps[1]];
-          const Seen s1 = seen[1][row % height * steps[1] + step / steps[2] % steps[1]];
-          const Seen* s2 = &seen[2][column * steps[2] + step % steps[2]];
-          const int64_t output = (s0.output * w.output[1] + s1.output) * w.output[2];
-          const int64_t tap = (s0.tap * w.axis[1].kernel + s1.tap) * w.axis[2].kernel;
+          const int64_t s0 = seen[0][row / height * steps[0] + step / steps[2] / steps[1]];
+          const int64_t s1 = seen[1][row % height * steps[1] + step / steps[2] % steps[1]];
+          const int64_t* s2 = &seen[2][column * steps[2] + step % steps[2]];
+          const int64_t output = (s0 * w.output[1] + s1) * w.output[2];
           for (const int64_t end = std::min(count, lane + width - column); lane < end; ++lane, s2 += steps[2]) {
-            if ((s0.output | s1.output | s2->output) < 0) continue;
-            picks[pick + lane] = output + s2->output;
-            if (by_taps) taps[pick + lane] = tap + s2->tap;
-            first = std::min(first, output + s2->output);
-            last = std::max(last, output + s2->output);
+            if ((s0 | s1 | *s2) < 0) continue;
+            picks[pick + lane] = output + *s2;
+            first = std::min(first, output + *s2);
+            last = std::max(last, output + *s2);
           }
         }
         if (last - first >= lanes) return flat_first_.clear(), false;
@@ -277,14 +275,52 @@ class Planned {
       }
     }
     flat_picks_ = numbers<int32_t>(picks, kernels);
-    if (by_taps) flat_taps_ = numbers<int32_t>(taps, kernels);
     std::vector<double> weight(whole_vectors(outputs, kernels), plan_.scale);
     for (int64_t o = 0; o < outputs && !plan_.uniform; ++o) {
       weight[o] = weights_[0][o / w.output[2] / w.output[1]] * weights_[1][o / w.output[2] % w.output[1]] *
                   weights_[2][o % w.output[2]];
     }
     flat_weight_ = numbers<float>(weight, kernels);
-    plan_.scratch = 8 * (outputs + lanes) * kernels.sum_item;
+    plan_.scratch = 4 * (outputs + lanes) * kernels.sum_item;
+    return true;
+  }
+
+  // Outputs are added one by one, at places from tables; false where those were too large, or where rows of x gather
+  // long rows of y sooner: a comparison for each vector of outputs and tap, and some time for each row. Constants are
+  // measured.
+  bool lay_out_scatter(const Windows& w, const WindowKernels& kernels) {
+    constexpr int64_t kMostTaps = 32, kMostOutputs = 1 << 16;
+    const auto& [a0, a1, a2] = w.axis;
+    const int64_t taps = w.kernel_numel(), line = a2.input, plane = a1.input * line;
+    if (w.inner != 1 || taps > kMostTaps || w.output_numel() > kMostOutputs || w.input_numel() > INT32_MAX ||
+        w.output[2] * kernels.lanes >= 32 * (12 + taps)) {
+      return false;
+    }
+    const auto seen_taps = [](const Axis& a, int64_t o, int64_t step) {  // a bit for each, `step` apart
+      const Range taps = taps_of_output(a, o);
+      uint32_t seen = 0;
+      for (int64_t t = taps.begin; t < taps.end; ++t) seen |= uint32_t{1} << t * step;
+      return seen;
+    };
+    for (int64_t o0 = 0; o0 < w.output[0]; ++o0) {
+      for (int64_t o1 = 0; o1 < w.output[1]; ++o1) {
+        const int64_t first = input_index(a0, o0, 0) * plane + input_index(a1, o1, 0) * line;
+        const uint32_t seen = seen_taps(a0, o0, a1.kernel * a2.kernel) * seen_taps(a1, o1, a2.kernel);
+        for (int64_t o2 = 0; o2 < w.output[2]; ++o2) {
+          places_.push_back(static_cast<int32_t>(first + input_index(a2, o2, 0)));
+          seen_taps_.push_back(seen * seen_taps(a2, o2, 1));  // a bit for each pair of factors' bits
+        }
+      }
+    }
+    for (int64_t t = 0; t < kMostTaps; ++t) {
+      const int64_t t0 = t / a2.kernel / a1.kernel, t1 = t / a2.kernel % a1.kernel, t2 = t % a2.kernel;
+      tap_offset_.push_back(
+          static_cast<int32_t>(t0 * a0.dilation * plane + t1 * a1.dilation * line + t2 * a2.dilation));
+    }
+    constexpr int64_t kVector = 16;
+    places_.resize(ceil_div(w.output_numel(), kVector) * kVector);
+    seen_taps_.resize(places_.size(), UINT32_MAX);
+    plan_.scratch = kernels.item < kernels.sum_item ? w.input_numel() * kernels.sum_item : 0;
     return true;
   }
 
@@ -376,8 +412,10 @@ class Planned {
   PoolPlan plan_ = {};
   std::vector<int64_t> first_[2], count_[2], first_tap_[2], offsets_, offsets_begin_;
   Weights weights_;
-  Table column_, picks_, flat_picks_, flat_taps_, flat_weight_;
+  Table column_, picks_, flat_picks_, flat_weight_;
   std::vector<int64_t> flat_first_;
+  std::vector<int32_t> places_, tap_offset_;
+  std::vector<uint32_t> seen_taps_;
 };
 
 }  // namespace convarith::cpu

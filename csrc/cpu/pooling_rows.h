@@ -17,11 +17,14 @@ inline int64_t pooled_row_work(const Windows& w) {
   return w.output[2] * w.inner * w.kernel_numel();
 }
 // What backward passes take in turn: rows of x, or planes that are small.
+inline bool takes_planes(const PoolPlan& plan) {
+  return plan.flat_first != nullptr || plan.places != nullptr;
+}
 inline int64_t input_units(const PoolPlan& plan, const Windows& w) {
-  return plan.flat_first != nullptr ? w.planes : w.planes * w.axis[0].input * w.axis[1].input;
+  return takes_planes(plan) ? w.planes : w.planes * w.axis[0].input * w.axis[1].input;
 }
 inline int64_t input_unit_work(const PoolPlan& plan, const Windows& w) {
-  return (plan.flat_first != nullptr ? w.input_numel() : w.axis[2].input * w.inner) * w.axis[2].kernel;
+  return (takes_planes(plan) ? w.input_numel() : w.axis[2].input * w.inner) * w.axis[2].kernel;
 }
 
 // Calls body(scratch, begin, end).
@@ -74,7 +77,10 @@ inline bool run_tap_scatter(const WindowKernels& kernels, const Windows& w, cons
   std::atomic<bool> valid = true;
   parallel_pool_rows(plan, rows, input_unit_work(plan, w), [&](char* scratch, int64_t begin, int64_t end) {
     const int64_t from = std::min(begin * share, count), to = std::min(end * share, count);
-    if (!kernels.are_taps(taps + from, to - from, w.kernel_numel())) valid = false;
+    if (!kernels.are_taps(taps + from, to - from, w.kernel_numel())) {
+      valid = false;
+      return;
+    }
     kernels.tap_scatter(plan, g, taps, taps_end, result, scratch, begin, end);
   });
   return valid;

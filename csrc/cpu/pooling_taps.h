@@ -1,11 +1,12 @@
 // Each output goes to the one input of its window that its tap names: the adjoint of picking them, as in
 // pooling_backward.h. Stage 1 sums, for each tap of the last axis on a line of its own, what the lines of y have for
-// that tap; stage 2 goes along the last axis. So nothing is scattered, and every input is written once. Of short rows
-// the lines of taps stay in registers, as in pooling_short.h.
+// that tap; stage 2 goes along the last axis. So nothing is scattered, and every input is written once. Short rows cost
+// more than adding their outputs one by one: see pooling_scatter.h.
 #pragma once
 
 #include "pooling_backward.h"
 #include "pooling_indices.h"
+#include "pooling_scatter.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -59,15 +60,6 @@ inline Sums add_where(Taps taps, Taps tap, Sums v, Sums sum) {
 }
 #endif
 
-template <typename V, typename Index>
-inline V picked(const V (&from)[1], Index index) {
-  return __builtin_shuffle(from[0], index);
-}
-template <typename V, typename Index>
-inline V picked(const V (&from)[2], Index index) {
-  return __builtin_shuffle(from[0], from[1], index);
-}
-
 template <typename T>
 class TapSums {
  public:
@@ -82,38 +74,6 @@ class TapSums {
         size_(p.output[2] * p.inner),
         plane_size_(p.output[0] * p.output[1] * size_),
         tap_line_(p.tap_line) {}
-
-  // Short rows [begin, end) of inputs in kTo vectors, from lines of y in kFrom.
-  template <int kFrom, int kTo>
-  void short_rows(T* to, int64_t begin, int64_t end) {
-    typedef decltype(Sums{} < Sums{}) Index;
-    typedef decltype(+Index{}[0]) Lane;
-    const int64_t n = plan.input[2], steps = plan.pick_steps, size = size_;
-    const int64_t whole_planes = planes_of_whole_vectors(plan, plan.output);
-    Row row(begin, plan.input);
-    for (int64_t left = (end - begin) * n; left > 0; left -= n, to += n, row.advance()) {
-      const Line* lines_end = lines_ + find_lines(row);
-      const bool whole = row.plane < whole_planes;
-      prefetch_ahead(to, kBytesAhead / sizeof(T), n);
-      Sums sums[kTo] = {};
-      for (int64_t t = 0; t < steps; ++t) {
-        Sums from[kFrom] = {};
-        for (const Line* line = lines_; line < lines_end; ++line) {
-          CONVARITH_UNROLL for (int v = 0; v < kFrom; ++v) {
-            const int64_t e = v * kLanes, count = whole ? kLanes : size - e;
-            const Taps here = load_taps(line->taps + e, count, end_);
-            const Taps tap = line->tap + static_cast<uint8_t>(t);
-            from[v] = add_where(here - tap, Taps{}, load_up_to(line->y + e, count), from[v]);
-          }
-        }
-        spare_lane(from, size, Sum(0));
-        CONVARITH_UNROLL for (int v = 0; v < kTo; ++v) {
-          sums[v] += picked(from, load(static_cast<const Lane*>(plan.picks) + (v * steps + t) * kLanes));
-        }
-      }
-      CONVARITH_UNROLL for (int v = 0; v < kTo; ++v) store_up_to(to + v * kLanes, sums[v], left - v * kLanes);
-    }
-  }
 
   // Stage 1 of a row.
   void operator()(const Row& row, Sum* to) {
@@ -212,21 +172,12 @@ inline bool are_taps(const uint8_t* taps, int64_t count, int64_t kernel) {
 template <typename T>
 void tap_scatter(const PoolPlan& plan, const void* g, const uint8_t* taps, const uint8_t* taps_end, void* result,
                  char* scratch, int64_t begin, int64_t end) {
-  if (plan.flat_first != nullptr) {
-    return FlatPlanes<T>(plan, scratch)
-        .sum_by_taps(static_cast<const T*>(g), taps, static_cast<T*>(result), begin, end);
+  if (plan.places != nullptr) {
+    return scatter_planes<T>(plan, static_cast<const T*>(g), taps, taps_end, static_cast<T*>(result), scratch, begin,
+                             end);
   }
   typedef AverageBackward<T> Policy;
-  typedef typename Lanes<T>::Sum Sum;
   TapSums<T> sums(plan, g, taps, taps_end);
-  if (plan.picks != nullptr) {
-    T* to = static_cast<T*>(result) + begin * plan.input[2];
-    return with_short_lines<Sum>(plan.output[2], [&](auto rows) {
-      constexpr int kFrom = 2 / decltype(rows)::value;
-      plan.input[2] <= Lanes<T>::kLanes ? sums.template short_rows<kFrom, 1>(to, begin, end)
-                                        : sums.template short_rows<kFrom, 2>(to, begin, end);
-    });
-  }
   const BackwardRows<Policy, T> kernel(plan, Policy(plan), neutral_lines<T>(plan, 0, scratch));
   kernel.rows(sums, static_cast<const T*>(nullptr), static_cast<T*>(result), begin, end);
 }

@@ -63,11 +63,17 @@ struct PoolPlan {
   int64_t pick_steps;
 
   // Backward through many small planes, see pooling_flat.h: in each step of a vector of a plane of x, which entry of y
-  // a lane picks, counted from flat_first, as integers of the sums' size; -1 where none, and by taps the tap that names
-  // the lane. The weights of a plane's windows are filled up to whole vectors. Null for others.
-  const int64_t* flat_first;                         // [vector * flat_steps + step]
-  const void *flat_picks, *flat_taps, *flat_weight;  // [vector * flat_steps + step][lane]; [output]
+  // a lane picks, counted from flat_first, as integers of the sums' size; -1 where none. The weights of a plane's
+  // windows are filled up to whole vectors. Null for others.
+  const int64_t* flat_first;             // [vector * flat_steps + step]
+  const void *flat_picks, *flat_weight;  // [vector * flat_steps + step][lane]; [output]
   int64_t flat_steps;
+
+  // By taps where outputs are added one by one, see pooling_scatter.h: where in a plane of x a window begins, maybe in
+  // front of it, and which of its taps are inputs, a bit for each; filled up to whole vectors. Null for others.
+  const int32_t* places;      // [output]
+  const uint32_t* seen_taps;  // [output]
+  const int32_t* tap_offset;  // [32]: how far behind its window's beginning
 
   int64_t scratch;  // bytes of a thread
 };

@@ -29,7 +29,8 @@ int64_t runs = 0;
 bool make_windows() {
   w.inner = draw(0, 3) == 0 ? draw(2, 20) : 1;
   w.planes = draw(0, 1) ? draw(1, 3) : draw(4, 70);
-  const int64_t axes = draw(1, 3), longest = draw(0, 1) ? 40 : 7;  // short rows have kernels of their own
+  constexpr int64_t kLongest[] = {7, 40, 180};  // short rows have kernels of their own, and so have long ones
+  const int64_t axes = draw(1, 3), longest = kLongest[draw(0, 2)];
   for (int i = 0; i < kAxes; ++i) {
     Axis& a = w.axis[i] = convarith::kTrivialAxis;
     const bool ceil = draw(0, 1);

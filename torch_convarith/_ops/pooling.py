@@ -220,24 +220,22 @@ max_pool_with_taps = _max_pool_with(
 def taps_pay(x: Tensor, kernel: Ints, stride: Ints) -> bool:
     """Whether ``max_pool``'s backward pass is quicker by taps than by indices.
 
-    The CPU follows indices one by one. By taps, rows of inputs gather rows of outputs in vectors: some time for each
-    row, less where it is in registers, and a comparison for each output and tap; the constants are measured. Small
-    planes, where they are many, are gathered whole where few windows see an input (csrc/cpu/pooling_flat.h). A GPU
-    gathers by taps without more ado, where by indices it has to list the outputs of each input first.
+    By taps the CPU finds places in vectors, and reads a byte where an index has eight; it does so for windows of up to
+    32 elements (csrc/cpu/pooling_scatter.h). Otherwise rows of inputs gather rows of outputs: some time for each row,
+    and a comparison for each output and tap; the constants are measured. A GPU gathers by taps without more ado, where
+    by indices it has to list the outputs of each input first.
     """
     taps = math.prod(kernel)
     if taps > 256 or is_exporting():  # an exported graph is for all sizes
         return False
+    if x.device.type != "cpu":
+        return True
     outputs = x.shape[-1] // stride[-1]  # of a row, or about as many
-    steps = math.prod([-(-k // s) for k, s in zip(kernel, stride, strict=True)])
-    plane = math.prod(x.shape[-len(kernel) :])
     if x.dim() == len(kernel) + 2 and _is_channels_last(x):
         outputs *= x.shape[1]
-    elif steps <= 4 and steps * plane <= 2000 and x.numel() >= 32 * plane:
+    elif taps <= 32:
         return True
-    elif x.shape[-1] * max(4, x.itemsize) < 128:  # a row is in two registers, of AVX-512
-        return x.device.type != "cpu" or 2 * outputs >= 12 + taps
-    return x.device.type != "cpu" or 2 * outputs >= x.itemsize * (12 + taps)
+    return 2 * outputs >= x.itemsize * (12 + taps)
 
 
 # L^p ---------------------------------------------------------------------------------------------------------------
