@@ -108,9 +108,11 @@ struct WeightPlan {
 // taps through as many products, instead of m * r; along both axes that is squared. Where r = 1, so are m and the tile.
 // A stride s makes s kernels of r = ceil(kernel / s) taps, one for each residue of the taps modulo s: a convolution
 // sums over them, so residues are more channels; a transposed one makes a phase of its result by each, so residues are
-// more rows. So are, on the side that is summed over, the taps along z. A dilation d makes d convolutions without one,
-// of the cells modulo d: they are more images. The weight's gradient is F(r, m): tiles of y are its kernels.
+// more rows. So are, on the side that is summed over, the taps along z, and the parts of kernels that have too many
+// taps. A dilation d makes d convolutions without one, of the cells modulo d: they are more images. The weight's
+// gradient is F(r, m): tiles of y are its kernels.
 constexpr int64_t kWinogradTiles[2] = {5, 8};  // the smallest and the largest
+constexpr int64_t kWinogradTaps = 5;           // the most
 constexpr int64_t kWinogradChunk = 64;  // channels: transformed inputs are [chunk][product][tile][channel of the chunk]
 constexpr int64_t kWinogradPanel = 32;  // rows: products are [product][tile][row of the panel]
 // Between the products of a block: a multiple of 4 KB would put all of them into the same lines of the first cache.
@@ -128,6 +130,8 @@ struct WinogradSide {
   // phases, step[2] of them that take turns; or 1, each by itself.
   int64_t turns;
   int64_t step[3], residues[3], apart[3], first[3], extent[3];
+  int64_t kernel_parts[2],
+      part_apart[2];  // along y and x; r0 = (z * kernel_parts[0] + part1) * kernel_parts[1] + part2
   int64_t full[2];  // residues along y and x, the first ones, that have all of the taps; or where that is not used all
   int64_t batch, group, channel, axis[3];
 };

@@ -128,6 +128,7 @@ WinogradSide side(const Strides& s, int64_t channels) {
     r.step[i] = r.residues[i] = r.apart[i] = 1;
     r.axis[i] = s.axis[i];
   }
+  for (int i = 0; i < 2; ++i) r.kernel_parts[i] = 1;
   return r;
 }
 
@@ -140,18 +141,23 @@ Problem with_kernel_in_plane(Problem p) {
   return p;
 }
 
+constexpr int64_t kMostParts = 9;  // of a kernel along all axes, and taps along z
+
 // The two sides, the taps and where their weights stand. False where there is no such algorithm.
 bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& plan, std::vector<int32_t>& tap_of) {
   const Axis& planes = p.axis[0];
-  if (planes.stride != 1 || planes.kernel > 5 || p.axis[1].stride * p.axis[2].stride > 16) return false;
-  for (int i = 0; i < 2; ++i) {
-    plan.taps[i] = parts(p.axis[i + 1].kernel, p.axis[i + 1].stride);
-    if (plan.taps[i] > 5) return false;
-  }
-  if (plan.taps[0] * plan.taps[1] == 1) return false;
-
+  if (planes.stride != 1 || p.axis[1].stride * p.axis[2].stride > 16) return false;
   const bool transposed = pass == Pass::kInput;
   WinogradSide x = side(p.x, p.in_channels), y = side(p.y, p.out_channels);
+  WinogradSide& summed = transposed ? y : x;
+  for (int i = 0; i < 2; ++i) {
+    const int64_t taps = parts(p.axis[i + 1].kernel, p.axis[i + 1].stride);
+    summed.kernel_parts[i] = parts(taps, kWinogradTaps);
+    plan.taps[i] = parts(taps, summed.kernel_parts[i]);
+  }
+  summed.residues[0] = planes.kernel * summed.kernel_parts[0] * summed.kernel_parts[1];
+  if (plan.taps[0] * plan.taps[1] == 1 || summed.residues[0] > kMostParts) return false;
+
   plan.groups = p.groups;
   plan.images = p.batch;
   plan.planes = transposed ? planes.input : p.output[0];
@@ -177,13 +183,14 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
     }
   }
   plan.images *= plan.planes * plan.phases[0] * plan.phases[1];
-  WinogradSide& summed = transposed ? y : x;
-  summed.residues[0] = planes.kernel;
   summed.apart[0] = planes.dilation;
   if (transposed) {  // plane z of x is made by planes z + lo - tap * dilation of y
     x.first[0] = 0;
     y.first[0] = planes.lo;
     y.apart[0] = -planes.dilation;
+  }
+  for (int i = 0; i < 2; ++i) {
+    summed.part_apart[i] = transposed ? -plan.taps[i] * y.step[i + 1] : plan.taps[i] * x.step[i + 1];
   }
   for (WinogradSide* s : {&x, &y}) {
     const int64_t residues = s->residues[0] * s->residues[1] * s->residues[2];
@@ -191,7 +198,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
     s->block = residues == 1 || s->channels % k.lanes == 0 ? k.lanes : 1;
     for (int i = 0; i < 2; ++i) {
       const Axis& a = p.axis[i + 1];
-      const bool all = s->residues[i + 1] == 1 || s->block == 1;
+      const bool all = s->residues[i + 1] == 1 || s->block == 1 || summed.kernel_parts[i] > 1;
       s->full[i] = all ? s->residues[i + 1] : a.kernel - (plan.taps[i] - 1) * a.stride;
     }
   }
@@ -207,17 +214,18 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   plan.whole_kernel = plan.w_tap > 0 && (p.axis[1].kernel == 1 || p.w.axis[1] == row) &&
                       (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * row);
   if (!plan.whole_kernel) plan.w_tap = 1;
-  // Of both sides' residues, those along z are the summed side's, and the others x's.
-  for (int64_t residue = 0; residue < planes.kernel * x.residues[1] * x.residues[2]; ++residue) {
-    const int64_t z = residue / x.residues[2] / x.residues[1];
+  // Of both sides' residues, the first ones are the summed side's, and the others x's.
+  for (int64_t residue = 0; residue < summed.residues[0] * x.residues[1] * x.residues[2]; ++residue) {
     const int64_t first[2] = {residue / x.residues[2] % x.residues[1], residue % x.residues[2]};
+    const int64_t r0 = residue / x.residues[2] / x.residues[1], r1 = r0 / summed.kernel_parts[1];
+    const int64_t part[2] = {r1 % summed.kernel_parts[0], r0 % summed.kernel_parts[1]};
     for (int64_t t = 0; t < plan.taps[0] * plan.taps[1]; ++t) {
       int64_t tap[2] = {t / plan.taps[1], t % plan.taps[1]};
-      int64_t at = z * p.w.axis[0];
+      int64_t at = r1 / summed.kernel_parts[0] * p.w.axis[0];
       bool real = true;
       for (int i = 0; i < 2; ++i) {
         if (transposed) tap[i] = plan.taps[i] - 1 - tap[i];
-        tap[i] = tap[i] * x.residues[i + 1] + first[i];
+        tap[i] = (part[i] * plan.taps[i] + tap[i]) * x.residues[i + 1] + first[i];
         real = real && tap[i] < p.axis[i + 1].kernel;
         at += tap[i] * p.w.axis[i + 1];
       }

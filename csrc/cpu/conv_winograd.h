@@ -68,9 +68,11 @@ inline int64_t residue_of(const WinogradSide& s, int64_t lane) {
 inline Lane lane_at(const WinogradSide& s, const Image& image, int64_t lane) {
   const int64_t residue = residue_of(s, lane), r2 = residue % s.residues[2];
   const int64_t r1 = residue / s.residues[2] % s.residues[1], r0 = residue / s.residues[2] / s.residues[1];
+  const int64_t part2 = r0 % s.kernel_parts[1], part1 = r0 / s.kernel_parts[1] % s.kernel_parts[0];
   return {channel_of(s, lane),
-          image.z + r0 * s.apart[0] + s.first[0],
-          {r1 * s.apart[1] + image.phase[0] + s.first[1], r2 * s.apart[2] + image.phase[1] + s.first[2]}};
+          image.z + r0 / s.kernel_parts[1] / s.kernel_parts[0] * s.apart[0] + s.first[0],
+          {r1 * s.apart[1] + part1 * s.part_apart[0] + image.phase[0] + s.first[1],
+           r2 * s.apart[2] + part2 * s.part_apart[1] + image.phase[1] + s.first[2]}};
 }
 
 // The elements in row y of a lane's cells: where the first stands, and the cells [begin, end) that have one, `step`
@@ -266,8 +268,6 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
 
 // Weights -------------------------------------------------------------------------------------------------------------
 
-constexpr int kMostTaps = 5;  // along an axis, of a residue
-
 // Of vectors that are seen: whether they all are finite.
 struct Finite {
   Vector rest[4] = {};  // 0, or NaN after an infinity or a NaN; several, for each waits for the one before
@@ -359,7 +359,7 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   const Transform transform = kernel_transform(p.tile, p.taps);
   const int64_t square = p.taps[0] * p.taps[1];
   float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
-  float taps[kMostTaps * kMostTaps * kCellLanes] = {};
+  float taps[kWinogradTaps * kWinogradTaps * kCellLanes] = {};
   Finite seen;
   const auto transform_taps = [&](float* out) {
     transform(taps, p.taps[1] * kCellLanes, kCellLanes, out, p.tile[1] * kWinogradWeights, kWinogradWeights);
@@ -437,7 +437,7 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
   const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   const int64_t first_channel = channel_of(p.in, lane_begin), channels = (lane_end - lane_begin) / residues(p.in);
   const bool whole = sizeof(T) == sizeof(float) && p.stores_kernels;
-  float taps[kMostTaps * kMostTaps * kCellLanes];
+  float taps[kWinogradTaps * kWinogradTaps * kCellLanes];
   bool finite = true;
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
