@@ -282,9 +282,10 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 // transforms of the tiles of both sides, and loads or stores of their cells, which cost more where they take turns and
 // much more where lanes are not neighbouring channels, above all to store; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
-  // Kernels are read once for all residues of a chunk and of a panel.
+  // Kernels are read once for all residues of a chunk and of a panel; a part that lacks taps is copied.
   const auto reads_of = [](const WinogradSide& s, int64_t lanes) {
-    return parts(s.residues[0] * s.residues[1] * s.residues[2] * s.block, lanes);
+    const int64_t reads = parts(s.residues[0] * s.residues[1] * s.residues[2] * s.block, lanes);
+    return s.kernel_parts[0] * s.kernel_parts[1] > 1 ? 2 * reads : reads;
   };
   const int64_t reads = reads_of(p.in, kWinogradChunk) * reads_of(p.out, kWinogradPanel);
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
