@@ -1,15 +1,15 @@
 """Which kernels run: switches of the CPU's as torch.backends has them, and what would be chosen on either device.
 
-``winograd`` (default True): convolutions whose kernels have up to 5 taps per step of the stride along the last two axes,
-but not one along both, their transposes and their weight gradients may run in float32 and the half precisions by
-Winograd's F(m, r) [Lavin & Gray 2015, arXiv:1509.09308] along each of these axes: tiles of 5 to 8 products, whichever
-cost least, for m outputs of r taps, m + r being one more; for 3 x 3 a quarter to a fifth of the multiplications. So
-may kernels along the first of three axes alone. It is deterministic and rounds differently. Against float64 its largest error stays within ``WINOGRAD_BOUND`` of the largest
-magnitude that the sum could have had, ``conv(|x|, |w|)``. Magnitudes near the largest float overflow earlier. An
-infinity or a NaN in the input spreads over the cells of every tile that sees it (a cell is one output, or one for
-each phase of a transposed stride); in the weight's gradient, over all taps between the channels that it meets. Weights
-that are not finite go to the plain kernels where there is padding. Switch it off for bitwise comparisons with the
-direct sum:
+``winograd`` (default True): convolutions whose kernels have several taps per step of the stride along one of the last
+two axes or both, or along the first of three alone, their transposes and their weight gradients may run in float32 and
+the half precisions by Winograd's F(m, r) [Lavin & Gray 2015, arXiv:1509.09308] along each of these axes: tiles of 5 to
+8 products, whichever cost least, for m outputs of r taps, m + r being one more; for 3 x 3 a quarter to a fifth of the
+multiplications. Kernels of more than 5 taps are sums of parts. It is deterministic and rounds differently. Against
+float64 its largest error stays within ``WINOGRAD_BOUND`` of the largest magnitude that the sum could have had,
+``conv(|x|, |w|)``. Magnitudes near the largest float overflow earlier. An infinity or a NaN in the input spreads over
+the cells of every tile that sees it (a cell is one output, or one for each phase of a transposed stride); in the
+weight's gradient, over all taps between the channels that it meets. Weights that are not finite go to the plain kernels
+where there is padding. Switch it off for bitwise comparisons with the direct sum:
 
 >>> import torch_convarith as tc
 >>> tc.backends.winograd
