@@ -130,8 +130,8 @@ struct WinogradSide {
   // phases, step[2] of them that take turns; or 1, each by itself.
   int64_t turns;
   int64_t step[3], residues[3], apart[3], first[3], extent[3];
-  int64_t kernel_parts[2],
-      part_apart[2];  // along y and x; r0 = (z * kernel_parts[0] + part1) * kernel_parts[1] + part2
+  // Of the kernel, along y and x; r0 = (tap along z * kernel_parts[0] + part along y) * kernel_parts[1] + part along x.
+  int64_t kernel_parts[2], part_apart[2];
   int64_t full[2];  // residues along y and x, the first ones, that have all of the taps; or where that is not used all
   int64_t batch, group, channel, axis[3];
 };

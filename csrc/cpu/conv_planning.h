@@ -293,14 +293,6 @@ struct Cheapest {
 
   // By whatever is forced, too.
   bool beaten_by(double other) {
-    if (getenv("DBG")) {
-      double d = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
-      fprintf(stderr, "DBG %g %g\n", d, other);
-    }
-    if (getenv("DBG")) {
-      double d = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
-      fprintf(stderr, "DBG %g %g\n", d, other);
-    }
     if (wanted_algorithm()) return true;
     if (cycles < 0) cycles = pass == Pass::kWeight ? weight_cycles(p, k) : gather_cycles(p, pass, k);
     return other < cycles;

@@ -235,7 +235,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   return true;
 }
 
-constexpr int64_t kMostPhaseProducts = 4608;
+constexpr int64_t kMostPhaseProducts = 4608;  // of a box with a tile of every phase: about kBoxProducts
 
 // Boxes of about `most` tiles at most: whole images, or whole rows of tiles, or parts of a row; of all phases along x,
 // whose elements take turns there, where those are not too many.
@@ -310,38 +310,27 @@ bool stores_kernels(const WinogradPlan& p) {
 
 // The tile that costs least: along both axes the same where they do not differ.
 void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
-  const auto try_tile = [&](WinogradPlan& tried, int i, int64_t tile) {
-    tried.tile[i] = tile;
-    tried.outputs[i] = tile + 1 - p.taps[i];
-    // Only the last tap makes the product at infinity, only the first that at 0; a transposed convolution turns
-    // kernels.
-    tried.missing[i] = pass == Pass::kInput ? 0 : tile - 1;
-    tried.products = tried.tile[0] * tried.tile[1];
-  };
   const bool alike = p.taps[0] == p.taps[1] && p.cells[0] == p.cells[1];
+  const auto smallest = [&](int i) { return p.taps[i] == 1 ? 1 : std::max(kWinogradTiles[0], p.taps[i] + 1); };
+  const auto largest = [&](int i) { return p.taps[i] == 1 ? 1 : kWinogradTiles[1]; };
   double best = 0;
-  WinogradPlan tried = p;
-  const auto tiles_of = [&](int i, const auto& body) {
-    if (p.taps[i] == 1) {
-      try_tile(tried, i, 1);
-      return body();
-    }
-    for (int64_t tile = std::max(kWinogradTiles[0], p.taps[i] + 1); tile <= kWinogradTiles[1]; ++tile) {
-      try_tile(tried, i, tile);
-      body();
-    }
-  };
-  tiles_of(0, [&] {
-    const auto try_all = [&] {
+  for (int64_t y = smallest(0); y <= largest(0); ++y) {
+    for (int64_t x = alike ? y : smallest(1); x <= (alike ? y : largest(1)); ++x) {
+      WinogradPlan tried = p;
+      tried.products = y * x;
+      for (int i = 0; i < 2; ++i) {
+        tried.tile[i] = i == 0 ? y : x;
+        tried.outputs[i] = tried.tile[i] + 1 - p.taps[i];
+        // Only the last tap makes the product at infinity, only the first that at 0; a transposed convolution turns
+        // kernels.
+        tried.missing[i] = pass == Pass::kInput ? 0 : tried.tile[i] - 1;
+      }
       const double cost = cycles(tried, tile_count(tried), p.in.lanes, p.out.lanes, k);
-      if (best > 0 && cost >= best) return;
+      if (best > 0 && cost >= best) continue;
       p = tried;
       best = cost;
-    };
-    if (!alike) return tiles_of(1, try_all);
-    try_tile(tried, 1, tried.tile[0]);
-    try_all();
-  });
+    }
+  }
 }
 
 // Of everything. A gradient's elements have a longer way back, the longest where each is stored by itself, and threads
