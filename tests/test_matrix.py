@@ -10,7 +10,7 @@ from cases import CASES, case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_convarith import ConvMatrix, GeometryError, Pattern, conv_matrix
+from torch_convarith import ConvMatrix, GeometryError, Pattern, backends, conv_matrix
 from torch_convarith.geometry import PADDING_MODES
 
 LAYOUTS = [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo]
@@ -282,7 +282,8 @@ def test_a_matrix_too_large_to_store_still_multiplies():
     assert C.nnz > 9.9e9
     x = torch.zeros(C.shape[1])
     x[0] = 1.0
-    y = C @ x
+    with backends.flags(winograd=False):  # which rounds
+        y = C @ x
     assert y.sum() == 64 * 16  # the corner pixel is seen through 4 x 4 taps, by 64 out channels
 
 
