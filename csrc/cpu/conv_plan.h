@@ -152,6 +152,7 @@ struct WinogradPlan {
   const int32_t* tap_of;  // [residue of in][residue of out][tap]: where the tap's weight stands, in w_tap, or -1
   int64_t kernel;         // the weight's taps, all residues together
   bool whole_kernel;      // they are w_tap apart; otherwise w_tap is 1
+  bool kernels_follow;    // those of neighbouring channels of `in`, as memory has them
   int64_t w_tap;
   int64_t row_shares;  // tasks that share a box
   bool keeps_weights;  // a thread transforms the weights once; otherwise a panel's chunk before each use

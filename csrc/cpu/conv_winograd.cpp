@@ -41,6 +41,10 @@ int64_t tile_count(const WinogradPlan& p) {
   return p.images * parts(p.cells[0], p.outputs[0]) * parts(p.cells[1], p.outputs[1]);
 }
 
+int64_t residues_of(const WinogradSide& s) {
+  return s.residues[0] * s.residues[1] * s.residues[2];
+}
+
 // Products of a tile between all lanes of both sides.
 int64_t lane_products(const WinogradPlan& p) {
   int64_t products = p.in.lanes * p.out.lanes;
@@ -181,6 +185,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
       x.first[i] += first * x.step[i];
       y.first[i] = (first - plan.taps[i - 1] + 1) * y.step[i];
     }
+    summed.part_apart[i - 1] = plan.taps[i - 1] * (transposed ? -y.step[i] : x.step[i]);
   }
   plan.images *= plan.planes * plan.phases[0] * plan.phases[1];
   summed.apart[0] = planes.dilation;
@@ -189,11 +194,8 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
     y.first[0] = planes.lo;
     y.apart[0] = -planes.dilation;
   }
-  for (int i = 0; i < 2; ++i) {
-    summed.part_apart[i] = transposed ? -plan.taps[i] * y.step[i + 1] : plan.taps[i] * x.step[i + 1];
-  }
   for (WinogradSide* s : {&x, &y}) {
-    const int64_t residues = s->residues[0] * s->residues[1] * s->residues[2];
+    const int64_t residues = residues_of(*s);
     s->lanes = s->channels * residues;
     s->block = residues == 1 || s->channels % k.lanes == 0 ? k.lanes : 1;
     for (int i = 0; i < 2; ++i) {
@@ -214,6 +216,10 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   plan.whole_kernel = plan.w_tap > 0 && (p.axis[1].kernel == 1 || p.w.axis[1] == row) &&
                       (planes.kernel == 1 || p.w.axis[0] == p.axis[1].kernel * row);
   if (!plan.whole_kernel) plan.w_tap = 1;
+  plan.kernels_follow = plan.w_in == (plan.w_tap == 1 ? plan.kernel : 1);
+  // Where a chunk has all residues of its channels.
+  plan.stores_kernels = plan.whole_kernel && (plan.w_out == 1 || plan.kernels_follow) &&
+                        (residues_of(plan.in) == 1 || kWinogradChunk % (residues_of(plan.in) * plan.in.block) == 0);
   // Of both sides' residues, the first ones are the summed side's, and the others x's.
   for (int64_t residue = 0; residue < summed.residues[0] * x.residues[1] * x.residues[2]; ++residue) {
     const int64_t first[2] = {residue / x.residues[2] % x.residues[1], residue % x.residues[2]};
@@ -284,7 +290,7 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
   // Kernels are read once for all residues of a chunk and of a panel; a part that lacks taps is copied.
   const auto reads_of = [](const WinogradSide& s, int64_t lanes) {
-    const int64_t reads = parts(s.residues[0] * s.residues[1] * s.residues[2] * s.block, lanes);
+    const int64_t reads = parts(residues_of(s) * s.block, lanes);
     return s.kernel_parts[0] * s.kernel_parts[1] > 1 ? 2 * reads : reads;
   };
   const int64_t reads = reads_of(p.in, kWinogradChunk) * reads_of(p.out, kWinogradPanel);
@@ -299,13 +305,6 @@ double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, con
   const double products = static_cast<double>(lane_products(p)) / static_cast<double>(p.in.lanes * p.out.lanes);
   return static_cast<double>(tiles) * (0.54 * products * pairs + tile_cycles(p.in, in) + tile_cycles(p.out, out)) +
          static_cast<double>(3 * p.products + 10 * reads * p.taps[0] * p.taps[1]) * pairs;
-}
-
-// Whether a chunk has all residues of its channels, so that their kernels are stored together, as memory has them.
-bool stores_kernels(const WinogradPlan& p) {
-  const int64_t residues = p.in.residues[0] * p.in.residues[1] * p.in.residues[2];
-  const bool follow = p.w_out == 1 || p.w_in == (p.w_tap == 1 ? p.kernel : 1);
-  return p.whole_kernel && follow && (residues == 1 || kWinogradChunk % (residues * p.in.block) == 0);
 }
 
 // The tile that costs least: along both axes the same where they do not differ.
@@ -340,7 +339,7 @@ double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   double cost = groups * cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k) + far_weight_cycles(p.w_count, k);
   if (pass == Pass::kWeight) {
     cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
-    if (!stores_kernels(p) || k.item != k.sum_item) cost += 4 * static_cast<double>(p.w_count);
+    if (!p.stores_kernels || k.item != k.sum_item) cost += 4 * static_cast<double>(p.w_count);
   }
   return cost;
 }
@@ -413,7 +412,6 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of
   WinogradPlan& plan = made->plan;
   plan = described;
   plan.tap_of = made->tap_of.data();
-  plan.stores_kernels = stores_kernels(plan);
   const int64_t tiles = tile_count(plan);
   for (plan.shares = 1; 2 * plan.shares * kShareProducts <= tiles * plan.products; plan.shares *= 2) {
     if (2 * plan.shares * plan.groups > kMostShares || 2 * share_bytes(plan) > kShareBytes) break;

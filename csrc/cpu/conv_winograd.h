@@ -306,7 +306,7 @@ constexpr int64_t kKernelsAtOnce = 16;  // channels
 
 // How many channels' kernels are read together: as memory has them.
 inline int64_t kernels_at_once(const WinogradPlan& p) {
-  return p.w_in == (p.w_tap == 1 ? p.kernel : 1) ? kKernelsAtOnce : 1;
+  return p.kernels_follow ? kKernelsAtOnce : 1;
 }
 
 template <typename T>

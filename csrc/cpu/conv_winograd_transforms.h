@@ -141,8 +141,7 @@ inline __attribute__((always_inline)) void from_points(const Matrix<kTile, kOut>
   }
 }
 
-// The transforms along an axis
-// -----------------------------------------------------------------------------------------
+// The transforms along an axis ----------------------------------------------------------------------------------------
 
 template <int kTile>
 struct OfInputs {
