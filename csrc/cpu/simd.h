@@ -91,6 +91,21 @@ inline void prefetch_ahead(const T* p, int64_t ahead, int64_t count = 1) {
   }
 }
 
+// The first lanes of v to p: halves of what is left, for processors that have masked stores may take long about them.
+template <int kPart, typename T, typename V>
+inline __attribute__((always_inline)) void store_parts(T* p, V v, int64_t count) {
+  if constexpr (kPart > 0) {
+    if (count & kPart) {
+      __builtin_memcpy(p, &v, kPart * sizeof(T));
+      p += kPart;
+      decltype(v < v) rest;
+      for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) rest[i] = static_cast<decltype(+rest[0])>(i | kPart);
+      v = __builtin_shuffle(v, rest);
+    }
+    store_parts<kPart / 2>(p, v, count);
+  }
+}
+
 // The first `count` lanes, fewer than a vector has: nothing past them is touched, and a load gives zeros there.
 template <typename T>
 inline typename Simd<T>::Vec load_some(const T* p, int64_t count) {
@@ -100,6 +115,16 @@ inline typename Simd<T>::Vec load_some(const T* p, int64_t count) {
     return reinterpret_cast<typename Simd<T>::Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p));
   } else {
     return reinterpret_cast<typename Simd<T>::Vec>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p));
+  }
+#elif CONVARITH_BYTES == 32
+  typedef decltype(typename Simd<T>::Vec{} < typename Simd<T>::Vec{}) Index;
+  Index lane;
+  for (int i = 0; i < Simd<T>::kLanes; ++i) lane[i] = i;
+  const auto mask = reinterpret_cast<__m256i>(lane < static_cast<decltype(+lane[0])>(count));
+  if constexpr (sizeof(T) == 4) {
+    return reinterpret_cast<typename Simd<T>::Vec>(_mm256_maskload_ps(reinterpret_cast<const float*>(p), mask));
+  } else {
+    return reinterpret_cast<typename Simd<T>::Vec>(_mm256_maskload_pd(reinterpret_cast<const double*>(p), mask));
   }
 #else
   typename Simd<T>::Vec v = {};
@@ -118,7 +143,7 @@ inline void store_some(T* p, typename Simd<T>::Vec v, int64_t count) {
     _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512d>(v));
   }
 #else
-  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+  store_parts<Simd<T>::kLanes / 2>(p, v, count);
 #endif
 }
 
@@ -285,15 +310,31 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_between(uintptr_t p, int
 }
 #endif
 
+#if CONVARITH_BYTES < 64
+// Fewer than a vector has, in words of four.
+template <typename T>
+inline Halves some_halves(const T* p, int64_t count) {
+  uint64_t words[sizeof(Halves) / 8] = {};
+  int64_t word = 0;
+  for (; count >= 4; count -= 4, p += 4) __builtin_memcpy(&words[word++], p, 8);
+  uint32_t two = 0;
+  uint16_t one = 0;
+  if (count & 2) __builtin_memcpy(&two, p, 4);
+  if (count & 1) __builtin_memcpy(&one, p + (count & 2), 2);
+  if (count > 0) words[word] = count & 2 ? two | uint64_t{one} << 32 : one;
+  Halves bits;
+  __builtin_memcpy(&bits, words, sizeof(bits));
+  return bits;
+}
+#endif
+
 template <typename T>
 inline typename Simd<typename SumOf<T>::type>::Vec load_wide_some(const T* p, int64_t count) {
 #if CONVARITH_BYTES == 64
   return load_between<T>(reinterpret_cast<uintptr_t>(p), 0, count);
 #else
   if constexpr (sizeof(T) == 2) {
-    Halves bits = {};
-    for (int64_t i = 0; i < count; ++i) bits[i] = p[i].bits;
-    return widen_halves(bits, T{});
+    return widen_halves(some_halves(p, count), T{});
   } else {
     return load_some(p, count);
   }
@@ -370,24 +411,37 @@ struct Constant {
 
 // Copies ------------------------------------------------------------------------------------------------------------
 
-// Vectors as the rows of a matrix, transposed: log2 of the lanes perfect shuffles.
+// Vectors as the rows of a matrix, transposed: log2 of the lanes perfect shuffles. AVX2's cross the halves of a vector
+// slowly: there they shuffle within the halves, and these change places at the end.
 template <typename T>
 inline __attribute__((always_inline)) void transpose_vectors(typename Simd<T>::Vec (&v)[Simd<T>::kLanes]) {
-  constexpr int kLanes = Simd<T>::kLanes;
+  constexpr int kLanes = Simd<T>::kLanes, kSquare = CONVARITH_BYTES == 32 ? kLanes / 2 : kLanes;
   typedef typename Simd<T>::Vec V;
   typedef decltype(V{} < V{}) Index;
   Index low, high;
   for (int i = 0; i < kLanes; ++i) {
-    low[i] = i / 2 + i % 2 * kLanes;
-    high[i] = low[i] + kLanes / 2;
+    low[i] = i / kSquare * kSquare + i % kSquare / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kSquare / 2;
   }
-  CONVARITH_UNROLL for (int stage = 1; stage < kLanes; stage *= 2) {
+  CONVARITH_UNROLL for (int stage = 1; stage < kSquare; stage *= 2) {
     V next[kLanes];
     CONVARITH_UNROLL for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(v[i], v[i + kLanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(v[i], v[i + kLanes / 2], high);
+      const int first = i / (kSquare / 2) * kSquare + i % (kSquare / 2);
+      next[2 * i] = __builtin_shuffle(v[first], v[first + kSquare / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(v[first], v[first + kSquare / 2], high);
     }
     CONVARITH_UNROLL for (int i = 0; i < kLanes; ++i) v[i] = next[i];
+  }
+  if constexpr (kSquare < kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      low[i] = i % kSquare + i / kSquare * kLanes;
+      high[i] = low[i] + kSquare;
+    }
+    CONVARITH_UNROLL for (int i = 0; i < kSquare; ++i) {
+      const V first = v[i];
+      v[i] = __builtin_shuffle(first, v[i + kSquare], low);
+      v[i + kSquare] = __builtin_shuffle(first, v[i + kSquare], high);
+    }
   }
 }
 
@@ -410,7 +464,6 @@ inline void add_lanes(const Sum* vectors, int64_t count, Sum* to) {
 }
 
 // Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h.
-#if CONVARITH_BYTES == 64
 template <typename From, typename Sum>
 inline void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
   constexpr int kLanes = Simd<Sum>::kLanes;
@@ -442,43 +495,6 @@ inline void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count
     }
   }
 }
-#else
-template <typename T, typename Sum>
-inline void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
-  int64_t row = 0;
-  if constexpr (sizeof(T) == 4) {
-    typedef float V4 __attribute__((vector_size(16)));
-    typedef float Loose4 __attribute__((vector_size(16), aligned(4), may_alias));
-    typedef int32_t I4 __attribute__((vector_size(16)));
-    const auto load4 = [](const T* p) { return static_cast<V4>(*reinterpret_cast<const Loose4*>(p)); };
-    const auto store4 = [](Sum* p, V4 v) { *reinterpret_cast<Loose4*>(p) = v; };
-    for (; row + 4 <= rows; row += 4) {
-      const T* in = from + row * from_pitch;
-      Sum* out = to + row;
-      int64_t i = 0;
-      for (; i + 4 <= count; i += 4) {
-        const V4 a = load4(in + i), b = load4(in + from_pitch + i);
-        const V4 c = load4(in + 2 * from_pitch + i), d = load4(in + 3 * from_pitch + i);
-        const V4 ab_lo = __builtin_shuffle(a, b, I4{0, 4, 1, 5}), ab_hi = __builtin_shuffle(a, b, I4{2, 6, 3, 7});
-        const V4 cd_lo = __builtin_shuffle(c, d, I4{0, 4, 1, 5}), cd_hi = __builtin_shuffle(c, d, I4{2, 6, 3, 7});
-        store4(out + i * to_pitch, __builtin_shuffle(ab_lo, cd_lo, I4{0, 1, 4, 5}));
-        store4(out + (i + 1) * to_pitch, __builtin_shuffle(ab_lo, cd_lo, I4{2, 3, 6, 7}));
-        store4(out + (i + 2) * to_pitch, __builtin_shuffle(ab_hi, cd_hi, I4{0, 1, 4, 5}));
-        store4(out + (i + 3) * to_pitch, __builtin_shuffle(ab_hi, cd_hi, I4{2, 3, 6, 7}));
-      }
-      for (; i < count; ++i) {
-        for (int r = 0; r < 4; ++r) out[i * to_pitch + r] = widen(in[r * from_pitch + i]);
-      }
-    }
-  }
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Waggressive-loop-optimizations"  // seen where inlined: of 2^62 iterations
-  for (; row < rows; ++row) {
-    for (int64_t i = 0; i < count; ++i) to[i * to_pitch + row] = widen(from[row * from_pitch + i]);
-  }
-#pragma GCC diagnostic pop
-}
-#endif
 
 // Every second entry of two vectors; and those beginning with the second.
 template <typename T>
@@ -549,7 +565,8 @@ inline void copy_run(const T* from, int64_t step, int64_t count, Sum* to) {
   int64_t i = 0;
   if (step == 1) {
     for (; i + kLanes <= count; i += kLanes) store(to + i, load_wide(from + i));
-    store_some(to + i, load_wide_some(from + i, count - i), count - i);
+    // A load of nothing would still bring a line.
+    if (i < count) store_some(to + i, load_wide_some(from + i, count - i), count - i);
     return;
   }
   if constexpr (sizeof(T) == sizeof(Sum)) {
@@ -602,6 +619,7 @@ inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
     return;
   }
   for (; i + kLanes <= count; i += kLanes) store_narrow(to + i, load(from + i));
+  if (i == count) return;
   if constexpr (sizeof(T) == sizeof(Sum)) {
     store_some(to + i, load_some(from + i, count - i), count - i);
   } else {
@@ -609,7 +627,7 @@ inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
     const Halves rest = narrow_floats(load_some(from + i, count - i), T{});
     _mm256_mask_storeu_epi16(to + i, static_cast<__mmask16>((1u << (count - i)) - 1), as<__m256i>(rest));
 #else
-    for (; i < count; ++i) narrow(from[i], to[i]);
+    store_parts<kLanes / 2>(to + i, narrow_floats(load_some(from + i, count - i), T{}), count - i);
 #endif
   }
 }

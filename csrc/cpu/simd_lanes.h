@@ -82,9 +82,11 @@ inline typename Lanes<T>::Sums load_lanes(const T* p, int begin, int end) {
 }
 template <typename T>
 inline void store_first(T* p, typename Lanes<T>::Sums v, int count) {
-  T lanes[Lanes<T>::kLanes];
-  store_sums(lanes, v);
-  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+  if constexpr (sizeof(T) == 2) {
+    store_parts<Lanes<T>::kLanes / 2>(p, narrow_floats(v, T{}), count);
+  } else {
+    store_some(p, v, count);
+  }
 }
 #if CONVARITH_BYTES == 32 && defined(__x86_64__)
 typedef int32_t Ints32 __attribute__((vector_size(32)));
