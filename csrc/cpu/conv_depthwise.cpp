@@ -4,7 +4,7 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr int64_t kMostChannels = 4;  // of a group, in and out: with more, the gathers are as fast
+constexpr int64_t kMostChannels = 4;  // of a group, in and out
 constexpr int64_t kMostPhases = 16;   // along an axis
 constexpr int64_t kMostResidues = 8;  // as conv_depthwise.h has room for
 constexpr int64_t kMostColumns = 1024;
@@ -401,7 +401,9 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const auto wanted = wanted_algorithm();
   if (wanted && *wanted != Algorithm::kDepthwise) return nullptr;
-  if (p.in_channels > kMostChannels || p.out_channels > kMostChannels) return nullptr;
+  const int64_t channels = std::max(p.in_channels, p.out_channels);
+  // With more than half a block of rows the gathers are as fast.
+  if (channels > kMostChannels || (!wanted && 2 * channels > k.row_block)) return nullptr;
   if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
   const Axis& plane = p.axis[0];
   if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;

@@ -11,10 +11,14 @@ namespace convarith::cpu::CONVARITH_ISA {
 namespace {
 
 // Blocks of rows as equal as they can be: 10 = 5 + 5 rather than 8 + 2.
-constexpr int kRowBlock = CONVARITH_REGISTERS >= 32 ? 8 : 4;
-constexpr int kVectors = 3;      // of a sweep
-constexpr int kWideVectors = 6;  // of a sweep with few rows
-constexpr int kWideRows = CONVARITH_REGISTERS >= 32 ? 4 : 2;
+constexpr int kRowBlock = CONVARITH_REGISTERS >= 32 ? 8 : 6;
+
+// Vectors of a sweep with so many rows: their sums fill the registers.
+constexpr int most_vectors(int64_t rows) {
+  if (rows <= (CONVARITH_REGISTERS >= 32 ? 4 : 2)) return 6;
+  return CONVARITH_REGISTERS >= 32 || rows <= 4 ? 3 : 2;
+}
+constexpr int kVectors = most_vectors(kRowBlock);
 
 // Packing the weights
 // --------------------------------------------------------------------------------------------------
@@ -285,9 +289,10 @@ Multiply<T> multiply_vectors(int64_t vectors) {
     case 2:
       return multiply<T, kRows, 2>;
     case 3:
-      return multiply<T, kRows, 3>;
+      if constexpr (most_vectors(kRows) >= 3) return multiply<T, kRows, 3>;
+      __builtin_unreachable();
     default:
-      if constexpr (kRows <= kWideRows) return multiply<T, kRows, kWideVectors>;
+      if constexpr (most_vectors(kRows) > 3) return multiply<T, kRows, most_vectors(kRows)>;
       __builtin_unreachable();
   }
 }
@@ -303,11 +308,11 @@ Multiply<T> multiply_for(int64_t rows, int64_t vectors) {
       return multiply_vectors<T, 3>(vectors);
     case 4:
       return multiply_vectors<T, 4>(vectors);
-#if CONVARITH_REGISTERS >= 32
     case 5:
       return multiply_vectors<T, 5>(vectors);
     case 6:
       return multiply_vectors<T, 6>(vectors);
+#if CONVARITH_REGISTERS >= 32
     case 7:
       return multiply_vectors<T, 7>(vectors);
     case 8:
@@ -544,14 +549,14 @@ class BlockBias {
 
 // Of `left` vectors, how many are swept next with a block of rows. Two and two are faster than three and one.
 inline int64_t sweep_vectors(int64_t left, int64_t widest) {
-  if (left == kVectors + 1) return 2;
-  return left >= widest ? widest : least<int64_t>(left, kVectors);
+  if (left == 4) return 2;
+  return left >= widest ? widest : least<int64_t>(left, 3);
 }
 
 // The most vectors of a sweep: registers that few rows leave are for more of them.
 template <typename Sum>
 inline int64_t widest_sweep(const GatherPlan& p) {
-  return row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width > kWideRows ? kVectors : kWideVectors;
+  return most_vectors(row_block_at<Sum>(p, row_blocks<Sum>(p) - 1).width);
 }
 
 // Lanes along the outputs of a run, whose sums are stored where they go. The last vector of a run begins before its
@@ -632,7 +637,9 @@ void gather_nothing(const GatherPlan& p, const GatherTask& task, T* out, char* s
   list_runs(p, task.box, runs);
   for (int64_t block = task.block_begin; block < task.block_end; ++block) {
     const RowBlock b = row_block_at<Sum>(p, block);
-    Sum bias[kOuterVectors * Simd<Sum>::kLanes] = {};
+    constexpr int kOuterRows = kOuterVectors * Simd<Sum>::kLanes,
+                  kMostRows = kOuterRows > kRowBlock ? kOuterRows : kRowBlock;
+    Sum bias[kMostRows] = {};
     if (p.bias) widen_bias<T>(p, task.group, b.first, b.real, bias);
     for (int64_t begin = 0; begin < outputs;) {
       const Run run = merged_run(runs, begin, outputs, step);

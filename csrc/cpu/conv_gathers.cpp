@@ -488,8 +488,12 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const double store = merged_phases(g) > 1 || g.out_channel == 1 ? 0.3
                        : g.out_channel * k.item % 4096 == 0       ? 1.6
                                                                   : 0.7;
-  const double outer = channels * taps * vectors / 2 * (vectors < 2 ? 1.5 : 1) + store * rows;
-  const double cells = channels * (taps * rows / lanes / 2 * waste * 1.15 + copied) + 0.7 * rows;
+  // Where registers are few, so are the vectors that lines of a tap alone, read where they stand, are multiplied by.
+  const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1, few_registers = k.outer_vectors < 3;
+  const double outer_cost = vectors < 2 ? 1.5 : few_registers && by_lines && stride == 1 ? 1.1 : 1;
+  const double sweep_cost = few_registers ? 1.05 : 1.15;
+  const double outer = channels * taps * vectors / 2 * outer_cost + store * rows;
+  const double cells = channels * (taps * rows / lanes / 2 * waste * sweep_cost + copied) + 0.7 * rows;
   // Stored directly, runs are whole vectors, of which a sweep should fill the registers, and all channels are summed.
   const int64_t row_block = even_part(g.rows, k.row_block), run_vectors = parts(g.grid[2], k.lanes);
   const int64_t sweep = std::min(g.grid[2] / k.lanes, k.vectors);
@@ -497,9 +501,11 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const double run_waste = static_cast<double>(run_vectors) * lanes / static_cast<double>(g.grid[2]);
   const double direct = channels * (taps * (rows / lanes / 2 * run_waste + 0.07) + copied) + 0.2 * rows;
   b.direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth && direct < cells;
-  // Blocks of rows that do not fill vectors are packed slowly, for however few outputs.
+  // Blocks of rows that do not fill vectors are packed slowly, for however few outputs; those of few rows that follow
+  // each other in memory bring a line for each channel.
+  const double weight = few_registers && g.w_row == 1 ? 0.8 : 0.3;
   const double packing =
-      0.3 * channels * taps * rows / static_cast<double>(g.batch * g.grid[0] * g.grid[1] * g.grid[2]);
+      weight * channels * taps * rows / static_cast<double>(g.batch * g.grid[0] * g.grid[1] * g.grid[2]);
   const double offset = (b.direct ? direct : cells) + packing;
   b.outer = outer < offset;
   b.cycles = std::min(outer, offset);
@@ -508,7 +514,6 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   if (b.outer) {
     // A block's weights stay in the first cache while pixels pass; of a tap alone, every channel that they meet brings
     // a line of its own, and those that are asked for ahead.
-    const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1;
     const int64_t step = std::min(parts(g.rows, k.lanes), k.outer_vectors) * k.lanes * k.sum_item;
     b.depth = (by_lines ? kFirstCache / 2 : kFirstCache) / step;
     b.tile = 1 << 18;
@@ -520,7 +525,8 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
     b.direct = false;
   } else if (b.direct) {
     b.depth = kDirectDepth;
-    b.pixels = std::clamp<int64_t>(kDirectTile / g.channels, 16 * k.lanes, 1024);
+    const int64_t residues = std::clamp<int64_t>(gather.shifts.size(), 1, g.stride[0] * g.stride[1] * g.stride[2]);
+    b.pixels = std::clamp<int64_t>(kDirectTile / (g.channels * residues), 16 * k.lanes, 1024);
   } else if (by_image) {
     b.pixels = g.grid[1] * g.grid[2];
   }
