@@ -402,8 +402,10 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const auto wanted = wanted_algorithm();
   if (wanted && *wanted != Algorithm::kDepthwise) return nullptr;
   const int64_t channels = std::max(p.in_channels, p.out_channels);
-  // With more than half a block of rows the gathers are as fast.
-  if (channels > kMostChannels || (!wanted && 2 * channels > k.row_block)) return nullptr;
+  if (channels > kMostChannels) return nullptr;
+  // With more than half a block of rows, lanes along the gathers' outputs are faster.
+  const bool lanes_along_outputs = p.x.axis[2] == 1 && p.y.axis[2] == 1;
+  if (!wanted && lanes_along_outputs && 2 * channels > k.row_block) return nullptr;
   if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
   const Axis& plane = p.axis[0];
   if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;

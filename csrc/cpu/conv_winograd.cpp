@@ -273,8 +273,7 @@ void lay_out_cells(WinogradPlan& p, const ConvKernels& k) {
     cells *= width;
   }
   width *= std::max(p.in.turns, p.out.turns);
-  cells = cells * std::max(p.in.turns, p.out.turns);
-  cells = std::max({cells, kWinogradChunk * p.kernel, parts(kWinogradPanel, k.lanes) * kKernelsAtOnce * p.kernel});
+  cells = std::max(cells * std::max(p.in.turns, p.out.turns), kWinogradChunk * p.kernel);
   p.at_cells = 0;
   p.at_line = p.at_cells + aligned(cells * k.lanes * 4);
   p.at_products = p.at_line + aligned(width * k.lanes * 4);

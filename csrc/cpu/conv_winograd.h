@@ -350,98 +350,76 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
   }
 }
 
-// Vectors of a panel's rows that see the same kernels: they differ in the residue only.
-struct AlikeRows {
-  int64_t first, rows, vectors, residue;
-  Finite seen;
-};
-
 // The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel]. False where one
-// is not finite. Channel by channel for all rows: their kernels may follow each other in memory, and what is written
-// does.
+// is not finite.
 template <typename T>
 bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, const T* w, char* scratch, float* to) {
   const Transform transform = kernel_transform(p.tile, p.taps);
   const int64_t square = p.taps[0] * p.taps[1];
+  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   float taps[kWinogradTaps * kWinogradTaps * kCellLanes] = {};
+  Finite seen;
   const auto transform_taps = [&](float* out) {
     transform(taps, p.taps[1] * kCellLanes, kCellLanes, out, p.tile[1] * kWinogradWeights, kWinogradWeights);
   };
   const int64_t out_residues = residues(p.out);
-  const int64_t first_row = panel * kWinogradPanel, last_row = least(p.out.lanes, first_row + kWinogradPanel);
+  const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
   const bool whole = p.whole_kernel && p.out.block > 1;
   const int64_t at_once = kernels_at_once(p);
-  AlikeRows alike[kWinogradPanel / kCellLanes];
-  int64_t count = 0;
-  for (int64_t row = first_row; row < last_row; ++count) {
-    const int64_t residue = residue_of(p.out, row), vectors = block_count(last_row - row, kCellLanes);
-    alike[count] = {row,
-                    least<int64_t>(kCellLanes, last_row - row),
-                    whole ? least(out_residues - residue, vectors) : 1,
-                    residue,
-                    {}};
-    row += alike[count].vectors * kCellLanes;
-  }
-  int64_t loaded = 0, end = 0;  // channels
-  for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
-    const int64_t first_channel = channel_of(p.in, block), channels = least(p.in.block, last - block);
-    const int32_t* tap_of = p.tap_of + residue_of(p.in, block) * out_residues * square;
-    const int64_t step = at_once == 1 ? 1 : channels;
-    for (int64_t begin = 0; begin < channels; begin += step) {
-      const bool loads = first_channel + begin < loaded || first_channel + begin + step > end;
-      if (loads) {
-        loaded = first_channel + begin;
-        end = least(loaded + at_once, p.in.channels);
-      }
-      float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
-      for (AlikeRows* a = alike; a < alike + count; ++a, kernels += kKernelsAtOnce * p.kernel * kCellLanes) {
-        float* out = to + (block + begin) % kWinogradChunk * kWinogradPanel + a->first % kWinogradPanel;
+  bool finite = true;
+  for (int64_t row = panel * kWinogradPanel, alike = 1; row < last_row; row += alike * kCellLanes) {
+    const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
+    // Vectors that differ in the residue only see the same kernels.
+    if (whole) alike = least(out_residues - residue, block_count(last_row - row, kCellLanes));
+    seen = {};
+    int64_t loaded = 0, end = 0;
+    for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
+      const int64_t first_channel = channel_of(p.in, block), channels = least(p.in.block, last - block);
+      const int32_t* tap_of = p.tap_of + residue_of(p.in, block) * out_residues * square;
+      float* out = to + block % kWinogradChunk * kWinogradPanel + row % kWinogradPanel;
+      for (int64_t c = 0; c < channels; ++c, out += kWinogradPanel) {
+        const int64_t channel = first_channel + c;
         if (!whole) {
-          for (int64_t c = begin; c < begin + step; ++c, out += kWinogradPanel) {
-            for (int64_t r = 0; r < a->rows; ++r) {
-              const T* kernel = w + channel_of(p.out, a->first + r) * p.w_out + (first_channel + c) * p.w_in;
-              const int32_t* tap = tap_of + residue_of(p.out, a->first + r) * square;
-              for (int64_t t = 0; t < square; ++t) {
-                taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t] * p.w_tap]);
-              }
+          for (int64_t r = 0; r < rows; ++r) {
+            const T* kernel = w + channel_of(p.out, row + r) * p.w_out + channel * p.w_in;
+            const int32_t* tap = tap_of + residue_of(p.out, row + r) * square;
+            for (int64_t t = 0; t < square; ++t) {
+              taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t] * p.w_tap]);
             }
-            a->seen.see(taps, square);
-            transform_taps(out);
           }
+          seen.see(taps, square);
+          transform_taps(out);
           continue;
         }
-        const T* rows = w + channel_of(p.out, a->first) * p.w_out;
-        if (loads) {
-          load_kernels(p, rows + loaded * p.w_in, end - loaded, a->rows, kernels);
-          a->seen.see(kernels, (end - loaded) * p.kernel);
+        if (channel < loaded || channel >= end) {
+          loaded = channel;
+          end = least(channel + at_once, p.in.channels);
+          load_kernels(p, w + channel_of(p.out, row) * p.w_out + channel * p.w_in, end - loaded, rows, kernels);
+          seen.see(kernels, (end - loaded) * p.kernel);
         }
-        for (int64_t c = begin; c < begin + step; ++c, out += kWinogradPanel) {
-          const int64_t channel = first_channel + c, next = loaded + kKernelsAtOnce;
-          if (next < p.in.channels) {
-            ask_for_kernels(p, rows + next * p.w_in, least(at_once, p.in.channels - next), channel - loaded, at_once,
-                            a->rows);
+        if (loaded + kKernelsAtOnce < p.in.channels) {
+          ask_for_kernels(p, w + channel_of(p.out, row) * p.w_out + (loaded + kKernelsAtOnce) * p.w_in,
+                          least(at_once, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, at_once, rows);
+        }
+        const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
+        const int32_t* tap = tap_of + residue * square;
+        for (int64_t v = 0; v < alike; ++v, tap += square) {
+          const Taps at(tap, p.taps);
+          if (at.all) {
+            transform(kernel + at.first * kCellLanes, at.row * kCellLanes, at.column * kCellLanes, out + v * kCellLanes,
+                      p.tile[1] * kWinogradWeights, kWinogradWeights);
+            continue;
           }
-          const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
-          const int32_t* tap = tap_of + a->residue * square;
-          for (int64_t v = 0; v < a->vectors; ++v, tap += square) {
-            const Taps at(tap, p.taps);
-            if (at.all) {
-              transform(kernel + at.first * kCellLanes, at.row * kCellLanes, at.column * kCellLanes,
-                        out + v * kCellLanes, p.tile[1] * kWinogradWeights, kWinogradWeights);
-              continue;
-            }
-            for (int64_t t = 0; t < square; ++t) {
-              store(taps + t * kCellLanes, tap[t] < 0 ? Vector{} : load(kernel + tap[t] * kCellLanes));
-            }
-            transform_taps(out + v * kCellLanes);
+          for (int64_t t = 0; t < square; ++t) {
+            store(taps + t * kCellLanes, tap[t] < 0 ? Vector{} : load(kernel + tap[t] * kCellLanes));
           }
+          transform_taps(out + v * kCellLanes);
         }
       }
     }
+    finite = finite && seen.first(rows);
   }
-  bool finite = true;
-  for (int64_t i = 0; i < count; ++i) finite = finite && alike[i].seen.first(alike[i].rows);
   return finite;
 }
 
