@@ -490,7 +490,8 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
                                                                   : 0.7;
   // Where registers are few, so are the vectors that lines of a tap alone, read where they stand, are multiplied by.
   const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1, few_registers = k.outer_vectors < 3;
-  const double outer_cost = vectors < 2 ? 1.5 : few_registers && by_lines && stride == 1 ? 1.1 : 1;
+  const bool lines_cost = few_registers && by_lines && stride == 1 && merged_phases(g) == 1;
+  const double outer_cost = vectors < 2 ? 1.5 : lines_cost ? 1.1 : 1;
   const double sweep_cost = few_registers ? 1.05 : 1.15;
   const double outer = channels * taps * vectors / 2 * outer_cost + store * rows;
   const double cells = channels * (taps * rows / lanes / 2 * waste * sweep_cost + copied) + 0.7 * rows;
