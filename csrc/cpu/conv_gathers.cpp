@@ -489,10 +489,10 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
                        : g.out_channel * k.item % 4096 == 0       ? 1.6
                                                                   : 0.7;
   // Where registers are few, so are the vectors that lines of a tap alone, read where they stand, are multiplied by.
-  const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1, few_registers = k.outer_vectors < 3;
-  const bool lines_cost = few_registers && by_lines && stride == 1 && merged_phases(g) == 1;
+  const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1;
+  const bool lines_cost = few_registers(k) && by_lines && stride == 1 && merged_phases(g) == 1;
   const double outer_cost = vectors < 2 ? 1.5 : lines_cost ? 1.1 : 1;
-  const double sweep_cost = few_registers ? 1.05 : 1.15;
+  const double sweep_cost = few_registers(k) ? 1.05 : 1.15;
   const double outer = channels * taps * vectors / 2 * outer_cost + store * rows;
   const double cells = channels * (taps * rows / lanes / 2 * waste * sweep_cost + copied) + 0.7 * rows;
   // Stored directly, runs are whole vectors, of which a sweep should fill the registers, and all channels are summed.
@@ -504,7 +504,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   b.direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth && direct < cells;
   // Blocks of rows that do not fill vectors are packed slowly, for however few outputs; those of few rows that follow
   // each other in memory bring a line for each channel.
-  const double weight = few_registers && g.w_row == 1 ? 0.8 : 0.3;
+  const double weight = few_registers(k) && g.w_row == 1 ? 0.8 : 0.3;
   const double packing =
       weight * channels * taps * rows / static_cast<double>(g.batch * g.grid[0] * g.grid[1] * g.grid[2]);
   const double offset = (b.direct ? direct : cells) + packing;

@@ -122,6 +122,11 @@ inline int64_t even_part(int64_t size, int64_t part) {
   return parts(size, parts(size, std::max<int64_t>(1, std::min(size, part))));
 }
 
+// Half of what the costs were measured with: as with AVX2 and SSE.
+inline bool few_registers(const ConvKernels& k) {
+  return k.outer_vectors < 3;
+}
+
 // Rows of packed weights, as the kernels round them up.
 inline int64_t padded_rows(const GatherPlan& g, const ConvKernels& k) {
   return g.outer ? parts(g.rows, k.lanes) * k.lanes : g.rows;

@@ -297,7 +297,7 @@ double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, con
   const auto vectors = [&](int64_t lanes) { return static_cast<double>(parts(lanes, k.lanes)); };
   const int64_t outputs = p.outputs[0] * p.outputs[1];
   // A square's rows do not stay in registers where these are few.
-  const double transform = (p.tile[0] > 1 && p.tile[1] > 1 ? 8 : 5) * (k.outer_vectors < 3 ? 1.25 : 1);
+  const double transform = (p.tile[0] > 1 && p.tile[1] > 1 ? 8 : 5) * (few_registers(k) ? 1.25 : 1);
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
     const double cell = s.block == 1 ? (&s == &p.out && k.item != k.sum_item ? 6 : 3) : s.step[2] > 1 ? 0.5 : 0.2;
     return transform * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(outputs * lanes);
