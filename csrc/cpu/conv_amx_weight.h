@@ -484,7 +484,7 @@ inline void store_sums(const AmxWeightPlan& a, int64_t g, int64_t row_block, int
         const int64_t at = in_turn ? number_of(part, i) : 16 * part + i;
         if (at >= wide) continue;
         Brain16* to = w + left(0) + right(at);
-        __builtin_prefetch(to + kAmxRows, 1);  // of the next block of rows
+        prefetch_line<1>(to + kAmxRows);  // of the next block of rows
         _mm512_mask_storeu_epi16(to, mask, round_sums(first[i], second[i]));
       }
     }

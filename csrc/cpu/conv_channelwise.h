@@ -327,7 +327,7 @@ class PixelTile {
       for (int l = 0; l < kLanes; ++l) index[c][l] = l / kMembers * kMembers + c;
     }
     for (int64_t i = 0; i < count; ++i, line += p_.in_axis[1], to += kMembers * kLanes) {
-      if (more_) __builtin_prefetch(line + kLanes, 0, 2);
+      if (more_) prefetch_line<0, 2>(line + kLanes);
       const auto v = load_wide(line);
       CONVARITH_UNROLL for (int c = 0; c < kMembers; ++c) {
         store(to + c * kLanes, kMembers == 1 ? v : __builtin_shuffle(v, index[c]));

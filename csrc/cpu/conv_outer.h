@@ -35,7 +35,7 @@ struct LinesAhead {
   int64_t shift;
   template <typename T>
   void ask(const T*, int64_t k) const {
-    __builtin_prefetch(lines[k >> shift], 0, 2);
+    prefetch_line<0, 2>(lines[k >> shift]);
   }
 };
 

@@ -177,7 +177,7 @@ using SquareTransform = void (*)(const float* from, int64_t row, int64_t column,
 template <typename Along>
 void transform_square(const float* from, int64_t row, int64_t column, float* to, int64_t to_row, int64_t to_column) {
   constexpr int kIn = Along::kIn, kOut = Along::kOut;
-  for (int i = 0; Along::kAsks && i < kOut; ++i) {
+  CONVARITH_UNROLL for (int i = 0; Along::kAsks && i < kOut; ++i) {
     CONVARITH_UNROLL for (int j = 0; j < kOut; ++j) prefetch<1>(to + i * to_row + j * to_column, 1);
   }
   Vector half[kIn][kOut];  // transposed
