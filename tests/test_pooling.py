@@ -157,9 +157,16 @@ def test_gradient_of_max_against_loops(geometry, minimum, seed):
             assert torch.equal(grad.float(), expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3, 20), (2, 3, 40, 37), (1, 20, 5, 6), (1, 2, 4, 180)])
+@pytest.mark.parametrize("shape", [(1, 2, 3, 20), (2, 3, 40, 37), (1, 20, 5, 6), (1, 2, 7, 333)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int64, torch.complex64], ids=str)
-@pytest.mark.parametrize("window", [(3, 1, 1, 1), (3, 2, 1, 1), (2, 3, 0, 1), (3, 1, 1, 2), (3, 2, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "window",
+    [
+        (3, 1, 1, 1), (3, 2, 1, 1), (2, 3, 0, 1), (3, 1, 1, 2), (3, 2, 1, 2),
+        (2, 2, 0, 1), (2, 2, 1, 1), (3, 2, 0, 1), (2, 2, 0, 3), (5, 2, 2, 1),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_any_taps(window, dtype, shape):
     """Taps that no maximum has, on padding too, where there is nothing to pick; rows short and long."""
     kernel, stride, padding, dilation = window
@@ -408,7 +415,7 @@ def equal(name, x, *args, **options):
     assert all(torch.equal(ours, theirs) for ours, theirs in (ys, grads))
 
 
-@pytest.mark.parametrize("shape", [(2, 60, 131, 133), (700, 8, 22, 21), (2800, 8, 11, 11)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 60, 131, 133), (2, 80, 131, 128), (700, 8, 22, 21), (2800, 8, 11, 11)], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_more_than_caches_hold(dtype, layout, shape):

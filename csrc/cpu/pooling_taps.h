@@ -1,7 +1,8 @@
 // Each output goes to the one input of its window that its tap names: the adjoint of picking them, as in
 // pooling_backward.h. Stage 1 sums, for each tap of the last axis on a line of its own, what the lines of y have for
-// that tap; stage 2 goes along the last axis. So nothing is scattered, and every input is written once. Short rows cost
-// more than adding their outputs one by one: see pooling_scatter.h.
+// that tap; stage 2 goes along the last axis. So nothing is scattered, and every input is written once. With AVX-512 and
+// a stride of 2 both are one stage, in registers. Short rows cost more than adding their outputs one by one: see
+// pooling_scatter.h.
 #pragma once
 
 #include "pooling_backward.h"
@@ -15,9 +16,11 @@ typedef uint8_t Taps __attribute__((vector_size(16)));  // those of a vector of 
 
 // The first `count` taps from p on; before `end`, where there are no more, others may follow.
 #if CONVARITH_BYTES == 64
+inline Taps load_taps(const uint8_t* p, uint32_t mask) {
+  return (Taps)_mm_maskz_loadu_epi8(static_cast<__mmask16>(mask), p);
+}
 inline Taps load_taps(const uint8_t* p, int64_t count, const uint8_t*) {
-  return (Taps)_mm_maskz_loadu_epi8(static_cast<__mmask16>(lane_mask(0, static_cast<int>(least<int64_t>(count, 16)))),
-                                    p);
+  return load_taps(p, lane_mask(0, static_cast<int>(least<int64_t>(count, 16))));
 }
 #else
 inline Taps load_taps(const uint8_t* p, int64_t, const uint8_t* end) {
@@ -75,6 +78,26 @@ class TapSums {
         plane_size_(p.output[0] * p.output[1] * size_),
         tap_line_(p.tap_line) {}
 
+#if CONVARITH_BYTES == 64
+  // Both stages of rows [begin, end), where the stride is 2 and neighbouring taps see inputs of both residues; false for
+  // other windows.
+  bool rows(T* result, int64_t begin, int64_t end) {
+    if (plan.inner != 1 || plan.stride != 2 || plan.dilation % 2 == 0) return false;
+    bool odd_first = true;  // where no even residue has tap 0
+    for (int64_t o = 0; o < plan.offsets_begin[1]; ++o) odd_first &= tap_of(plan.offsets[o]) > 0;
+    switch (plan.kernel[2]) {
+      case 2:
+        return odd_first ? strided_rows<2, 1>(result, begin, end) : strided_rows<2, 0>(result, begin, end);
+      case 3:
+        return odd_first ? strided_rows<3, 1>(result, begin, end) : strided_rows<3, 0>(result, begin, end);
+      case 5:
+        return odd_first ? strided_rows<5, 1>(result, begin, end) : strided_rows<5, 0>(result, begin, end);
+      default:
+        return false;
+    }
+  }
+#endif
+
   // Stage 1 of a row.
   void operator()(const Row& row, Sum* to) {
     constexpr int64_t kMost = 5;  // taps at once
@@ -125,6 +148,70 @@ class TapSums {
     }
     return count;
   }
+
+#if CONVARITH_BYTES == 64
+  // Whether rows are whole vectors, and more of them than a thread's caches hold until they are read.
+  static bool goes_past_caches(const T* to, int64_t size, int64_t rows) {
+    constexpr int64_t kFewest = 1 << 22;  // bytes
+    return sizeof(T) == sizeof(Sum) && size % kLanes == 0 && reinterpret_cast<uintptr_t>(to) % CONVARITH_BYTES == 0 &&
+           rows * size * static_cast<int64_t>(sizeof(T)) >= kFewest;
+  }
+
+  int64_t tap_of(int64_t offset) const { return (offset + plan.at_output) / tap_line_; }
+
+  // Tap t of the last axis sees inputs 2 m + (kFirst + t) % 2, of outputs m + shift[t].
+  template <int kTaps, int kFirst>
+  bool strided_rows(T* result, int64_t begin, int64_t end) {
+    constexpr int64_t kMostMasks = 1024;
+    const int64_t n = plan.input[2], vectors = (n + 2 * kLanes - 1) / (2 * kLanes);
+    if (vectors * kTaps > kMostMasks) return false;
+    int64_t shift[kTaps];
+    for (const int64_t* offset = plan.offsets; offset < plan.offsets + kTaps; ++offset) {
+      const int64_t t = tap_of(*offset);
+      shift[t] = *offset - t * tap_line_;
+    }
+    uint16_t masks[kMostMasks];  // which outputs of a vector of m there are, for each tap
+    for (int64_t v = 0; v < vectors; ++v) {
+      for (int t = 0; t < kTaps; ++t) {
+        const auto lane = [&](int64_t o) {
+          return static_cast<int>(least<int64_t>(most<int64_t>(o - v * kLanes - shift[t], 0), kLanes));
+        };
+        masks[v * kTaps + t] = static_cast<uint16_t>(lane_mask(lane(0), lane(size_)));
+      }
+    }
+    T* to = result + begin * n;
+    const bool past_caches = goes_past_caches(to, n, end - begin);
+    const bool fetches = !past_caches && n * static_cast<int64_t>(sizeof(T)) <= kMostBytesAhead;
+    const auto put = [past_caches](T* p, Sums v, int64_t count) {
+      if constexpr (sizeof(T) == sizeof(Sum)) {
+        if (past_caches) return store_past_caches(p, v);
+      }
+      store_up_to(p, v, count);
+    };
+    for (Row row(begin, plan.input); begin < end; ++begin, row.advance(), to += n) {
+      const Line* last = lines_ + find_lines(row);
+      if (fetches && begin + 1 < end) prefetch<1>(to + n, n);
+      for (int64_t v = 0; v < vectors; ++v) {
+        Sums sums[2] = {};
+        for (const Line* line = lines_; line < last; ++line) {
+          CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
+            const uint32_t mask = masks[v * kTaps + t];
+            const int64_t at = v * kLanes + shift[t];
+            Sums& sum = sums[(kFirst + t) % 2];
+            sum = add_where(load_taps(line->taps + at, mask), line->tap + static_cast<uint8_t>(t),
+                            load_masked(line->y + at, mask), sum);
+          }
+        }
+        interleave<Sum>(sums[0], sums[1]);
+        const int64_t e = 2 * v * kLanes;
+        put(to + e, sums[0], n - e);
+        if (n - e > kLanes) put(to + e + kLanes, sums[1], n - e - kLanes);
+      }
+    }
+    fence_past_caches();
+    return true;
+  }
+#endif
 
   // Taps [first, first + kTaps) of the last axis.
   template <int kTaps>
@@ -178,6 +265,9 @@ void tap_scatter(const PoolPlan& plan, const void* g, const uint8_t* taps, const
   }
   typedef AverageBackward<T> Policy;
   TapSums<T> sums(plan, g, taps, taps_end);
+#if CONVARITH_BYTES == 64
+  if (sums.rows(static_cast<T*>(result), begin, end)) return;
+#endif
   const BackwardRows<Policy, T> kernel(plan, Policy(plan), neutral_lines<T>(plan, 0, scratch));
   kernel.rows(sums, static_cast<const T*>(nullptr), static_cast<T*>(result), begin, end);
 }

@@ -53,15 +53,19 @@ inline void store_sums(T* p, Floats v) {
 inline uint32_t lane_mask(int begin, int end) {
   return ((1u << end) - 1u) & ~((1u << begin) - 1u);  // at most 16 lanes
 }
-inline Floats load_lanes(const float* p, int begin, int end) {
-  return _mm512_maskz_loadu_ps(static_cast<__mmask16>(lane_mask(begin, end)), p);
+inline Floats load_masked(const float* p, uint32_t mask) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
 }
-inline Doubles load_lanes(const double* p, int begin, int end) {
-  return _mm512_maskz_loadu_pd(static_cast<__mmask8>(lane_mask(begin, end)), p);
+inline Doubles load_masked(const double* p, uint32_t mask) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p);
 }
 template <typename T>
-inline Floats load_lanes(const T* p, int begin, int end) {
-  return widen_halves((Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(lane_mask(begin, end)), p), T{});
+inline Floats load_masked(const T* p, uint32_t mask) {
+  return widen_halves((Halves)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p), T{});
+}
+template <typename T>
+inline typename Lanes<T>::Sums load_lanes(const T* p, int begin, int end) {
+  return load_masked(p, lane_mask(begin, end));
 }
 inline void store_first(float* p, Floats v, int count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lane_mask(0, count)), v);
