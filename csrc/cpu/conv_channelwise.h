@@ -25,9 +25,12 @@ struct PixelRow {
   int64_t pixel, step, size;
 };
 
+// Which inputs of a run may not be there: none; those that the run's ends alone see; or any.
+enum class Missing { kNone, kAtEnds, kAny };
+
 // sums[x] += sum over a run's taps t of w[t] * input x + t, counted from `column`, of those that are there. Every input
 // is loaded once for all outputs that see it.
-template <int kTaps, bool kWhole, int kCount, typename In, typename Sum = typename SumOf<In>::type>
+template <int kTaps, Missing kMissing, int kCount, typename In, typename Sum = typename SumOf<In>::type>
 inline __attribute__((always_inline)) void add_run(const In* in, int64_t column, const PixelRow& row, const Sum* w,
                                                    int64_t w_step, typename Simd<Sum>::Vec (&sums)[kCount]) {
   typename Simd<Sum>::Vec v[kTaps];
@@ -35,9 +38,11 @@ inline __attribute__((always_inline)) void add_run(const In* in, int64_t column,
     v[t] = load(w + t * w_step);
     keep(v[t]);
   }
-  in += column * row.pixel;
-  _Pragma("GCC unroll 32") for (int q = 0; q < kCount + kTaps - 1; ++q, in += row.pixel) {
-    if (!kWhole && static_cast<uint64_t>(column + q) >= static_cast<uint64_t>(row.size)) continue;
+  const int64_t pixel = row.pixel;
+  in += column * pixel;
+  _Pragma("GCC unroll 32") for (int q = 0; q < kCount + kTaps - 1; ++q, in = next_place(in, pixel)) {
+    const bool asks = kMissing == Missing::kAny || (kMissing == Missing::kAtEnds && (q < kTaps - 1 || q >= kCount));
+    if (asks && static_cast<uint64_t>(column + q) >= static_cast<uint64_t>(row.size)) continue;
     auto x = load_wide(in);
     keep(x);
     CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
@@ -54,9 +59,9 @@ inline __attribute__((always_inline)) void add_tap(const In* in, int64_t column,
   const int64_t apart = row.step * row.pixel;
   in += column * row.pixel;
   if (column >= 0 && column + (kCount - 1) * row.step < row.size) {
-    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in += apart) sums[x] += v * load_wide(in);
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in = next_place(in, apart)) sums[x] += v * load_wide(in);
   } else {
-    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in += apart, column += row.step) {
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in = next_place(in, apart), column += row.step) {
       if (static_cast<uint64_t>(column) < static_cast<uint64_t>(row.size)) sums[x] += v * load_wide(in);
     }
   }
@@ -68,9 +73,11 @@ inline __attribute__((always_inline)) void add_taps(const In* in, int64_t column
   if constexpr (kCount < kHalfPixels) {
     CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) add_tap(in, column + t, row, w + t * w_step, sums);
   } else if (column >= 0 && column + kCount + kTaps - 1 <= row.size) {
-    add_run<kTaps, true>(in, column, row, w, w_step, sums);
+    add_run<kTaps, Missing::kNone>(in, column, row, w, w_step, sums);
+  } else if (column + kTaps > 0 && column + kCount <= row.size) {
+    add_run<kTaps, Missing::kAtEnds>(in, column, row, w, w_step, sums);
   } else {
-    add_run<kTaps, false>(in, column, row, w, w_step, sums);
+    add_run<kTaps, Missing::kAny>(in, column, row, w, w_step, sums);
   }
 }
 
@@ -115,7 +122,7 @@ void pixel_block(const PixelLine<In>* line, int64_t lines, const ColumnRun* runs
   const auto bias = load(out.bias);
   To* to = out.to;
   if (skip == 0) {
-    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to += pixel) store_narrow(to, sums[x] + bias);
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, to = next_place(to, pixel)) store_narrow(to, sums[x] + bias);
   } else {
     Sum all[kCount][kLanes];
     CONVARITH_UNROLL for (int x = 0; x < kCount; ++x) store(all[x], sums[x] + bias);
@@ -190,25 +197,32 @@ inline PixelBox pixel_box(const ChannelwisePlan& p, int64_t task, int64_t lanes)
   return b;
 }
 
-// Asks for the memory of some rows of pixels of a block of channels in the order in which it stands, a vector of each
-// row at a time.
+// Asks for the memory of some rows of pixels of a block of channels in the order in which it stands, a share at a time.
 template <typename T>
 class PixelsAhead {
  public:
-  PixelsAhead(const T* first, int64_t row, int64_t rows, int64_t pixel, const ChannelBlock& c, int64_t lanes)
-      : at_(first), row_(row), rows_(rows), lanes_(lanes), vectors_(c.vectors), next_(pixel - c.vectors * lanes) {}
+  PixelsAhead(const T* first, int64_t row, int64_t rows, int64_t count, int64_t pixel, const ChannelBlock& c)
+      : at_(first), row_(row), rows_(rows) {
+    const bool whole = c.size == pixel;  // pixels follow each other
+    runs_ = whole ? 1 : count;
+    run_ = block_count(whole ? count * pixel : c.size, kLine);
+    apart_ = pixel;
+  }
 
-  void ask(int64_t count) {
-    for (int64_t i = 0; i < count; ++i, at_ += lanes_) {
-      for (int64_t r = 0; r < rows_; ++r) prefetch_ahead(at_, r * row_);
-      if (++vector_ == vectors_) vector_ = 0, at_ += next_;
+  void ask(int64_t share, int64_t shares) const {
+    const int64_t end = block_begin(share + 1, runs_ * run_, shares);
+    for (int64_t r = 0; r < rows_; ++r) {
+      for (int64_t i = block_begin(share, runs_ * run_, shares), line = i % run_; i < end; line = 0) {
+        const T* at = at_ + r * row_ + i / run_ * apart_ + line * kLine;
+        for (; i < end && line < run_; ++i, ++line, at += kLine) prefetch_line(at);
+      }
     }
   }
 
  private:
+  static constexpr int64_t kLine = 64 / sizeof(T);
   const T* at_;
-  const int64_t row_, rows_, lanes_, vectors_, next_;
-  int64_t vector_ = 0;
+  int64_t row_, rows_, runs_, run_, apart_;
 };
 
 // The input itself as what a box sees. Boxes are whole rows.
@@ -226,11 +240,11 @@ class PixelImage {
   void fill(int64_t) {}
   const T* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : in_ + y * p_.in_axis[0]; }
 
-  // From a column of a row on, the rows that the next row of outputs is the first to see.
-  PixelsAhead<T> ahead(int64_t y, int64_t column, const ChannelBlock& c) const {
-    const int64_t rows = y < 0 ? 0 : most<int64_t>(0, least(p_.in_step[0], p_.source[0] - y));
-    return {rows > 0 ? row(y) + column * pixel : in_, p_.in_axis[0], rows, pixel, c,
-            Simd<typename SumOf<T>::type>::kLanes};
+  // Of `count` columns of a row, from one on, and of the rows behind it, those that the next row of outputs is the first
+  // to see.
+  PixelsAhead<T> ahead(int64_t y, int64_t column, int64_t count, const ChannelBlock& c) const {
+    const int64_t rows = y < 0 || !p_.asks ? 0 : most<int64_t>(0, least(p_.in_step[0], p_.source[0] - y));
+    return {rows > 0 ? row(y) + column * pixel : in_, p_.in_axis[0], rows, least(count, columns - column), pixel, c};
   }
 
   const int64_t columns, pixel;  // from one to the next
@@ -266,7 +280,7 @@ class PixelTile {
   }
 
   // Rows are asked for as they are filled.
-  PixelsAhead<In> ahead(int64_t, int64_t, const ChannelBlock& c) const { return {cells_, 0, 0, pixel, c, kLanes}; }
+  PixelsAhead<In> ahead(int64_t, int64_t, int64_t, const ChannelBlock& c) const { return {cells_, 0, 0, 0, pixel, c}; }
 
   // The row of the image, once it was filled; null where there is none.
   const In* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : place(y); }
@@ -415,14 +429,15 @@ void channelwise_box(const ChannelwisePlan& p, const PixelBox& box, Source sourc
       for (int64_t i = 0; i < columns;) {
         PixelBlock<In, To> block;
         const int64_t size = pixel_block_for(columns, columns - i, &block), first = least(i, columns - size);
-        auto ahead = source.ahead(j * p.in_step[0] + p.high[0] + 1, first * p.in_step[1], c);
+        const auto ahead =
+            source.ahead(j * p.in_step[0] + p.high[0] + 1, first * p.in_step[1], size * p.in_step[1], c);
         for (int64_t v = 0; v < c.vectors; ++v) {
           const int64_t channel = vector_at(c, v, kLanes);
           const PixelOut<To> to = {out + (first * p.out_step[1] + x) * out_pixel + channel, p.out_step[1] * out_pixel,
                                    c.skip, bias + v * kLanes};
-          if (p.direct) {
-            ahead.ask(size * p.in_step[1]);
-            for (int64_t q = 0; q < size; ++q) prefetch<1>(to.to + q * to.pixel, 1);
+          if (p.asks) {
+            ahead.ask(v, c.vectors);
+            for (int64_t q = 0; q < size; ++q) prefetch_line<1>(to.to + q * to.pixel);
           }
           block(lines, line_count, runs, run_count, first * p.in_step[1], row, channel, w + v * vector_weights, to);
         }
@@ -592,12 +607,12 @@ void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int
   for (int64_t row = begin; row < end; ++row) {
     const int64_t seen = row * p.in_step[0] + p.high[0] + 1;  // first by the next row of outputs
     const int64_t rows = seen < 0 ? 0 : most<int64_t>(0, least(p.in_step[0], p.source[0] - seen));
-    PixelsAhead<T> x_ahead(rows > 0 ? x + seen * x_row : x, x_row, rows, x_pixel, c, kLanes);
-    PixelsAhead<T> y_ahead(row + 1 < end ? y + (row + 1) * y_row : y, y_row, row + 1 < end, y_pixel, c, kLanes);
+    const PixelsAhead<T> x_ahead(rows > 0 ? x + seen * x_row : x, x_row, rows, p.source[1], x_pixel, c);
+    const PixelsAhead<T> y_ahead(row + 1 < end ? y + (row + 1) * y_row : y, y_row, row + 1 < end, p.grid[1], y_pixel, c);
     for (int64_t v = 0; v < c.vectors; ++v) {
-      if (p.direct) {
-        x_ahead.ask(p.source[1]);
-        y_ahead.ask(p.grid[1]);
+      if (p.asks) {
+        x_ahead.ask(v, c.vectors);
+        y_ahead.ask(v, c.vectors);
       }
       const int64_t at = vector_at(c, v, kLanes);
       const T* grad = y + row * y_row + at;

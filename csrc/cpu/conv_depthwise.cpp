@@ -248,6 +248,8 @@ bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
 // channels whose weights stay in the first with it. Memory hands out neighbours sooner, so blocks are small only where
 // there would be few tasks. The last vector has the one before it in its block.
 void cut_in_place(ChannelwisePlan& d, const ConvKernels& k, int64_t images) {
+  constexpr int64_t kNear = int64_t{16} << 20;  // bytes of all pixels
+  d.asks = d.batch * d.channels * k.item * (d.source[0] * d.source[1] + d.grid[0] * d.grid[1]) > kNear;
   constexpr int64_t kRowBytes = int64_t{1} << 18, kWeightBytes = int64_t{24} << 10, kEnough = 16;
   const int64_t row_bytes = d.channels * k.item * (d.grid[1] + d.source[1]);
   d.box[0] = whole(d.grid[0], std::max<int64_t>(2 * d.kernel[0], kRowBytes / row_bytes), d.out_step[0]);

@@ -255,6 +255,7 @@ struct ChannelwisePlan {
   const void* bias;  // of every channel, or null
   bool transposing;  // planes are transposed to pixels of one vector; otherwise channels are neighbours in memory
   bool direct;       // pixels are read where they stand; otherwise from a copy
+  bool asks;         // ahead, for pixels that are read and written far from the caches
   int64_t blocks;    // of channels
   int64_t box[2], boxes[2];
 

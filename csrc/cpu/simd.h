@@ -64,6 +64,14 @@ inline void keep(V& v) {
 #endif
 }
 
+// p + step, counted when it is needed; compilers would rather count all of a row of such places first, and keep them.
+template <typename T>
+inline T* next_place(T* p, int64_t step) {
+  p += step;
+  asm("" : "+r"(p));
+  return p;
+}
+
 template <typename T>
 inline T least(T a, T b) {
   return a < b ? a : b;
