@@ -418,30 +418,37 @@ void channelwise_box(const ChannelwisePlan& p, const PixelBox& box, Source sourc
   const auto* bias = w + c.vectors * vector_weights;
   PixelLine<In>* lines = static_cast<PixelLine<In>*>(line_data);
   const PixelRow row = {source.pixel, p.in_step[1], source.columns};
-  for (int64_t y = box.first[0]; y < box.end[0]; ++y, out += out_row) {
-    const int64_t j = y / p.out_step[0];
-    source.fill(j * p.in_step[0] + p.high[0] + 1);
-    const int64_t line_count = pixel_lines(p, source, y % p.out_step[0], j, lines);
-    for (int64_t x = 0; x < least(p.out_step[1], box.end[1] - box.first[1]); ++x) {
-      const ColumnRun* runs = p.column_run + p.column_begin[x];
-      const int64_t run_count = p.column_begin[x + 1] - p.column_begin[x];
-      const int64_t columns = steps_up(box.end[1] - box.first[1] - x, p.out_step[1]);
-      for (int64_t i = 0; i < columns;) {
-        PixelBlock<In, To> block;
-        const int64_t size = pixel_block_for(columns, columns - i, &block), first = least(i, columns - size);
-        const auto ahead =
-            source.ahead(j * p.in_step[0] + p.high[0] + 1, first * p.in_step[1], size * p.in_step[1], c);
-        for (int64_t v = 0; v < c.vectors; ++v) {
-          const int64_t channel = vector_at(c, v, kLanes);
-          const PixelOut<To> to = {out + (first * p.out_step[1] + x) * out_pixel + channel, p.out_step[1] * out_pixel,
-                                   c.skip, bias + v * kLanes};
-          if (p.asks) {
-            ahead.ask(v, c.vectors);
-            for (int64_t q = 0; q < size; ++q) prefetch_line<1>(to.to + q * to.pixel);
+  const int64_t width = box.end[1] - box.first[1];
+  const bool strips = p.direct && p.out_step[1] == 1;  // of columns: what its rows share stays in the first cache
+  for (int64_t begin = 0, end = 0; begin < width; begin = end) {
+    end = width;
+    for (int64_t y = box.first[0]; y < box.end[0]; ++y) {
+      const int64_t j = y / p.out_step[0];
+      source.fill(j * p.in_step[0] + p.high[0] + 1);
+      const int64_t line_count = pixel_lines(p, source, y % p.out_step[0], j, lines);
+      To* out_line = out + (y - box.first[0]) * out_row;
+      for (int64_t x = 0; x < least(p.out_step[1], width); ++x) {
+        const ColumnRun* runs = p.column_run + p.column_begin[x];
+        const int64_t run_count = p.column_begin[x + 1] - p.column_begin[x];
+        const int64_t columns = steps_up(width - x, p.out_step[1]);
+        for (int64_t i = begin; i < (strips ? end : columns);) {
+          PixelBlock<In, To> block;
+          const int64_t size = pixel_block_for(columns, columns - i, &block), first = least(i, columns - size);
+          const auto ahead =
+              source.ahead(j * p.in_step[0] + p.high[0] + 1, first * p.in_step[1], size * p.in_step[1], c);
+          for (int64_t v = 0; v < c.vectors; ++v) {
+            const int64_t channel = vector_at(c, v, kLanes);
+            const PixelOut<To> to = {out_line + (first * p.out_step[1] + x) * out_pixel + channel,
+                                     p.out_step[1] * out_pixel, c.skip, bias + v * kLanes};
+            if (p.asks) {
+              ahead.ask(v, c.vectors);
+              for (int64_t q = 0; q < size; ++q) prefetch_line<1>(to.to + q * to.pixel);
+            }
+            block(lines, line_count, runs, run_count, first * p.in_step[1], row, channel, w + v * vector_weights, to);
           }
-          block(lines, line_count, runs, run_count, first * p.in_step[1], row, channel, w + v * vector_weights, to);
+          i = first + size;
+          if (strips) end = i;
         }
-        i = first + size;
       }
     }
   }
