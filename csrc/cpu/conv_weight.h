@@ -590,6 +590,14 @@ void weight_store(const WeightPlan& plan, void* sums_data, void* w_data, int64_t
       transpose_narrow(sums, pitch, rows, columns.real, w + plan.first_row, p.w_row);
       continue;
     }
+    if (p.w_channel == 1 && p.w_row != 1) {  // channels follow each other: those of a tap together
+      for (int64_t t = 0; t < p.taps; ++t) {
+        const int64_t channel = steps_up(plan.first_row - t, p.taps), end = steps_up(plan.first_row + rows - t, p.taps);
+        transpose_narrow(sums + (channel * p.taps + t - plan.first_row) * pitch, p.taps * pitch, end - channel,
+                         columns.real, w + p.tap_weight[t] + channel, p.w_row);
+      }
+      continue;
+    }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = plan.first_row + r, at = row / p.taps * p.w_channel + p.tap_weight[row % p.taps];
       if (p.w_row == 1) {
