@@ -341,23 +341,6 @@ inline void store_row(const GatherPlan& p, const Sum* sums, int64_t count, Sum b
   }
 }
 
-// to[i * to_pitch + r] = sums[r * pitch + i] for i < count, a block's width at most: entries that are narrower than
-// sums are rounded by whole lines.
-template <typename T, typename Sum>
-void transpose_narrow(const Sum* sums, int64_t pitch, int64_t rows, int64_t count, T* to, int64_t to_pitch) {
-  if constexpr (sizeof(T) == sizeof(Sum)) {
-    transpose(sums, pitch, rows, count, to, to_pitch);
-  } else {
-    constexpr int kStrip = 32;
-    Sum strip[kOuterVectors * Simd<Sum>::kLanes * kStrip];
-    for (int64_t r = 0; r < rows; r += kStrip) {
-      const int64_t wide = least<int64_t>(kStrip, rows - r);
-      transpose(sums + r * pitch, pitch, wide, count, strip, kStrip);
-      for (int64_t i = 0; i < count; ++i) scatter_run(strip + i * kStrip, wide, to + i * to_pitch + r, 1);
-    }
-  }
-}
-
 // to[i * step + j] = sums[i * pitch + j] for i < count and j < size.
 template <int kSize, typename Sum, typename T>
 inline void store_few(const Sum* sums, int64_t pitch, int64_t count, T* to, int64_t step) {

@@ -340,7 +340,7 @@ double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   double cost = groups * cycles(p, tile_count(p), p.in.lanes, p.out.lanes, k) + far_weight_cycles(p.w_count, k);
   if (pass == Pass::kWeight) {
     cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
-    if (!p.stores_kernels || k.item != k.sum_item) cost += 4 * static_cast<double>(p.w_count);
+    if (!p.stores_kernels) cost += 4 * static_cast<double>(p.w_count);
   }
   return cost;
 }

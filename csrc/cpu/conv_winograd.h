@@ -335,7 +335,8 @@ inline void ask_for_kernels(const WinogradPlan& p, const T* w, int64_t channels,
   }
 }
 
-inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t channels, int64_t rows, float* w) {
+template <typename T>
+inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t channels, int64_t rows, T* w) {
   if (p.w_out == 1) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < p.kernel; ++t, kernels += kCellLanes) {
@@ -346,7 +347,7 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
   }
   const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;
   for (int64_t t = 0; t < runs; ++t) {
-    transpose(kernels + t * kCellLanes, runs * kCellLanes, channels * length, rows, w + t * p.w_tap, p.w_out);
+    transpose_narrow(kernels + t * kCellLanes, runs * kCellLanes, channels * length, rows, w + t * p.w_tap, p.w_out);
   }
 }
 
@@ -434,7 +435,7 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   const int64_t first_channel = channel_of(p.in, lane_begin), channels = (lane_end - lane_begin) / residues(p.in);
-  const bool whole = sizeof(T) == sizeof(float) && p.stores_kernels;
+  const bool whole = p.stores_kernels;
   float taps[kWinogradTaps * kWinogradTaps * kCellLanes];
   bool finite = true;
   for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
@@ -468,11 +469,9 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
         }
       }
     }
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (last && whole) {
-        seen.see(kernels, channels * p.kernel);
-        store_kernels(p, kernels, channels, rows, w + row * p.w_out + first_channel * p.w_in);
-      }
+    if (last && whole) {
+      seen.see(kernels, channels * p.kernel);
+      store_kernels(p, kernels, channels, rows, w + row * p.w_out + first_channel * p.w_in);
     }
     finite = finite && seen.first(rows);
   }

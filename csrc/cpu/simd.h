@@ -646,6 +646,26 @@ inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
   }
 }
 
+// Transposing to narrower numbers.
+template <typename Sum, typename T>
+inline void transpose_narrow(const Sum* from, int64_t from_pitch, int64_t rows, int64_t count, T* to,
+                             int64_t to_pitch) {
+  if constexpr (sizeof(T) == sizeof(Sum)) {
+    transpose(from, from_pitch, rows, count, to, to_pitch);
+  } else {
+    constexpr int kStrip = 32, kLanes = Simd<Sum>::kLanes;
+    Sum strip[kLanes * kStrip];
+    for (int64_t r = 0; r < rows; r += kStrip) {
+      const int64_t high = least<int64_t>(kStrip, rows - r);
+      for (int64_t begin = 0; begin < count; begin += kLanes) {
+        const int64_t wide = least<int64_t>(kLanes, count - begin);
+        transpose(from + r * from_pitch + begin, from_pitch, high, wide, strip, kStrip);
+        for (int64_t i = 0; i < wide; ++i) scatter_run(strip + i * kStrip, high, to + (begin + i) * to_pitch + r, 1);
+      }
+    }
+  }
+}
+
 // A row of `size` cells, zeros but for [begin, end), which hold the entries from `from` on.
 template <typename T, typename Sum>
 inline void copy_padded(const T* from, int64_t step, int64_t begin, int64_t end, int64_t size, Sum* to) {
