@@ -337,6 +337,7 @@ inline void ask_for_kernels(const WinogradPlan& p, const T* w, int64_t channels,
 
 template <typename T>
 inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t channels, int64_t rows, T* w) {
+  constexpr int64_t kPastCaches = 1 << 22;  // bytes of a gradient of which little is left when it is read
   if (p.w_out == 1) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < p.kernel; ++t, kernels += kCellLanes) {
@@ -346,6 +347,12 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
     return;
   }
   const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const auto at = reinterpret_cast<uintptr_t>(w) | static_cast<uintptr_t>(p.w_out * 4);
+    if (runs == 1 && at % 64 == 0 && p.w_count * 4 >= kPastCaches) {
+      return transpose<true>(kernels, kCellLanes, channels * length, rows, w, p.w_out);
+    }
+  }
   for (int64_t t = 0; t < runs; ++t) {
     transpose_narrow(kernels + t * kCellLanes, runs * kCellLanes, channels * length, rows, w + t * p.w_tap, p.w_out);
   }
@@ -686,6 +693,7 @@ bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
       }
     }
   }
+  fence_past_caches();
   return finite;
 }
 

@@ -477,8 +477,9 @@ inline void add_lanes(const Sum* vectors, int64_t count, Sum* to) {
   }
 }
 
-// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h.
-template <typename From, typename Sum>
+// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h. Past the
+// caches go whole vectors, which must be aligned.
+template <bool kPastCaches = false, typename From, typename Sum>
 inline void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   typename Simd<Sum>::Vec v[kLanes];
@@ -499,7 +500,9 @@ inline void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count
       }
       transpose_vectors<Sum>(v);
       if (high == kLanes && wide == kLanes) {
-        CONVARITH_UNROLL for (int c = 0; c < kLanes; ++c) store(out + c * to_pitch, v[c]);
+        CONVARITH_UNROLL for (int c = 0; c < kLanes; ++c) {
+          kPastCaches ? store_past_caches(out + c * to_pitch, v[c]) : store(out + c * to_pitch, v[c]);
+        }
       } else {
         CONVARITH_UNROLL for (int c = 0; c < kLanes; ++c) {
           if (c >= wide) break;
