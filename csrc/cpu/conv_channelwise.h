@@ -240,8 +240,8 @@ class PixelImage {
   void fill(int64_t) {}
   const T* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : in_ + y * p_.in_axis[0]; }
 
-  // Of `count` columns of a row, from one on, and of the rows behind it, those that the next row of outputs is the first
-  // to see.
+  // Of `count` columns of a row, from one on, and of the rows behind it, those that the next row of outputs is the
+  // first to see.
   PixelsAhead<T> ahead(int64_t y, int64_t column, int64_t count, const ChannelBlock& c) const {
     const int64_t rows = y < 0 || !p_.asks ? 0 : most<int64_t>(0, least(p_.in_step[0], p_.source[0] - y));
     return {rows > 0 ? row(y) + column * pixel : in_, p_.in_axis[0], rows, least(count, columns - column), pixel, c};
@@ -615,7 +615,8 @@ void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int
     const int64_t seen = row * p.in_step[0] + p.high[0] + 1;  // first by the next row of outputs
     const int64_t rows = seen < 0 ? 0 : most<int64_t>(0, least(p.in_step[0], p.source[0] - seen));
     const PixelsAhead<T> x_ahead(rows > 0 ? x + seen * x_row : x, x_row, rows, p.source[1], x_pixel, c);
-    const PixelsAhead<T> y_ahead(row + 1 < end ? y + (row + 1) * y_row : y, y_row, row + 1 < end, p.grid[1], y_pixel, c);
+    const PixelsAhead<T> y_ahead(row + 1 < end ? y + (row + 1) * y_row : y, y_row, row + 1 < end, p.grid[1], y_pixel,
+                                 c);
     for (int64_t v = 0; v < c.vectors; ++v) {
       if (p.asks) {
         x_ahead.ask(v, c.vectors);

@@ -1,7 +1,7 @@
 // Each output goes to the one input of its window that its tap names: the adjoint of picking them, as in
 // pooling_backward.h. Stage 1 sums, for each tap of the last axis on a line of its own, what the lines of y have for
-// that tap; stage 2 goes along the last axis. So nothing is scattered, and every input is written once. With AVX-512 and
-// a stride of 2 both are one stage, in registers. Short rows cost more than adding their outputs one by one: see
+// that tap; stage 2 goes along the last axis. So nothing is scattered, and every input is written once. With AVX-512
+// and a stride of 2 both are one stage, in registers. Short rows cost more than adding their outputs one by one: see
 // pooling_scatter.h.
 #pragma once
 
@@ -79,8 +79,8 @@ class TapSums {
         tap_line_(p.tap_line) {}
 
 #if CONVARITH_BYTES == 64
-  // Both stages of rows [begin, end), where the stride is 2 and neighbouring taps see inputs of both residues; false for
-  // other windows.
+  // Both stages of rows [begin, end), where the stride is 2 and neighbouring taps see inputs of both residues; false
+  // for other windows.
   bool rows(T* result, int64_t begin, int64_t end) {
     if (plan.inner != 1 || plan.stride != 2 || plan.dilation % 2 == 0) return false;
     bool odd_first = true;  // where no even residue has tap 0
