@@ -583,6 +583,7 @@ WIDER_WINOGRAD = [
     (1, 12, 20, (20, 21), (9, 6), (1, 1), (4, 4, 3, 3), (1, 2), 1),
     (1, 16, 20, (31, 23), (11, 12), (2, 2), (5, 5, 5, 5), (1, 1), 1),
     (1, 12, 20, (4, 12, 19), (2, 3, 7), (1, 1, 1), (1, 0, 1, 1, 3, 3), (1, 1, 1), 1),
+    (2, 304, 441, (9, 7), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),  # a gradient that goes past the caches
 ]
 
 
@@ -649,6 +650,37 @@ def check_winograd(n, c, k, size, kernel, geometry, memory):
                 assert torch.equal(by("winograd", operator, a, b, *args), result)
         finally:
             torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        (2, 40, 70, (13, 17), (3, 3), (1, 1)),
+        (3, 33, 20, (9, 12), (4, 4), (2, 2)),
+        (1, 64, 96, (11, 10), (3, 3), (2, 2)),
+        (1, 16, 33, (20, 21), (7, 7), (1, 1)),
+    ],
+    ids=str,
+)
+def test_winograd_of_half_precisions_is_float32s_rounded(case, memory, dtype):
+    n, c, k, size, kernel, stride = case
+    geometry = (stride, (1, 1, 1, 1), (1, 1), 1)
+    x = integers((n, c, *size), 1, dtype).to(memory_format=memory)
+    w = integers((k, c, *kernel), 2, dtype).to(memory_format=memory)
+    y = integers(by("outer", "conv", x, w, *geometry).shape, 3, dtype).to(memory_format=memory)
+    for operator, *args in (
+        ("conv", x, w),
+        ("conv_transpose", y, w, size),
+        ("conv_weight", x, y, kernel),
+    ):
+        args += geometry
+        wide = [a.float() if isinstance(a, torch.Tensor) else a for a in args]
+        expected = by("winograd", operator, *wide)
+        result = by("winograd", operator, *args)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result, expected.to(dtype), atol=1e-4 * expected.abs().max().item(), rtol=2**-7)
 
 
 @pytest.mark.parametrize("batch", [8, 11])
