@@ -107,6 +107,26 @@ def test_lanes_along_channels_give_the_same_bits_with_any_number_of_threads(kern
         assert torch.equal(dx, results[0][1])
 
 
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 1, 2, 40)], ids=str)
+@pytest.mark.parametrize("channels", [64, 72])
+def test_lanes_along_channels_of_more_than_caches_hold(channels, padding):
+    """Pixels that are asked for ahead, and columns of nothing but padding, for which there is nothing to ask."""
+    x = integers((16, channels, 61, 70), 1).to(memory_format=torch.channels_last)
+    w = integers((channels, 1, 3, 3), 2)
+    padded = torch.nn.functional.pad(x, (*padding[2:], *padding[:2]))
+    (top, _, left, _), (height, width) = padding, x.shape[2:]
+    for stride in (1, 2):
+        geometry = ((stride, stride), padding, (1, 1), channels)
+        y = torch.nn.functional.conv2d(padded, w, None, stride, 0, 1, channels)
+        g = integers(y.shape, 3, largest=1).to(memory_format=torch.channels_last)
+        arguments = ((stride, stride), (0, 0), (1, 1), False, (0, 0), channels, [True, True, False])
+        dx, dw, _ = torch.ops.aten.convolution_backward(g, padded, w, None, *arguments)
+        assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
+        dx = dx[:, :, top : top + height, left : left + width]
+        assert torch.equal(by("depthwise", "conv_transpose", g, w, (height, width), *geometry), dx)
+        assert torch.equal(by("depthwise", "conv_weight", x, g, (3, 3), *geometry), dw)
+
+
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(tc.build_info()["isa"])])
 def test_lanes_along_channels_on_every_instruction_set(isa):
     script = f"""

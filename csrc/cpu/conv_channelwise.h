@@ -202,11 +202,10 @@ template <typename T>
 class PixelsAhead {
  public:
   PixelsAhead(const T* first, int64_t row, int64_t rows, int64_t count, int64_t pixel, const ChannelBlock& c)
-      : at_(first), row_(row), rows_(rows) {
+      : at_(first), row_(row), rows_(count > 0 ? rows : 0), apart_(pixel) {
     const bool whole = c.size == pixel;  // pixels follow each other
     runs_ = whole ? 1 : count;
     run_ = block_count(whole ? count * pixel : c.size, kLine);
-    apart_ = pixel;
   }
 
   void ask(int64_t share, int64_t shares) const {
@@ -222,7 +221,8 @@ class PixelsAhead {
  private:
   static constexpr int64_t kLine = 64 / sizeof(T);
   const T* at_;
-  int64_t row_, rows_, runs_, run_, apart_;
+  int64_t row_, rows_;
+  int64_t runs_, run_, apart_;  // of a row: their number, the lines of one, and elements from one to the next
 };
 
 // The input itself as what a box sees. Boxes are whole rows.

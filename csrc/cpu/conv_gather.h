@@ -448,8 +448,6 @@ inline bool sums_in_place(const GatherPlan& p) {
   return sizeof(T) == sizeof(typename SumOf<T>::type) && p.out_channel == 1 && !merges_phases(p);
 }
 
-constexpr int64_t kPastCaches = int64_t{1} << 22;  // bytes of a result of which little is left when it is read
-
 // Whether results are whole lines that are written once, and too many to stay.
 template <typename T>
 inline bool goes_past_caches(const GatherPlan& p, const T* out) {

@@ -337,7 +337,6 @@ inline void ask_for_kernels(const WinogradPlan& p, const T* w, int64_t channels,
 
 template <typename T>
 inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t channels, int64_t rows, T* w) {
-  constexpr int64_t kPastCaches = 1 << 22;  // bytes of a gradient of which little is left when it is read
   if (p.w_out == 1) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < p.kernel; ++t, kernels += kCellLanes) {
@@ -348,8 +347,9 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
   }
   const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;
   if constexpr (sizeof(T) == sizeof(float)) {
-    const auto at = reinterpret_cast<uintptr_t>(w) | static_cast<uintptr_t>(p.w_out * 4);
-    if (runs == 1 && at % 64 == 0 && p.w_count * 4 >= kPastCaches) {
+    constexpr int64_t kItem = sizeof(T);
+    const auto at = reinterpret_cast<uintptr_t>(w) | static_cast<uintptr_t>(p.w_out * kItem);
+    if (runs == 1 && at % CONVARITH_BYTES == 0 && p.w_count * kItem >= kPastCaches) {
       return transpose<true>(kernels, kCellLanes, channels * length, rows, w, p.w_out);
     }
   }

@@ -150,11 +150,10 @@ class TapSums {
   }
 
 #if CONVARITH_BYTES == 64
-  // Whether rows are whole vectors, and more of them than a thread's caches hold until they are read.
+  // Whether rows are whole vectors, and a thread's too many to stay.
   static bool goes_past_caches(const T* to, int64_t size, int64_t rows) {
-    constexpr int64_t kFewest = 1 << 22;  // bytes
     return sizeof(T) == sizeof(Sum) && size % kLanes == 0 && reinterpret_cast<uintptr_t>(to) % CONVARITH_BYTES == 0 &&
-           rows * size * static_cast<int64_t>(sizeof(T)) >= kFewest;
+           rows * size * static_cast<int64_t>(sizeof(T)) >= kPastCaches;
   }
 
   int64_t tap_of(int64_t offset) const { return (offset + plan.at_output) / tap_line_; }

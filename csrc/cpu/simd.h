@@ -37,6 +37,8 @@ inline void store(T* p, typename Simd<T>::Vec v) {
   *reinterpret_cast<typename Simd<T>::Loose*>(p) = v;
 }
 
+constexpr int64_t kPastCaches = int64_t{1} << 22;  // bytes of a result of which little is left when it is read
+
 // A whole aligned vector past the caches; fence_past_caches() before another thread reads it.
 template <typename T>
 inline void store_past_caches(T* p, typename Simd<T>::Vec v) {
@@ -477,9 +479,9 @@ inline void add_lanes(const Sum* vectors, int64_t count, Sum* to) {
   }
 }
 
-// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h. Past the
-// caches go whole vectors, which must be aligned.
-template <bool kPastCaches = false, typename From, typename Sum>
+// Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h. Where
+// kFar, whole vectors, which must be aligned, go past the caches.
+template <bool kFar = false, typename From, typename Sum>
 inline void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   typename Simd<Sum>::Vec v[kLanes];
@@ -501,7 +503,7 @@ inline void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count
       transpose_vectors<Sum>(v);
       if (high == kLanes && wide == kLanes) {
         CONVARITH_UNROLL for (int c = 0; c < kLanes; ++c) {
-          kPastCaches ? store_past_caches(out + c * to_pitch, v[c]) : store(out + c * to_pitch, v[c]);
+          kFar ? store_past_caches(out + c * to_pitch, v[c]) : store(out + c * to_pitch, v[c]);
         }
       } else {
         CONVARITH_UNROLL for (int c = 0; c < kLanes; ++c) {
