@@ -82,10 +82,11 @@ class TapSums {
   // Both stages of rows [begin, end), where the stride is 2 and neighbouring taps see inputs of both residues; false
   // for other windows.
   bool rows(T* result, int64_t begin, int64_t end) {
-    if (plan.inner != 1 || plan.stride != 2 || plan.dilation % 2 == 0) return false;
+    const int64_t taps = plan.kernel[2];
+    if (taps == 1 || plan.inner != 1 || plan.stride != 2 || plan.dilation % 2 == 0) return false;
     bool odd_first = true;  // where no even residue has tap 0
     for (int64_t o = 0; o < plan.offsets_begin[1]; ++o) odd_first &= tap_of(plan.offsets[o]) > 0;
-    switch (plan.kernel[2]) {
+    switch (taps) {
       case 2:
         return odd_first ? strided_rows<2, 1>(result, begin, end) : strided_rows<2, 0>(result, begin, end);
       case 3:
