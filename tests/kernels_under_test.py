@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map_only
 ALL = ("cpu", "cuda", "emulated")
 BY_DEFAULT = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 # Files that choose kernels themselves or call none; and tests of places that are none, which stop a GPU.
-EXCEPT = {"test_build", "test_cuda", "test_cuda_conv", "test_cuda_emulation", "test_cuda_kernels", "test_kernels"}
+EXCEPT = {"test_build", "test_cuda", "test_cuda_conv", "test_cuda_emulation", "test_cuda_kernels"}
+EXCEPT |= {"test_kernels", "test_winograd"}
 EXCEPT |= {"test_pooling.test_arguments_are_checked", "test_pooling.test_taps_are_checked"}
 
 
