@@ -243,7 +243,7 @@ class PixelImage {
   // Of `count` columns of a row, from one on, and of the rows behind it, those that the next row of outputs is the
   // first to see.
   PixelsAhead<T> ahead(int64_t y, int64_t column, int64_t count, const ChannelBlock& c) const {
-    const int64_t rows = y < 0 || !p_.asks ? 0 : most<int64_t>(0, least(p_.in_step[0], p_.source[0] - y));
+    const int64_t rows = y < 0 ? 0 : most<int64_t>(0, least(p_.in_step[0], p_.source[0] - y));
     return {rows > 0 ? row(y) + column * pixel : in_, p_.in_axis[0], rows, least(count, columns - column), pixel, c};
   }
 
