@@ -355,6 +355,7 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   const ConvKernels& k = result.k;
   const bool transposed = result.pass == Pass::kInput;
   if (d.in_axis[1] != 1 || d.out_axis[1] != 1) return false;
+  if (std::max(d.source[1], d.grid[1]) > INT32_MAX) return false;  // columns are compared as 32 bits
   const int64_t stride = p.axis[2].stride, side = p.axis[2].kernel;
   const int64_t most_side = result.pass == Pass::kWeight ? std::min<int64_t>(3, k.most_in_place) : k.most_in_place;
   if (side < 3 || side > most_side || side % 2 == 0) return false;

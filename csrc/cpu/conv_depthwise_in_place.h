@@ -29,15 +29,26 @@ inline V neighbours(V before, V here, V after) {
   }
 }
 
-// The vector `at` entries from the row's, of which `left` are the row's; zeros in its other lanes.
+// Which lanes of the vector `at` entries from a row's first are the row's. By a comparison of vectors: GCC makes long
+// chains of what clamps a count of lanes.
 template <typename T>
-inline typename Lanes<T>::Sums load_left(const T* row, int64_t at, int64_t left) {
-  return load_between<T>(reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(at) * sizeof(T), 0, left);
+inline __attribute__((always_inline)) uint32_t row_lanes(int64_t at, int64_t size) {
+  typedef typename SumOf<T>::type Sum;
+  if constexpr (sizeof(Sum) == 4) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_cmplt_epu32_mask(_mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(at)), lane),
+                                   _mm512_set1_epi32(static_cast<int>(size)));
+  } else {
+    const __m512i lane = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_cmplt_epu64_mask(_mm512_add_epi64(_mm512_set1_epi64(at), lane), _mm512_set1_epi64(size));
+  }
 }
 
+// That vector; zeros in its other lanes.
 template <typename T>
-inline void store_left(T* row, typename Lanes<T>::Sums v, int64_t left) {
-  store_first(row, v, static_cast<int>(least<int64_t>(left, Lanes<T>::kLanes)));
+inline __attribute__((always_inline)) typename Lanes<T>::Sums load_in_row(const T* row, int64_t at, int64_t size) {
+  const uintptr_t from = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(at) * sizeof(T);
+  return load_masked(reinterpret_cast<const T*>(from), row_lanes<T>(at, size));
 }
 
 // The weights of a row and channel: [tap of a row][row of taps].
@@ -83,7 +94,7 @@ class TapWindow {
   static inline __attribute__((always_inline)) void load_cells(const T* row, int64_t at, int64_t size, bool whole,
                                                                V (&cells)[kStep]) {
     CONVARITH_UNROLL for (int i = 0; i < kStep; ++i) {
-      cells[i] = whole ? load_wide(row + at + i * kLanes) : load_left(row, at + i * kLanes, size - at - i * kLanes);
+      cells[i] = whole ? load_wide(row + at + i * kLanes) : load_in_row(row, at + i * kLanes, size);
       keep(cells[i]);
     }
     if constexpr (kStep == 2) {
@@ -114,12 +125,13 @@ inline __attribute__((always_inline)) void store_block(const DepthwisePlan& p,
                                                        int64_t column, typename SumOf<T>::type bias, T* out,
                                                        int64_t rows) {
   constexpr int kLanes = Lanes<T>::kLanes;
-  const int64_t pitch = p.out_axis[0], left = p.grid[1] - column - (kVecs - 1) * kLanes;
+  const int64_t pitch = p.out_axis[0];
+  const uint32_t last = row_lanes<T>(column + (kVecs - 1) * kLanes, p.grid[1]);
   out += column;
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r, out += pitch) {
     if (r >= rows) break;
     CONVARITH_UNROLL for (int j = 0; j < kVecs - 1; ++j) store_narrow(out + j * kLanes, sums[r][j] + bias);
-    store_left(out + (kVecs - 1) * kLanes, sums[r][kVecs - 1] + bias, left);
+    store_masked(out + (kVecs - 1) * kLanes, sums[r][kVecs - 1] + bias, last);
   }
 }
 
@@ -209,7 +221,8 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
       }
     }
   }
-  const int64_t pitch = p.out_axis[0], left = p.grid[1] - column - 2 * (kVecs - 1) * kLanes;
+  const int64_t pitch = p.out_axis[0], last_pair = column + 2 * (kVecs - 1) * kLanes;
+  const uint32_t last[2] = {row_lanes<T>(last_pair, p.grid[1]), row_lanes<T>(last_pair + kLanes, p.grid[1])};
   out += column;
   CONVARITH_UNROLL for (int r = 0; r < 2 * kPairs; ++r, out += pitch) {
     if (r >= rows) break;
@@ -221,8 +234,8 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
         store_narrow(to, even);
         store_narrow(to + kLanes, odd);
       } else {
-        store_left(to, even, left);
-        if (left > kLanes) store_left(to + kLanes, odd, left - kLanes);
+        store_masked(to, even, last[0]);
+        store_masked(to + kLanes, odd, last[1]);
       }
     }
   }
@@ -256,9 +269,7 @@ inline __attribute__((always_inline)) void add_lines(const DepthwisePlan& p, con
   if constexpr (kLine < kRows + kSize - 1) {
     V x[kVecs + 1];
     CONVARITH_UNROLL for (int j = 0; j <= kVecs; ++j) {
-      const int64_t at = first + j * Lanes<T>::kLanes;
-      const uintptr_t from = reinterpret_cast<uintptr_t>(lines[kLine]) + static_cast<uintptr_t>(at) * sizeof(T);
-      x[j] = load_between<T>(from, -at, p.source[1] - at);
+      x[j] = load_in_row(lines[kLine], first + j * Lanes<T>::kLanes, p.source[1]);
       keep(x[j]);
     }
     add_line<T, kLine, kSize, 0>(p, x, w, sums);
@@ -421,7 +432,7 @@ void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int6
       }
       V g[kRows];
       CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-        g[r] = last ? load_left(grad[r], v * kLanes, p.grid[1] - v * kLanes) : load_wide(grad[r] + v * kLanes);
+        g[r] = last ? load_in_row(grad[r], v * kLanes, p.grid[1]) : load_wide(grad[r] + v * kLanes);
       }
       CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
         V taps[3];

@@ -67,15 +67,19 @@ template <typename T>
 inline typename Lanes<T>::Sums load_lanes(const T* p, int begin, int end) {
   return load_masked(p, lane_mask(begin, end));
 }
-inline void store_first(float* p, Floats v, int count) {
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lane_mask(0, count)), v);
+inline void store_masked(float* p, Floats v, uint32_t mask) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), v);
 }
-inline void store_first(double* p, Doubles v, int count) {
-  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lane_mask(0, count)), v);
+inline void store_masked(double* p, Doubles v, uint32_t mask) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), v);
 }
 template <typename T>
-inline void store_first(T* p, Floats v, int count) {
-  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lane_mask(0, count)), (__m256i)narrow_floats(v, T{}));
+inline void store_masked(T* p, Floats v, uint32_t mask) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(mask), (__m256i)narrow_floats(v, T{}));
+}
+template <typename T>
+inline void store_first(T* p, typename Lanes<T>::Sums v, int count) {
+  store_masked(p, v, lane_mask(0, count));
 }
 #else
 template <typename T>
