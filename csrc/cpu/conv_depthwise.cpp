@@ -357,7 +357,7 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   if (d.in_axis[1] != 1 || d.out_axis[1] != 1) return false;
   if (std::max(d.source[1], d.grid[1]) > INT32_MAX) return false;  // columns are compared as 32 bits
   const int64_t stride = p.axis[2].stride, side = p.axis[2].kernel;
-  const int64_t most_side = result.pass == Pass::kWeight ? std::min<int64_t>(3, k.most_in_place) : k.most_in_place;
+  const int64_t most_side = result.pass == Pass::kWeight ? k.most_in_place_sum : k.most_in_place;
   if (side < 3 || side > most_side || side % 2 == 0) return false;
   if (stride > (side == 3 ? 2 : 1)) return false;
   for (int i = 0; i < 2; ++i) {
@@ -368,9 +368,10 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
     d.low[i] = transposed && stride == 1 ? a.lo - (side - 1) : -a.lo;
   }
   if (transposed && stride == 2 && d.low[0] != d.low[1]) return false;
-  // Every vector of a row of outputs but the last stands above whole vectors of inputs.
+  // Kernels load whole vectors of inputs but for the first and the last of a row. Those for large sides do not ask.
   const int64_t vectors = parts(d.grid[1], d.out_step[1] * k.lanes);
-  if (side == 3 && (d.low[1] > 0 || d.low[1] < -2 || d.source[1] < (vectors - 1) * d.in_step[1] * k.lanes)) {
+  const int64_t first = side == 3 ? 0 : d.low[1];
+  if ((side == 3 || result.pass == Pass::kWeight) && (d.low[1] > 0 || d.low[1] <= -side || d.source[1] < first + (vectors - 1) * d.in_step[1] * k.lanes)) {
     return false;
   }
   d.window = side;

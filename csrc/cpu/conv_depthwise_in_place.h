@@ -44,11 +44,16 @@ inline __attribute__((always_inline)) uint32_t row_lanes(int64_t at, int64_t siz
   }
 }
 
+// An entry that may stand beside the row.
+template <typename T>
+inline const T* entry(const T* row, int64_t at) {
+  return reinterpret_cast<const T*>(reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(at) * sizeof(T));
+}
+
 // That vector; zeros in its other lanes.
 template <typename T>
 inline __attribute__((always_inline)) typename Lanes<T>::Sums load_in_row(const T* row, int64_t at, int64_t size) {
-  const uintptr_t from = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(at) * sizeof(T);
-  return load_masked(reinterpret_cast<const T*>(from), row_lanes<T>(at, size));
+  return load_masked(entry(row, at), row_lanes<T>(at, size));
 }
 
 // The weights of a row and channel: [tap of a row][row of taps].
@@ -404,6 +409,19 @@ void depthwise_in_place(const DepthwisePlan& p, const void* in_data, const void*
 
 // The weight's gradient -----------------------------------------------------------------------------------------------
 
+// acc[m][t][h] += g[m][h] * what tap t sees of two vectors.
+template <typename T, int kTap, int kRows, int kSize, int kHeight, typename V>
+inline __attribute__((always_inline)) void add_products(V here, V next, const V (&g)[kRows][kHeight],
+                                                        V (&acc)[kRows][kSize][kHeight]) {
+  if constexpr (kTap < kSize) {
+    const V seen = neighbours<kTap, T>(V{}, here, next);
+    CONVARITH_UNROLL for (int m = 0; m < kRows; ++m) {
+      CONVARITH_UNROLL for (int h = 0; h < kHeight; ++h) acc[m][kTap][h] += g[m][h] * seen;
+    }
+    add_products<T, kTap + 1>(here, next, g, acc);
+  }
+}
+
 // sums[3 * t + h] += sum over the outputs of some rows of y * what tap t of row h sees, lanes along the outputs.
 template <typename T, int kStep, int kLow>
 void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end,
@@ -452,6 +470,79 @@ void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int6
   CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) store(sums + i * kLanes, acc[i]);
 }
 
+// The same of kernels without steps, line by line of inputs: of kRows rows of weights from y on, and of kHeight rows of
+// the kernel from `first` on, each of which meets its own row of outputs there. sums are [row][kSize * t + h].
+template <typename T, int kSize, int kHeight, int kRows>
+void weigh_lines(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end, int first,
+                 typename SumOf<T>::type* sums) {
+  typedef typename SumOf<T>::type Sum;
+  typedef typename Simd<Sum>::Vec V;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const int64_t low = p.low[1], last = (block_count(p.grid[1], kLanes) - 1) * kLanes;
+  // Every vector of outputs but the last two sees whole vectors of inputs.
+  const uint32_t first_inputs = row_lanes<T>(low, p.source[1]), last_inputs = row_lanes<T>(low + last, p.source[1]);
+  const uint32_t inputs_behind = row_lanes<T>(low + last + kLanes, p.source[1]);
+  const uint32_t last_outputs = row_lanes<T>(last, p.grid[1]);
+  const int64_t sums_row = p.channels * kSize * kSize * kLanes;
+  V acc[kRows][kSize][kHeight];
+  CONVARITH_UNROLL for (int m = 0; m < kRows; ++m) {
+    CONVARITH_UNROLL for (int t = 0; t < kSize; ++t) {
+      CONVARITH_UNROLL for (int h = 0; h < kHeight; ++h) {
+        acc[m][t][h] = load(sums + m * sums_row + (kSize * t + first + h) * kLanes);
+      }
+    }
+  }
+  // Row r of outputs sees line r + h through row first + h of the kernel.
+  const int64_t top = p.low[0] + first;
+  const int64_t last_line = least(end + kHeight - 1, p.source[0] - top);
+  for (int64_t line = most(begin, -top); line < last_line; ++line) {
+    const T* row = x + (top + line) * p.in_axis[0];
+    const T* grad[kRows][kHeight];
+    CONVARITH_UNROLL for (int m = 0; m < kRows; ++m) {
+      CONVARITH_UNROLL for (int h = 0; h < kHeight; ++h) {
+        const int64_t r = line - h;
+        grad[m][h] = r < begin || r >= end ? zeros : y + m * p.out_channel + r * p.out_axis[0];
+      }
+    }
+    const T* seen = entry(row, low);
+    V here = load_masked(seen, first_inputs);
+    const auto add = [&](int64_t column, V next, bool whole) __attribute__((always_inline)) {
+      V g[kRows][kHeight];
+      CONVARITH_UNROLL for (int m = 0; m < kRows; ++m) {
+        CONVARITH_UNROLL for (int h = 0; h < kHeight; ++h) {
+          g[m][h] = whole ? load_wide(grad[m][h] + column) : load_masked(grad[m][h] + column, last_outputs);
+          keep(g[m][h]);
+        }
+      }
+      add_products<Sum, 0>(here, next, g, acc);
+      here = next;
+    };
+    int64_t column = 0;
+    for (; column < last - kLanes; column += kLanes) add(column, load_wide(seen + column + kLanes), true);
+    if (column < last) add(column, load_masked(seen + last, last_inputs), true);
+    add(last, load_masked(entry(seen, last + kLanes), inputs_behind), false);
+  }
+  CONVARITH_UNROLL for (int m = 0; m < kRows; ++m) {
+    CONVARITH_UNROLL for (int t = 0; t < kSize; ++t) {
+      CONVARITH_UNROLL for (int h = 0; h < kHeight; ++h) {
+        store(sums + m * sums_row + (kSize * t + first + h) * kLanes, acc[m][t][h]);
+      }
+    }
+  }
+}
+
+// Of all rows of the kernel.
+template <typename T, int kSize, int kRows>
+void weigh_square(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end,
+                  typename SumOf<T>::type* sums) {
+  weigh_lines<T, kSize, 3, kRows>(p, x, y, zeros, begin, end, 0, sums);
+  if constexpr (kSize > 3) {
+    for (int first = 3; first < kSize; first += 2) {
+      weigh_lines<T, kSize, 2, kRows>(p, x, y, zeros, begin, end, first, sums);
+    }
+  }
+}
+
 // As depthwise_sum.
 template <typename T>
 void depthwise_in_place_sum(const DepthwisePlan& p, const void* x_data, const void* y_data, void* sums_data,
@@ -460,25 +551,35 @@ void depthwise_in_place_sum(const DepthwisePlan& p, const void* x_data, const vo
   constexpr int kLanes = Simd<Sum>::kLanes;
   constexpr decltype(&weigh3<T, 1, 0>) all[2][3] = {{weigh3<T, 1, 0>, weigh3<T, 1, 1>, weigh3<T, 1, 2>},
                                                     {weigh3<T, 2, 0>, weigh3<T, 2, 1>, weigh3<T, 2, 2>}};
-  const auto weigh = all[p.in_step[1] - 1][-p.low[1]];
+  auto weigh = all[p.in_step[1] - 1][-p.low[1]];
+  int64_t block = 1;  // rows of weights
+  if (p.in_step[1] == 2) {
+  } else if (p.taps == 9 && p.rows % 2 == 0) {
+    weigh = weigh_square<T, 3, 2>, block = 2;
+  } else if (p.taps == 25) {
+    weigh = weigh_square<T, 5, 1>;
+  } else if (p.taps == 49) {
+    weigh = weigh_square<T, 7, 1>;
+  }
   T* zeros = reinterpret_cast<T*>(scratch);
   Sum* lanes = reinterpret_cast<Sum*>(scratch + p.at_weights);
   __builtin_memset(scratch, 0, p.at_weights);
   const int64_t pairs = p.rows * p.channels;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task / p.groups, group = task % p.groups;
-    clear(lanes, pairs * kTaps3 * kLanes);
+    clear(lanes, pairs * p.taps * kLanes);
     const int64_t last = block_begin(part + 1, p.batch * p.boxes[0], p.parts);
     for (int64_t i = block_begin(part, p.batch * p.boxes[0], p.parts); i < last; ++i) {
       const int64_t image = i / p.boxes[0], first = i % p.boxes[0] * p.box[0];
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        const int64_t m = pair / p.channels, c = pair % p.channels;
-        weigh(p, static_cast<const T*>(x_data) + image * p.in_batch + (group * p.channels + c) * p.in_channel,
-              static_cast<const T*>(y_data) + image * p.out_batch + (group * p.rows + m) * p.out_channel, zeros, first,
-              least(p.grid[0], first + p.box[0]), lanes + pair * kTaps3 * kLanes);
+      for (int64_t m = 0; m < p.rows; m += block) {
+        for (int64_t c = 0; c < p.channels; ++c) {
+          weigh(p, static_cast<const T*>(x_data) + image * p.in_batch + (group * p.channels + c) * p.in_channel,
+                static_cast<const T*>(y_data) + image * p.out_batch + (group * p.rows + m) * p.out_channel, zeros, first,
+                least(p.grid[0], first + p.box[0]), lanes + (m * p.channels + c) * p.taps * kLanes);
+        }
       }
     }
-    add_lanes(lanes, pairs * kTaps3, static_cast<Sum*>(sums_data) + task * pairs * kTaps3);
+    add_lanes(lanes, pairs * p.taps, static_cast<Sum*>(sums_data) + task * pairs * p.taps);
   }
 }
 
