@@ -377,8 +377,8 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   d.window = side;
   d.in_place = true;
 
-  constexpr int64_t kBoxRows = 32;
-  d.box[0] = whole(d.grid[0], kBoxRows, d.out_step[0]);
+  const int64_t box_rows = result.pass == Pass::kWeight ? 64 : 32;
+  d.box[0] = whole(d.grid[0], box_rows, d.out_step[0]);
   d.box[1] = d.grid[1];
   d.boxes[0] = parts(d.grid[0], d.box[0]);
   d.boxes[1] = 1;

@@ -409,6 +409,8 @@ void depthwise_in_place(const DepthwisePlan& p, const void* in_data, const void*
 
 // The weight's gradient -----------------------------------------------------------------------------------------------
 
+constexpr int64_t kAhead = 4;  // rows of outputs that are asked for ahead
+
 // acc[m][t][h] += g[m][h] * what tap t sees of two vectors.
 template <typename T, int kTap, int kRows, int kSize, int kHeight, typename V>
 inline __attribute__((always_inline)) void add_products(V here, V next, const V (&g)[kRows][kHeight],
@@ -424,12 +426,11 @@ inline __attribute__((always_inline)) void add_products(V here, V next, const V 
 
 // sums[3 * t + h] += sum over the outputs of some rows of y * what tap t of row h sees, lanes along the outputs.
 template <typename T, int kStep, int kLow>
-void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end,
+void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end, bool,
             typename SumOf<T>::type* sums) {
   typedef TapWindow<T, kStep, kLow> Window;
   typedef typename Window::V V;
   constexpr int kLanes = Window::kLanes, kRows = 2, kLines = (kRows - 1) * kStep + 3;
-  constexpr int kAhead = 2 * kRows;  // rows of outputs that are asked for ahead
   const int64_t vectors = block_count(p.grid[1], kLanes);
   V acc[kTaps3];
   CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) acc[i] = load(sums + i * kLanes);
@@ -474,7 +475,7 @@ void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int6
 // the kernel from `first` on, each of which meets its own row of outputs there. sums are [row][kSize * t + h].
 template <typename T, int kSize, int kHeight, int kRows>
 void weigh_lines(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end, int first,
-                 typename SumOf<T>::type* sums) {
+                 bool asks, typename SumOf<T>::type* sums) {
   typedef typename SumOf<T>::type Sum;
   typedef typename Simd<Sum>::Vec V;
   constexpr int kLanes = Simd<Sum>::kLanes;
@@ -502,6 +503,12 @@ void weigh_lines(const DepthwisePlan& p, const T* x, const T* y, const T* zeros,
       CONVARITH_UNROLL for (int h = 0; h < kHeight; ++h) {
         const int64_t r = line - h;
         grad[m][h] = r < begin || r >= end ? zeros : y + m * p.out_channel + r * p.out_axis[0];
+      }
+    }
+    if (asks) {
+      prefetch_ahead(row, kAhead * p.in_axis[0], p.source[1]);
+      CONVARITH_UNROLL for (int m = 0; m < kRows; ++m) {
+        prefetch_ahead(grad[m][0], kAhead * p.out_axis[0], p.grid[1]);
       }
     }
     const T* seen = entry(row, low);
@@ -533,14 +540,33 @@ void weigh_lines(const DepthwisePlan& p, const T* x, const T* y, const T* zeros,
 
 // Of all rows of the kernel.
 template <typename T, int kSize, int kRows>
-void weigh_square(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end,
+void weigh_square(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end, bool asks,
                   typename SumOf<T>::type* sums) {
-  weigh_lines<T, kSize, 3, kRows>(p, x, y, zeros, begin, end, 0, sums);
+  weigh_lines<T, kSize, 3, kRows>(p, x, y, zeros, begin, end, 0, asks, sums);
   if constexpr (kSize > 3) {
     for (int first = 3; first < kSize; first += 2) {
-      weigh_lines<T, kSize, 2, kRows>(p, x, y, zeros, begin, end, first, sums);
+      weigh_lines<T, kSize, 2, kRows>(p, x, y, zeros, begin, end, first, false, sums);
     }
   }
+}
+
+template <typename T>
+using Weigh = void (*)(const DepthwisePlan&, const T*, const T*, const T*, int64_t, int64_t, bool,
+                       typename SumOf<T>::type*);
+
+// Rows of weights that are weighed at once.
+inline int64_t weighed_rows(const DepthwisePlan& p) {
+  return p.taps == kTaps3 && p.in_step[1] == 1 && p.rows % 2 == 0 ? 2 : 1;
+}
+
+template <typename T>
+Weigh<T> weigh_for(const DepthwisePlan& p) {
+  constexpr Weigh<T> all[2][3] = {{weigh3<T, 1, 0>, weigh3<T, 1, 1>, weigh3<T, 1, 2>},
+                                  {weigh3<T, 2, 0>, weigh3<T, 2, 1>, weigh3<T, 2, 2>}};
+  if (p.taps == 25) return weigh_square<T, 5, 1>;
+  if (p.taps == 49) return weigh_square<T, 7, 1>;
+  if (weighed_rows(p) == 2) return weigh_square<T, 3, 2>;
+  return all[p.in_step[1] - 1][-p.low[1]];
 }
 
 // As depthwise_sum.
@@ -549,18 +575,8 @@ void depthwise_in_place_sum(const DepthwisePlan& p, const void* x_data, const vo
                             char* scratch, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   constexpr int kLanes = Simd<Sum>::kLanes;
-  constexpr decltype(&weigh3<T, 1, 0>) all[2][3] = {{weigh3<T, 1, 0>, weigh3<T, 1, 1>, weigh3<T, 1, 2>},
-                                                    {weigh3<T, 2, 0>, weigh3<T, 2, 1>, weigh3<T, 2, 2>}};
-  auto weigh = all[p.in_step[1] - 1][-p.low[1]];
-  int64_t block = 1;  // rows of weights
-  if (p.in_step[1] == 2) {
-  } else if (p.taps == 9 && p.rows % 2 == 0) {
-    weigh = weigh_square<T, 3, 2>, block = 2;
-  } else if (p.taps == 25) {
-    weigh = weigh_square<T, 5, 1>;
-  } else if (p.taps == 49) {
-    weigh = weigh_square<T, 7, 1>;
-  }
+  const int64_t block = weighed_rows(p);
+  const Weigh<T> weigh = weigh_for<T>(p);
   T* zeros = reinterpret_cast<T*>(scratch);
   Sum* lanes = reinterpret_cast<Sum*>(scratch + p.at_weights);
   __builtin_memset(scratch, 0, p.at_weights);
@@ -575,7 +591,8 @@ void depthwise_in_place_sum(const DepthwisePlan& p, const void* x_data, const vo
         for (int64_t c = 0; c < p.channels; ++c) {
           weigh(p, static_cast<const T*>(x_data) + image * p.in_batch + (group * p.channels + c) * p.in_channel,
                 static_cast<const T*>(y_data) + image * p.out_batch + (group * p.rows + m) * p.out_channel, zeros, first,
-                least(p.grid[0], first + p.box[0]), lanes + (m * p.channels + c) * p.taps * kLanes);
+                least(p.grid[0], first + p.box[0]), m == 0 || c == 0,
+                lanes + (m * p.channels + c) * p.taps * kLanes);
         }
       }
     }
