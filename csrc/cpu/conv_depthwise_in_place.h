@@ -277,6 +277,7 @@ inline __attribute__((always_inline)) void add_lines(const DepthwisePlan& p, con
       x[j] = load_in_row(lines[kLine], first + j * Lanes<T>::kLanes, p.source[1]);
       keep(x[j]);
     }
+    asm("" : "+r"(w));  // weights are loaded again for every line: there are too many of them to be kept
     add_line<T, kLine, kSize, 0>(p, x, w, sums);
     add_lines<T, kSize, kLine + 1>(p, lines, first, w, sums);
   }
