@@ -357,8 +357,7 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   if (d.in_axis[1] != 1 || d.out_axis[1] != 1) return false;
   if (std::max(d.source[1], d.grid[1]) > INT32_MAX) return false;  // columns are compared as 32 bits
   const int64_t stride = p.axis[2].stride, side = p.axis[2].kernel;
-  const int64_t most_side = result.pass == Pass::kWeight ? k.most_in_place_sum : k.most_in_place;
-  if (side < 3 || side > most_side || side % 2 == 0) return false;
+  if (side < 3 || side > k.most_in_place || side % 2 == 0) return false;
   if (stride > (side == 3 ? 2 : 1)) return false;
   for (int i = 0; i < 2; ++i) {
     const Axis& a = p.axis[i + 1];
@@ -393,8 +392,7 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   result.macs = d.batch * d.groups * d.rows * d.channels * d.taps * p.output_numel();
 
   d.at_weights = aligned(std::max(d.source[1], d.grid[1]) * k.item);
-  d.scratch = d.at_weights;
-  if (result.pass == Pass::kWeight) d.scratch += d.rows * d.channels * d.taps * k.lanes * k.sum_item;
+  d.scratch = d.at_weights + d.rows * d.channels * d.taps * k.sum_item * (result.pass == Pass::kWeight ? k.lanes : 1);
   d.parts = std::clamp<int64_t>(kTasks / d.groups, 1, d.batch * d.boxes[0]);
   result.point();
   return true;

@@ -57,10 +57,10 @@ inline __attribute__((always_inline)) typename Lanes<T>::Sums load_in_row(const 
 }
 
 // The weights of a row and channel: [tap of a row][row of taps].
-template <typename T, typename V>
-inline __attribute__((always_inline)) void spread_weights(const DepthwisePlan& p, const T* w, V (&v)[kTaps3]) {
+template <typename Sum, typename V>
+inline __attribute__((always_inline)) void spread_weights(const Sum* w, V (&v)[kTaps3]) {
   CONVARITH_UNROLL for (int i = 0; i < kTaps3; ++i) {
-    v[i] = every<V>(widen(w[p.tap_weight[i]]));
+    v[i] = every<V>(w[i]);
     keep(v[i]);
   }
 }
@@ -162,18 +162,18 @@ inline __attribute__((always_inline)) void ask_inputs(const DepthwisePlan& p, co
 // The first `rows` of kRows x kVecs outputs from column `column` on, by one row of weights. `lines` are the rows of
 // inputs that they see, [channel][row].
 template <typename T, int kRows, int kVecs, int kStep, int kLow>
-void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w, typename SumOf<T>::type bias,
-            T* out, int64_t rows) {
+void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const typename SumOf<T>::type* w,
+            typename SumOf<T>::type bias, T* out, int64_t rows) {
   typedef TapWindow<T, kStep, kLow> Window;
   typedef typename Window::V V;
   constexpr int kLanes = Window::kLanes, kLines = (kRows - 1) * kStep + 3;
   const int64_t size = p.source[1], first = column * kStep;
   V sums[kRows][kVecs] = {};
   ask_outputs<T, kRows, kVecs>(p, out, column, rows);
-  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+  for (int64_t c = 0; c < p.channels; ++c, w += kTaps3, lines += kLines) {
     ask_inputs<T, kRows, kVecs, kStep>(p, lines[kLines - 1], column);
     V v[kTaps3];
-    spread_weights(p, w, v);
+    spread_weights(w, v);
     CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
       Window window;
       window.begin(lines[i], first, size, kVecs > 1);
@@ -195,7 +195,7 @@ void block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const
 // The same of kPairs pairs of rows of outputs that inputs are 2 apart of, kVecs pairs of vectors each. The first of the
 // lines is the input before the first pair's.
 template <typename T, int kPairs, int kVecs, int kLow>
-void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w,
+void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column, const typename SumOf<T>::type* w,
                    typename SumOf<T>::type bias, T* out, int64_t rows) {
   typedef TapWindow<T, 1, 1> Window;
   typedef typename SumOf<T>::type Sum;
@@ -204,10 +204,10 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
   const int64_t size = p.source[1], first = column / 2;
   V sums[2 * kPairs][kVecs][2] = {};
   ask_outputs<T, 2 * kPairs, 2 * kVecs - 1>(p, out, column, rows);
-  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+  for (int64_t c = 0; c < p.channels; ++c, w += kTaps3, lines += kLines) {
     ask_inputs<T, kPairs, kVecs, 1>(p, lines[kLines - 1], first);
     V v[kTaps3];
-    spread_weights(p, w, v);
+    spread_weights(w, v);
     CONVARITH_UNROLL for (int i = 0; i < kLines; ++i) {
       if (i == 0 ? kLow > 0 : i == kLines - 1 && kLow == 0) continue;  // seen by none
       Window window;
@@ -248,29 +248,28 @@ void spread_block3(const DepthwisePlan& p, const T* const* lines, int64_t column
 
 // What taps [kTap, kSize) of the kernel's rows see of a line, whose vectors x begin where the first tap's of the first
 // output does: line kLine meets row r of outputs through row kLine - r of the kernel.
-template <typename T, int kLine, int kSize, int kTap, int kRows, int kVecs, typename V>
-inline __attribute__((always_inline)) void add_line(const DepthwisePlan& p, const V (&x)[kVecs + 1], const T* w,
-                                                    V (&sums)[kRows][kVecs]) {
+template <typename Sum, int kLine, int kSize, int kTap, int kRows, int kVecs, typename V>
+inline __attribute__((always_inline)) void add_line(const V (&x)[kVecs + 1], const Sum* w, V (&sums)[kRows][kVecs]) {
   if constexpr (kTap < kSize) {
     V v[kRows];
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
       if (kLine < r || kLine >= r + kSize) continue;
-      v[r] = every<V>(w[p.tap_weight[kTap * kSize + kLine - r]]);
+      v[r] = every<V>(w[kTap * kSize + kLine - r]);
       keep(v[r]);
     }
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-      const V seen = neighbours<kTap, T>(V{}, x[j], x[j + 1]);
+      const V seen = neighbours<kTap, Sum>(V{}, x[j], x[j + 1]);
       CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
         if (kLine >= r && kLine < r + kSize) sums[r][j] += v[r] * seen;
       }
     }
-    add_line<T, kLine, kSize, kTap + 1>(p, x, w, sums);
+    add_line<Sum, kLine, kSize, kTap + 1>(x, w, sums);
   }
 }
 
 template <typename T, int kSize, int kLine, int kRows, int kVecs, typename V>
 inline __attribute__((always_inline)) void add_lines(const DepthwisePlan& p, const T* const* lines, int64_t first,
-                                                     const T* w, V (&sums)[kRows][kVecs]) {
+                                                     const typename SumOf<T>::type* w, V (&sums)[kRows][kVecs]) {
   if constexpr (kLine < kRows + kSize - 1) {
     V x[kVecs + 1];
     CONVARITH_UNROLL for (int j = 0; j <= kVecs; ++j) {
@@ -278,20 +277,20 @@ inline __attribute__((always_inline)) void add_lines(const DepthwisePlan& p, con
       keep(x[j]);
     }
     asm("" : "+r"(w));  // weights are loaded again for every line: there are too many of them to be kept
-    add_line<T, kLine, kSize, 0>(p, x, w, sums);
+    add_line<typename SumOf<T>::type, kLine, kSize, 0>(x, w, sums);
     add_lines<T, kSize, kLine + 1>(p, lines, first, w, sums);
   }
 }
 
 // The same as block3() of larger kernels: a line's vectors are loaded once, and what every tap sees comes out of two.
 template <typename T, int kRows, int kVecs, int kSize>
-void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column, const T* w,
+void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column, const typename SumOf<T>::type* w,
                   typename SumOf<T>::type bias, T* out, int64_t rows) {
   typedef typename Lanes<T>::Sums V;
   constexpr int kLines = kRows + kSize - 1;
   V sums[kRows][kVecs] = {};
   ask_outputs<T, kRows, kVecs>(p, out, column, rows);
-  for (int64_t c = 0; c < p.channels; ++c, w += p.w_channel, lines += kLines) {
+  for (int64_t c = 0; c < p.channels; ++c, w += kSize * kSize, lines += kLines) {
     ask_inputs<T, kRows, kVecs, 1>(p, lines[kLines - 1], column);
     add_lines<T, kSize, 0>(p, lines, column + p.low[1], w, sums);
   }
@@ -301,7 +300,8 @@ void square_block(const DepthwisePlan& p, const T* const* lines, int64_t column,
 // Blocks -------------------------------------------------------------------------------------------------------------
 
 template <typename T>
-using Block3 = void (*)(const DepthwisePlan&, const T* const*, int64_t, const T*, typename SumOf<T>::type, T*, int64_t);
+using Block3 = void (*)(const DepthwisePlan&, const T* const*, int64_t, const typename SumOf<T>::type*,
+                        typename SumOf<T>::type, T*, int64_t);
 
 template <typename T, int kStep, int kLow, int kVecs = kBroadVectors>
 Block3<T> block3_of(bool tall, int64_t vectors) {
@@ -339,10 +339,8 @@ Block3<T> block3_for(const DepthwisePlan& p, bool tall, int64_t vectors) {
       {block3_of<T, 2, 0>, block3_of<T, 2, 1>, block3_of<T, 2, 2>},
       {spread_block3_of<T, 0>, spread_block3_of<T, 1>, spread_block3_of<T, 2>},
   };
-  if constexpr (sizeof(T) == sizeof(typename SumOf<T>::type)) {
-    if (p.taps == 25) return square_block_of<T, 5>(tall, vectors);
-    if (p.taps == 49) return square_block_of<T, 7>(tall, vectors);
-  }
+  if (p.taps == 25) return square_block_of<T, 5>(tall, vectors);
+  if (p.taps == 49) return square_block_of<T, 7>(tall, vectors);
   return all[p.out_step[1] == 2 ? 2 : p.in_step[1] - 1][-p.low[1]](tall, vectors);
 }
 
@@ -378,14 +376,17 @@ void depthwise_in_place(const DepthwisePlan& p, const void* in_data, const void*
                         int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const T* zeros = reinterpret_cast<const T*>(scratch);
-  __builtin_memset(scratch, 0, static_cast<size_t>(p.scratch));
+  Sum* weights = reinterpret_cast<Sum*>(scratch + p.at_weights);
+  __builtin_memset(scratch, 0, static_cast<size_t>(p.at_weights));
   const Blocks3<T> blocks = blocks3<T>(p);
   const T* lines[kMostLines];
+  int64_t packed = -1;  // group
   SweepBox b = sweep_box(p, begin);
   for (int64_t task = begin; task < end; ++task, next_box(p, &b)) {
     const int64_t group = b.index[1], last = b.first[0] + b.size[0];
     const T* in = static_cast<const T*>(in_data) + b.index[0] * p.in_batch + group * p.channels * p.in_channel;
-    const T* w = static_cast<const T*>(w_data) + group * p.w_group;
+    if (group != packed) pack_taps(p, static_cast<const T*>(w_data) + group * p.w_group, weights);
+    packed = group;
     T* out = static_cast<T*>(out_data) + b.index[0] * p.out_batch + group * p.rows * p.out_channel;
     for (int64_t row = b.first[0]; row < last; row += blocks.rows) {
       const int64_t seen = p.out_step[0] == 2 ? row / 2 - 1 : row * p.in_step[0] + p.low[0];
@@ -398,9 +399,10 @@ void depthwise_in_place(const DepthwisePlan& p, const void* in_data, const void*
       for (int64_t m = 0; m < p.rows; ++m) {
         const Sum bias = p.bias ? widen(static_cast<const T*>(p.bias)[group * p.rows + m]) : Sum(0);
         T* to = out + m * p.out_channel + row * p.out_axis[0];
+        const Sum* w = weights + m * p.channels * p.taps;
         for (int64_t i = 0, column = 0; i < blocks.columns; ++i) {
           const bool few = i < blocks.fewer;
-          (few ? blocks.few : blocks.more)(p, lines, column, w + m * p.w_row, bias, to, last - row);
+          (few ? blocks.few : blocks.more)(p, lines, column, w, bias, to, last - row);
           column += few ? blocks.step : blocks.step + p.out_step[1] * Lanes<T>::kLanes;
         }
       }

@@ -35,8 +35,7 @@ ConvKernels kernels() {
   k.depthwise_sum = depthwise_sum<T>;
   k.depthwise_store = depthwise_store<T>;
 #if CONVARITH_BYTES == 64
-  k.most_in_place = sizeof(T) == sizeof(Sum) ? 7 : 3;  // of larger kernels every tap would convert what it loads
-  k.most_in_place_sum = 7;
+  k.most_in_place = 7;
   k.depthwise_in_place = depthwise_in_place<T>;
   k.depthwise_in_place_sum = depthwise_in_place_sum<T>;
 #endif

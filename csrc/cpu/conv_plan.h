@@ -287,8 +287,7 @@ struct ConvKernels {
   int64_t item, sum_item;              // bytes; packed operands take those of sums
   bool pairs;                          // products are made of pairs
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs
-  int64_t most_in_place;               // side of the largest kernel whose rows are read in place, or 0;
-  int64_t most_in_place_sum;           // and for the weight's gradient
+  int64_t most_in_place;               // side of the largest kernel whose rows are read in place, or 0
   int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
 
   int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
