@@ -142,15 +142,22 @@ for case in t.LAST_CASES:
 
 
 # Channels per group, input, kernel, stride, padding: rows that are read where they stand. One to five vectors of 16 or
-# 8 lanes in a row, whole and in part, blocks that end within the image, first taps at each of the first three inputs.
+# 8 lanes in a row, whole and in part, blocks that end within the image, first taps at each of the first three inputs;
+# more rows than a box has; sides that differ, of more padding than a kernel sees, and of less than none.
 IN_PLACE_CASES = [
-    (members, size, kernel, stride, padding)
+    (members, size, kernel, stride, (padding,) * 4)
     for members in (1, 4)
     for size in ((9, 16), (13, 31), (5, 50), (34, 66), (3, 81))
     for kernel, strides, paddings in ((3, (1, 2), (0, 1, 2)), (5, (1,), (1, 2)), (7, (1,), (3, 6)))
     for stride in strides
     for padding in paddings
     if min(size) + 2 * padding >= kernel
+] + [
+    (members, size, kernel, 1, padding)
+    for members in (1, 3)
+    for size in ((71, 20), (10, 47))
+    for kernel in (3, 5, 7)
+    for padding in ((0, 3, 2, 0), (7, 0, 1, 4), (-1, -2, 0, 5), (2, 2, 18, 0), (1, 1, 2, 30), (0, 0, -3, -1))
 ]
 
 
@@ -158,7 +165,7 @@ IN_PLACE_CASES = [
 @pytest.mark.parametrize("case", IN_PLACE_CASES, ids=str)
 def test_rows_in_place_give_the_integers_of_the_plain_kernels(case, dtype):
     members, size, kernel, stride, padding = case
-    geometry = ((stride,) * 2, (padding,) * 4, (1, 1), 2)
+    geometry = ((stride,) * 2, padding, (1, 1), 2)
     x = integers((2, 2 * members, *size), 1, dtype, 1)
     w = integers((2 * members, members, kernel, kernel), 2, dtype, 1)
     y = by("reference", "conv", x, w, *geometry)

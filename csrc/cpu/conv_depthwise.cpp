@@ -367,12 +367,10 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
     d.low[i] = transposed && stride == 1 ? a.lo - (side - 1) : -a.lo;
   }
   if (transposed && stride == 2 && d.low[0] != d.low[1]) return false;
-  // Kernels load whole vectors of inputs but for the first and the last of a row. Those for large sides do not ask.
-  const int64_t vectors = parts(d.grid[1], d.out_step[1] * k.lanes);
-  const int64_t first = side == 3 ? 0 : d.low[1];
-  if ((side == 3 || result.pass == Pass::kWeight) && (d.low[1] > 0 || d.low[1] <= -side || d.source[1] < first + (vectors - 1) * d.in_step[1] * k.lanes)) {
-    return false;
-  }
+  // Kernels of 3 x 3, and all gradients of weights, take every vector of inputs for whole but a row's first and last.
+  const int64_t whole_inputs = (parts(d.grid[1], d.out_step[1] * k.lanes) - 1) * d.in_step[1] * k.lanes;
+  const bool inside = d.low[1] <= 0 && d.low[1] > -side && d.source[1] >= whole_inputs + (side == 3 ? 0 : d.low[1]);
+  if ((side == 3 || result.pass == Pass::kWeight) && !inside) return false;
   d.window = side;
   d.in_place = true;
 

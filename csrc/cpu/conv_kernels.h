@@ -4,7 +4,7 @@
 #include "conv_channelwise.h"
 #include "conv_depthwise.h"
 #if CONVARITH_BYTES == 64
-#include "conv_depthwise_in_place.h"
+#include "conv_depthwise_in_place_weight.h"
 #endif
 
 namespace convarith::cpu::CONVARITH_ISA {

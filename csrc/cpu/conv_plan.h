@@ -202,7 +202,7 @@ struct DepthwisePlan {
   // Rows are read where they stand. A row of zeros stands in for the strip, boxes are whole rows, and there is one
   // phase, with the taps of a column of the kernel together: of outputs that are 2 apart the kernels tell which see
   // what. Kernels are 3 x 3 with steps of 1 or 2, the same along both axes, and first taps at one of the first three
-  // inputs; or, but for the weight's gradient, larger squares of odd sides and no steps.
+  // inputs; or larger squares of odd sides and no steps.
   bool in_place;
 
   int64_t out_step[2], in_step[2];
