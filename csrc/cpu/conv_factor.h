@@ -152,6 +152,55 @@ inline void copy_parts(const RowPart<Brain16> (&part)[2], int64_t step, int64_t 
 }
 #endif
 
+// copy_parts() of rows that differ in where their members are, and in whether they have any: what there is to ask about
+// the others is asked once.
+template <typename T>
+class RowCopy {
+ public:
+  RowCopy(const int64_t*, const int64_t*, int64_t step, int64_t size) : step_(step), size_(size) {}
+  template <typename Factor>
+  void operator()(const RowPart<T> (&part)[1], Factor* row) const {
+    copy_parts(part, step_, size_, row);
+  }
+
+ private:
+  int64_t step_, size_;
+};
+#if CONVARITH_BF16
+template <>
+class RowCopy<Brain16> {
+ public:
+  // Members have numbers in cells [begin[m], end[m]), if any.
+  RowCopy(const int64_t* begin, const int64_t* end, int64_t step, int64_t size) : step_(step), size_(size) {
+    for (int m = 0; m < 2; ++m) {
+      shift_[m] = static_cast<uintptr_t>(begin[m] * step) * sizeof(Brain16);
+      if (size > 16 || step > 2) continue;
+      const uint64_t halves = (uint64_t{1} << step * end[m]) - (uint64_t{1} << step * begin[m]);
+      mask_[m] = static_cast<uint32_t>(halves) & (step == 1 ? ~0u : 0x55555555u);
+    }
+  }
+
+  void operator()(const RowPart<Brain16> (&part)[2], uint32_t* row) const {
+    if (size_ > 16 || step_ > 2) return copy_parts(part, step_, size_, row);
+    const Words cells = load(part, 0) | load(part, 1) << 16;
+    store_some(row, cells, size_);
+  }
+
+ private:
+  // A vector of which only the member's numbers are read.
+  Words load(const RowPart<Brain16> (&part)[2], int m) const {
+    if (part[m].at == nullptr) return Words{};
+    const void* at = reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(part[m].at) - shift_[m]);
+    if (step_ == 2) return reinterpret_cast<Words>(_mm512_maskz_loadu_epi16(mask_[m], at));
+    return words_of(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask_[m]), at)));
+  }
+
+  int64_t step_, size_;
+  uintptr_t shift_[2];
+  uint32_t mask_[2];
+};
+#endif
+
 // A row of `size` cells, `pitch` apart, of `channels` factors; in memory the channels follow each other. Factors from
 // `whole` on have no second member.
 template <typename T, int kMembers, typename Factor>

@@ -48,6 +48,7 @@ template <bool kInner, typename T, typename Factor>
 void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
                     Factor* tile) {
   constexpr int kMembers = FactorOf<T>::kMembers;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   int64_t cells[3], step[3], first[kMembers][3], apart[5] = {};
   apart[p.pair_axis] = p.pair_apart;
   for (int i = 0; i < 3; ++i) {
@@ -57,6 +58,7 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
   }
   const int64_t ahead = most<int64_t>(1, kRowsAsked / (cells[0] * cells[1]));  // channels
   const int64_t row_size = kInner ? cells[2] * p.tile_cell : cells[2], step_in = step[2] * p.in_axis[2];
+  const int64_t step_y = step[1] * p.in_axis[1];
   // The last pair has no second member where there is nothing to make it of.
   const int64_t last_image = p.pair_alone && p.pair_axis == 0 ? p.batch - 1 : p.batch;
   const int64_t last_channel = p.pair_alone && p.pair_axis == 4 ? p.channels - 1 : p.channels;
@@ -71,26 +73,45 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
       corner[m] = in + g * p.in_group + (c0 + m * apart[4]) * p.in_channel + (b.first[0] + m * apart[0]) * p.in_batch +
                   ((first[m][2] + begin[m][2]) * step[2] + residue[2]) * p.in_axis[2];
     }
+    int64_t row_begin[kMembers], row_end[kMembers];
+    for (int m = 0; m < kMembers; ++m) {
+      row_begin[m] = begin[m][2];
+      row_end[m] = end[m][2];
+    }
+    const RowCopy<T> copy_row(row_begin, row_end, step_in, cells[2]);
+    // Residues of the same rows, and rows of the same lines, are asked for once.
+    const bool asks = !kInner && residue[2] == 0 && (residue[1] == 0 || p.in_axis[1] >= kLine);
     for (int64_t n = 0; n < b.size[0]; ++n) {
       for (int64_t c = 0; c < (kInner ? 1 : channels); ++c) {
         Factor* image = tile + c * p.tile_channel + r * p.tile_residue + n * p.tile_image;
         for (int64_t z = 0; z < cells[0]; ++z) {
-          for (int64_t y = 0; y < cells[1]; ++y) {
-            Factor* row = image + z * p.tile_plane + y * p.tile_row;
+          Factor* row = image + z * p.tile_plane;
+          int64_t y_begin[kMembers], y_end[kMembers];  // rows that meet the input
+          const T* next[kMembers] = {};                // of those
+          for (int m = 0; m < kMembers; ++m) {
+            const bool is_there = m == 0 || (b.first[0] + n < last_image && c0 + c < last_channel);
+            const bool meets = is_there && z >= begin[m][0] && z < end[m][0] && begin[m][2] < end[m][2];
+            y_begin[m] = begin[m][1];
+            y_end[m] = meets ? end[m][1] : begin[m][1];
+            if (y_begin[m] == y_end[m]) continue;
+            const int64_t z_in = (first[m][0] + z) * step[0] + residue[0];
+            const int64_t y_in = (first[m][1] + y_begin[m]) * step[1] + residue[1];
+            next[m] = corner[m] + c * p.in_channel + n * p.in_batch + z_in * p.in_axis[0] + y_in * p.in_axis[1];
+            if (!asks || c0 + c + ahead >= p.channels) continue;
+            const int64_t width = step_in * (end[m][2] - begin[m][2]), height = y_end[m] - y_begin[m];
+            const T* asked = next[m] + ahead * p.in_channel;
+            if (step_y < kLine) {
+              prefetch(asked, least((height - 1) * step_y + width, kRowsAsked * kCellsAsked));
+            } else {
+              for (int64_t y = 0; y < height; ++y) prefetch(asked + y * step_y, least(width, kCellsAsked));
+            }
+          }
+          for (int64_t y = 0; y < cells[1]; ++y, row += p.tile_row) {
             RowPart<T> part[kMembers] = {};
             bool meets = false;
             for (int m = 0; m < kMembers; ++m) {
-              if (z < begin[m][0] || z >= end[m][0] || y < begin[m][1] || y >= end[m][1]) continue;
-              if (begin[m][2] == end[m][2]) continue;
-              if (m == 1 && (b.first[0] + n >= last_image || c0 + c >= last_channel)) continue;
-              const int64_t z_in = (first[m][0] + z) * step[0] + residue[0];
-              const int64_t y_in = (first[m][1] + y) * step[1] + residue[1];
-              part[m].at = corner[m] + c * p.in_channel + n * p.in_batch + z_in * p.in_axis[0] + y_in * p.in_axis[1];
-              part[m].begin = begin[m][2];
-              part[m].end = end[m][2];
-              if (!kInner && c0 + c + ahead < p.channels) {
-                prefetch(part[m].at + ahead * p.in_channel, least(step_in * (end[m][2] - begin[m][2]), kCellsAsked));
-              }
+              if (y < y_begin[m] || y >= y_end[m]) continue;
+              part[m] = {next[m] + (y - y_begin[m]) * step_y, begin[m][2], end[m][2]};
               meets = true;
             }
             if (!meets) {
@@ -98,7 +119,7 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
             } else if constexpr (kInner) {
               copy_part_cells(part, step_in, cells[2], channels, last_channel - c0, p.tile_cell, row);
             } else {
-              copy_parts(part, step_in, cells[2], row);
+              copy_row(part, row);
             }
           }
         }
