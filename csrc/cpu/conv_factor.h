@@ -152,15 +152,28 @@ inline void copy_parts(const RowPart<Brain16> (&part)[2], int64_t step, int64_t 
 }
 #endif
 
-// copy_parts() of rows that differ in where their members are, and in whether they have any: what there is to ask about
-// the others is asked once.
+// Parts of rows whose numbers are `step_y` apart.
+template <typename T, int kMembers, typename Use>
+inline void for_rows(const RowPart<T> (&part)[kMembers], int64_t step_y, int64_t rows, const Use& use) {
+  for (int64_t i = 0; i < rows; ++i) {
+    RowPart<T> row[kMembers];
+    for (int m = 0; m < kMembers; ++m) {
+      row[m] = part[m];
+      if (part[m].at != nullptr) row[m].at += i * step_y;
+    }
+    use(row, i);
+  }
+}
+
+// Rows of `size` cells, `pitch` apart, whose members have numbers, if any, in cells [begin[m], end[m]).
 template <typename T>
-class RowCopy {
+class CopyRows {
  public:
-  RowCopy(const int64_t*, const int64_t*, int64_t step, int64_t size) : step_(step), size_(size) {}
+  CopyRows(const int64_t*, const int64_t*, int64_t step, int64_t size) : step_(step), size_(size) {}
+
   template <typename Factor>
-  void operator()(const RowPart<T> (&part)[1], Factor* row) const {
-    copy_parts(part, step_, size_, row);
+  void operator()(const RowPart<T> (&part)[1], int64_t step_y, int64_t rows, Factor* to, int64_t pitch) const {
+    for_rows(part, step_y, rows, [&](const auto& row, int64_t i) { copy_parts(row, step_, size_, to + i * pitch); });
   }
 
  private:
@@ -168,34 +181,57 @@ class RowCopy {
 };
 #if CONVARITH_BF16
 template <>
-class RowCopy<Brain16> {
+class CopyRows<Brain16> {
  public:
-  // Members have numbers in cells [begin[m], end[m]), if any.
-  RowCopy(const int64_t* begin, const int64_t* end, int64_t step, int64_t size) : step_(step), size_(size) {
+  CopyRows(const int64_t* begin, const int64_t* end, int64_t step, int64_t size)
+      : step_(step), size_(size), is_short_(size <= 16 && step <= 2) {
+    if (!is_short_) return;
     for (int m = 0; m < 2; ++m) {
       shift_[m] = static_cast<uintptr_t>(begin[m] * step) * sizeof(Brain16);
-      if (size > 16 || step > 2) continue;
       const uint64_t halves = (uint64_t{1} << step * end[m]) - (uint64_t{1} << step * begin[m]);
       mask_[m] = static_cast<uint32_t>(halves) & (step == 1 ? ~0u : 0x55555555u);
     }
   }
 
-  void operator()(const RowPart<Brain16> (&part)[2], uint32_t* row) const {
-    if (size_ > 16 || step_ > 2) return copy_parts(part, step_, size_, row);
-    const Words cells = load(part, 0) | load(part, 1) << 16;
-    store_some(row, cells, size_);
+  void operator()(const RowPart<Brain16> (&part)[2], int64_t step_y, int64_t rows, uint32_t* to, int64_t pitch) const {
+    if (!is_short_) {
+      for_rows(part, step_y, rows, [&](const auto& row, int64_t i) { copy_parts(row, step_, size_, to + i * pitch); });
+    } else if (step_ == 1) {
+      copy_short<1>(part, step_y, rows, to, pitch);
+    } else {
+      copy_short<2>(part, step_y, rows, to, pitch);
+    }
   }
 
  private:
-  // A vector of which only the member's numbers are read.
-  Words load(const RowPart<Brain16> (&part)[2], int m) const {
-    if (part[m].at == nullptr) return Words{};
-    const void* at = reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(part[m].at) - shift_[m]);
-    if (step_ == 2) return reinterpret_cast<Words>(_mm512_maskz_loadu_epi16(mask_[m], at));
-    return words_of(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask_[m]), at)));
+  // Rows of a vector's cells, for all of which the masks are the same.
+  template <int kStep>
+  void copy_short(const RowPart<Brain16> (&part)[2], int64_t step_y, int64_t rows, uint32_t* to, int64_t pitch) const {
+    uintptr_t from[2];
+    uint32_t mask[2];
+    for (int m = 0; m < 2; ++m) {
+      const bool meets = part[m].at != nullptr;
+      from[m] = meets ? reinterpret_cast<uintptr_t>(part[m].at) - shift_[m] : reinterpret_cast<uintptr_t>(this);
+      mask[m] = meets ? mask_[m] : 0;
+    }
+    const uintptr_t next[2] = {part[0].at == nullptr ? 0 : static_cast<uintptr_t>(step_y) * sizeof(Brain16),
+                               part[1].at == nullptr ? 0 : static_cast<uintptr_t>(step_y) * sizeof(Brain16)};
+    for (int64_t i = 0; i < rows; ++i, to += pitch) {
+      store_some(to, load_masked<kStep>(from[0], mask[0]) | load_masked<kStep>(from[1], mask[1]) << 16, size_);
+      from[0] += next[0];
+      from[1] += next[1];
+    }
+  }
+
+  template <int kStep>
+  static Words load_masked(uintptr_t from, uint32_t mask) {
+    const void* at = reinterpret_cast<const void*>(from);
+    if constexpr (kStep == 2) return reinterpret_cast<Words>(_mm512_maskz_loadu_epi16(mask, at));
+    return words_of(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), at)));
   }
 
   int64_t step_, size_;
+  bool is_short_;
   uintptr_t shift_[2];
   uint32_t mask_[2];
 };

@@ -42,6 +42,15 @@ inline void inside(int64_t first, int64_t step, int64_t residue, int64_t source,
 // asked for ahead.
 constexpr int64_t kRowsAsked = 4, kCellsAsked = 256;
 
+template <typename T>
+inline void prefetch_rows_of_input(const T* first, int64_t rows, int64_t step, int64_t width) {
+  if (step * static_cast<int64_t>(sizeof(T)) < 64) {  // several of a line
+    prefetch(first, least((rows - 1) * step + width, kRowsAsked * kCellsAsked));
+  } else {
+    for (int64_t y = 0; y < rows; ++y) prefetch(first + y * step, least(width, kCellsAsked));
+  }
+}
+
 // The tile of channels [c0, c0 + channels) under a box: zeros, and the rows that meet the input. With kInner the
 // channels are the innermost axis of both the input and the tile. Of pairs, both members are looked at alike.
 template <bool kInner, typename T, typename Factor>
@@ -78,48 +87,52 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
       row_begin[m] = begin[m][2];
       row_end[m] = end[m][2];
     }
-    const RowCopy<T> copy_row(row_begin, row_end, step_in, cells[2]);
+    const CopyRows<T> copy_rows(row_begin, row_end, step_in, cells[2]);
     // Residues of the same rows, and rows of the same lines, are asked for once.
     const bool asks = !kInner && residue[2] == 0 && (residue[1] == 0 || p.in_axis[1] >= kLine);
     for (int64_t n = 0; n < b.size[0]; ++n) {
       for (int64_t c = 0; c < (kInner ? 1 : channels); ++c) {
         Factor* image = tile + c * p.tile_channel + r * p.tile_residue + n * p.tile_image;
         for (int64_t z = 0; z < cells[0]; ++z) {
-          Factor* row = image + z * p.tile_plane;
-          int64_t y_begin[kMembers], y_end[kMembers];  // rows that meet the input
-          const T* next[kMembers] = {};                // of those
+          Factor* plane = image + z * p.tile_plane;
+          int64_t y_begin[kMembers] = {}, y_end[kMembers] = {};  // rows that meet the input
+          const T* next[kMembers] = {};                          // of those
           for (int m = 0; m < kMembers; ++m) {
-            const bool is_there = m == 0 || (b.first[0] + n < last_image && c0 + c < last_channel);
-            const bool meets = is_there && z >= begin[m][0] && z < end[m][0] && begin[m][2] < end[m][2];
+            const bool alone = m == 1 && (b.first[0] + n >= last_image || c0 + c >= last_channel);
+            if (alone || z < begin[m][0] || z >= end[m][0] || begin[m][2] == end[m][2]) continue;
             y_begin[m] = begin[m][1];
-            y_end[m] = meets ? end[m][1] : begin[m][1];
+            y_end[m] = end[m][1];
             if (y_begin[m] == y_end[m]) continue;
             const int64_t z_in = (first[m][0] + z) * step[0] + residue[0];
             const int64_t y_in = (first[m][1] + y_begin[m]) * step[1] + residue[1];
             next[m] = corner[m] + c * p.in_channel + n * p.in_batch + z_in * p.in_axis[0] + y_in * p.in_axis[1];
-            if (!asks || c0 + c + ahead >= p.channels) continue;
-            const int64_t width = step_in * (end[m][2] - begin[m][2]), height = y_end[m] - y_begin[m];
-            const T* asked = next[m] + ahead * p.in_channel;
-            if (step_y < kLine) {
-              prefetch(asked, least((height - 1) * step_y + width, kRowsAsked * kCellsAsked));
-            } else {
-              for (int64_t y = 0; y < height; ++y) prefetch(asked + y * step_y, least(width, kCellsAsked));
+            if (asks && c0 + c + ahead < p.channels) {
+              prefetch_rows_of_input(next[m] + ahead * p.in_channel, y_end[m] - y_begin[m], step_y,
+                                     step_in * (end[m][2] - begin[m][2]));
             }
           }
-          for (int64_t y = 0; y < cells[1]; ++y, row += p.tile_row) {
+          for (int64_t y = 0, until = 0; y < cells[1]; y = until) {  // rows that the same members meet
             RowPart<T> part[kMembers] = {};
             bool meets = false;
+            until = cells[1];
             for (int m = 0; m < kMembers; ++m) {
-              if (y < y_begin[m] || y >= y_end[m]) continue;
-              part[m] = {next[m] + (y - y_begin[m]) * step_y, begin[m][2], end[m][2]};
-              meets = true;
+              if (y < y_begin[m]) {
+                until = least(until, y_begin[m]);
+              } else if (y < y_end[m]) {
+                until = least(until, y_end[m]);
+                part[m] = {next[m] + (y - y_begin[m]) * step_y, begin[m][2], end[m][2]};
+                meets = true;
+              }
             }
+            Factor* rows = plane + y * p.tile_row;
             if (!meets) {
-              fill_zero(row, row_size);
+              for (int64_t i = 0; i < until - y; ++i) fill_zero(rows + i * p.tile_row, row_size);
             } else if constexpr (kInner) {
-              copy_part_cells(part, step_in, cells[2], channels, last_channel - c0, p.tile_cell, row);
+              for_rows(part, step_y, until - y, [&](const RowPart<T>(&row)[kMembers], int64_t i) {
+                copy_part_cells(row, step_in, cells[2], channels, last_channel - c0, p.tile_cell, rows + i * p.tile_row);
+              });
             } else {
-              copy_row(part, row);
+              copy_rows(part, step_y, until - y, rows, p.tile_row);
             }
           }
         }
