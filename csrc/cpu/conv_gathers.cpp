@@ -619,7 +619,8 @@ double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k) {
     const double copy = blocking.outer ? kReadCycles / static_cast<double>(gathers.size()) : kCopyCycles;
     total += outputs * (blocking.cycles + kWriteCycles * static_cast<double>(g.rows) / lanes) + inputs * copy / lanes;
   }
-  return total + weight_vector_cycles(weights, k) + far_weight_cycles(weights, k);
+  // Pairs are packed by words, half as many, and nothing is done to them.
+  return total + (k.pairs ? 0.25 : 1) * (weight_vector_cycles(weights, k) + far_weight_cycles(weights, k));
 }
 
 namespace {

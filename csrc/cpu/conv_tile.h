@@ -129,7 +129,8 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
               for (int64_t i = 0; i < until - y; ++i) fill_zero(rows + i * p.tile_row, row_size);
             } else if constexpr (kInner) {
               for_rows(part, step_y, until - y, [&](const RowPart<T>(&row)[kMembers], int64_t i) {
-                copy_part_cells(row, step_in, cells[2], channels, last_channel - c0, p.tile_cell, rows + i * p.tile_row);
+                copy_part_cells(row, step_in, cells[2], channels, last_channel - c0, p.tile_cell,
+                                rows + i * p.tile_row);
               });
             } else {
               copy_rows(part, step_y, until - y, rows, p.tile_row);

@@ -333,6 +333,9 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
   }
 }
 
+// Sums of half precisions' cells beside those of pairs, which need no transforms.
+constexpr double kHalfCycles = 1.15;
+
 // Of everything. A gradient's elements have a longer way back, the longest where each is stored by itself, and threads
 // wait, and add shares.
 double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
@@ -341,6 +344,8 @@ double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   if (pass == Pass::kWeight) {
     cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
     if (!p.stores_kernels) cost += 4 * static_cast<double>(p.w_count);
+  } else if (k.pairs) {
+    cost *= kHalfCycles;
   }
   return cost;
 }
