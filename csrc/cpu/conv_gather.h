@@ -359,6 +359,28 @@ inline void store_phases(const Sum* sums, int64_t pitch, int64_t size, int64_t c
   for (int64_t i = 0; i < count; ++i) scatter_run(sums + i * pitch, size, to + i * step, 1);
 }
 
+// Runs of two rows that follow each other in memory, of half precisions: words, which are transposed as such.
+template <typename T>
+void store_words(const RowRun* runs, int64_t run_count, const float* sums, int64_t width, int64_t count, T* to) {
+  constexpr int kStrip = 32, kMost = kOuterVectors * Simd<float>::kLanes;
+  float words[kStrip * kMost / 2], line[kMost / 2 * kStrip];
+  for (int64_t x = 0; x < count; x += kStrip, sums += kStrip * width) {
+    const int64_t high = least<int64_t>(kStrip, count - x);
+    for (int64_t i = 0; i < high; ++i) {
+      scatter_run(sums + i * width, width, reinterpret_cast<T*>(words + i * width / 2), 1);
+    }
+    transpose(words, width / 2, high, run_count, line, kStrip);
+    for (int64_t i = 0; i < run_count; ++i) {
+      T* from = reinterpret_cast<T*>(line + i * kStrip);
+      if (high == kStrip) {
+        __builtin_memcpy(to + runs[i].at + 2 * x, from, kStrip * sizeof(float));
+      } else {
+        __builtin_memcpy(to + runs[i].at + 2 * x, from, static_cast<size_t>(high) * sizeof(float));
+      }
+    }
+  }
+}
+
 // Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out, where
 // the group's rows begin.
 template <typename T, typename Sum>
@@ -373,6 +395,13 @@ void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t en
     T* to = out + (merges_phases(p) ? 0 : b.first * p.out_channel) + run.out;
     begin += run.length;
     if (merges_phases(p)) {
+      if constexpr (sizeof(T) == 2) {
+        if (p.phases[2] == 2 && step == 2 && row_run[0].count == 2 && 2 * row_count == b.real) {
+          store_words(row_run, row_count, sums, b.width, run.length, to);
+          sums += run.length * b.width;
+          continue;
+        }
+      }
       for (int64_t i = 0; i < row_count; ++i) {
         const RowRun& rows = row_run[i];
         store_phases(sums + rows.first, b.width, rows.count, run.length, to + rows.at, step);
