@@ -437,10 +437,10 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool pairs_pay = !wanted && k.pairs && d.channels > 1;
   if (pairs_pay && pass == Pass::kWeight) return nullptr;
   const bool narrow = 2 * d.grid[1] <= k.lanes * (transposed ? p.axis[2].stride : 1);  // most lanes would be empty
-  if (!narrow && lay_out_in_place(result, p)) return made;
+  if (!narrow && !pairs_pay && lay_out_in_place(result, p)) return made;
   if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
-  if (narrow && lay_out_in_place(result, p)) return made;
   if (pairs_pay) return nullptr;
+  if (narrow && lay_out_in_place(result, p)) return made;
 
   std::array<AxisPhases, 2> axes;
   for (int i = 0; i < 2; ++i) {

@@ -487,12 +487,13 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
   const double store = merged_phases(g) > 1 || g.out_channel == 1 ? 0.3
                        : g.out_channel * k.item % 4096 == 0       ? 1.6
+                       : k.pairs                                  ? 1.2
                                                                   : 0.7;
   // Where registers are few, so are the vectors that lines of a tap alone, read where they stand, are multiplied by.
   const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1;
   const bool lines_cost = few_registers(k) && by_lines && stride == 1 && merged_phases(g) == 1;
   const double outer_cost = vectors < 2 ? 1.5 : lines_cost ? 1.1 : 1;
-  const double sweep_cost = few_registers(k) ? 1.05 : 1.15;
+  const double sweep_cost = few_registers(k) ? 1.05 : k.pairs ? 1.1 : 1.15;
   const double outer = channels * taps * vectors / 2 * outer_cost + store * rows;
   const double cells = channels * (taps * rows / lanes / 2 * waste * sweep_cost + copied) + 0.7 * rows;
   // Stored directly, runs are whole vectors, of which a sweep should fill the registers, and all channels are summed.
