@@ -144,27 +144,26 @@ void store_cells(const WinogradSide& s, const float* cells, const Cells& c, floa
     }
     return;
   }
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (s.block > 1 && s.step[2] == s.turns && s.axis[2] == 1) {
-      const Lane lane = lane_at(s, c.image, c.lane);
-      for (int64_t y = 0, rows = 1; y < c.size[0]; y += rows) {
-        const Line outputs = line_at(s, c, lane, y);
-        int64_t count = outputs.end - outputs.begin;
-        if (count == 0) continue;
-        if (count == width && width == s.axis[1] && s.step[1] == 1) {  // rows follow each other
-          rows = c.size[0];
-          count *= rows;
-        }
-        transpose(cells + (y * width + outputs.begin) * kCellLanes, kCellLanes, count, c.lanes, image + outputs.at,
-                  s.channel);
+  if (s.block > 1 && s.step[2] == s.turns && s.axis[2] == 1) {
+    const Lane lane = lane_at(s, c.image, c.lane);
+    for (int64_t y = 0, rows = 1; y < c.size[0]; y += rows) {
+      const Line outputs = line_at(s, c, lane, y);
+      int64_t count = outputs.end - outputs.begin;
+      if (count == 0) continue;
+      if (count == width && width == s.axis[1] && s.step[1] == 1) {  // rows follow each other
+        rows = c.size[0];
+        count *= rows;
       }
-      return;
+      transpose_narrow(cells + (y * width + outputs.begin) * kCellLanes, kCellLanes, count, c.lanes, image + outputs.at,
+                       s.channel);
     }
+    return;
   }
   for (int64_t y = 0; y < c.size[0]; ++y) {
     transpose(cells + y * width * kCellLanes, kCellLanes, width, c.lanes, line, width);
-    for (int64_t l = 0; l < c.lanes; ++l) {
-      const Line outputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
+    Line outputs = line_at(s, c, lane_at(s, c.image, c.lane), y);
+    for (int64_t l = 0; l < c.lanes; ++l, outputs.at += s.channel) {
+      if (s.block == 1) outputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
       scatter_run(line + l * width + outputs.begin, outputs.end - outputs.begin, image + outputs.at, outputs.step);
     }
   }
