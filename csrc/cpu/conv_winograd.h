@@ -75,31 +75,53 @@ inline Lane lane_at(const WinogradSide& s, const Image& image, int64_t lane) {
            r2 * s.apart[2] + part2 * s.part_apart[1] + image.phase[1] + s.first[2]}};
 }
 
-// The elements in row y of a lane's cells: where the first stands, and the cells [begin, end) that have one, `step`
+// The elements in a row of a lane's cells: where the first stands, and the cells [begin, end) that have one, `step`
 // apart.
 struct Line {
   int64_t at, begin, end, step;
 };
 
-inline Line line_at(const WinogradSide& s, const Cells& c, const Lane& lane, int64_t y) {
-  const int64_t row = (c.first[0] + y) * s.step[1] + lane.first[0], step = s.step[2] / s.turns;
-  Line line = {0, 0, 0, step * s.axis[2]};
-  if (lane.z < 0 || lane.z >= s.extent[0] || row < 0 || row >= s.extent[1]) return line;
-  inside(c.first[1], step, lane.first[1], s.extent[2], c.size[1], &line.begin, &line.end);
-  const int64_t column = (c.first[1] + line.begin) * step + lane.first[1];
-  line.at = lane.channel * s.channel + lane.z * s.axis[0] + row * s.axis[1] + column * s.axis[2];
+// The lines of a lane: that of row `row` is the first.
+struct Lines {
+  Line line;  // of row 0
+  int64_t row;
+};
+
+inline Lines lines_of(const WinogradSide& s, const Cells& c, int64_t number) {
+  const Lane lane = lane_at(s, c.image, c.lane + number);
+  const int64_t step = s.step[2] / s.turns;
+  Lines lines = {{0, 0, 0, step * s.axis[2]}, c.first[0] * s.step[1] + lane.first[0]};
+  if (lane.z < 0 || lane.z >= s.extent[0]) return lines;
+  inside(c.first[1], step, lane.first[1], s.extent[2], c.size[1], &lines.line.begin, &lines.line.end);
+  const int64_t column = (c.first[1] + lines.line.begin) * step + lane.first[1];
+  lines.line.at = lane.channel * s.channel + lane.z * s.axis[0] + column * s.axis[2];
+  return lines;
+}
+
+inline Line line_at(const WinogradSide& s, const Lines& lines, int64_t y) {
+  const int64_t row = lines.row + y * s.step[1];
+  if (row < 0 || row >= s.extent[1]) return {0, 0, 0, lines.line.step};
+  Line line = lines.line;
+  line.at += row * s.axis[1];
   return line;
+}
+
+// Of all lanes, or of those that share them of the first.
+inline void list_lines(const WinogradSide& s, const Cells& c, Lines (&lines)[kCellLanes]) {
+  for (int64_t l = 0; l < (s.block == 1 ? c.lanes : 1); ++l) lines[l] = lines_of(s, c, l);
 }
 
 // Cells as [y][x][lane]; `line` has room for a row of them, lane by lane.
 template <typename T>
 void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* line, float* cells) {
   const int64_t width = c.size[1];
+  Lines lines[kCellLanes];
+  list_lines(s, c, lines);
   for (int64_t y = 0; y < c.size[0]; ++y) {
     float* row = cells + y * width * kCellLanes;
     if (s.block == 1) {
       for (int64_t l = 0; l < c.lanes; ++l) {
-        const Line inputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
+        const Line inputs = line_at(s, lines[l], y);
         float* to = line + l * width;
         fill_zero(to, inputs.begin);
         fill_zero(to + inputs.end, width - inputs.end);
@@ -110,7 +132,7 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
       continue;
     }
     // The lanes are channels that follow each other: what one has, all have.
-    const Line inputs = line_at(s, c, lane_at(s, c.image, c.lane), y);
+    const Line inputs = line_at(s, lines[0], y);
     fill_zero(row, inputs.begin * kCellLanes);
     fill_zero(row + inputs.end * kCellLanes, (width - inputs.end) * kCellLanes);
     const int64_t count = inputs.end - inputs.begin;
@@ -132,10 +154,11 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
 template <typename T>
 void store_cells(const WinogradSide& s, const float* cells, const Cells& c, float* line, T* image) {
   const int64_t width = c.size[1];
+  Lines lines[kCellLanes];
+  list_lines(s, c, lines);
   if (s.block > 1 && s.channel == 1) {  // lanes follow each other
-    const Lane lane = lane_at(s, c.image, c.lane);
     for (int64_t y = 0; y < c.size[0]; ++y) {
-      const Line outputs = line_at(s, c, lane, y);
+      const Line outputs = line_at(s, lines[0], y);
       const float* from = cells + (y * width + outputs.begin) * kCellLanes;
       T* to = image + outputs.at;
       for (int64_t x = outputs.begin; x < outputs.end; ++x, from += kCellLanes, to += outputs.step) {
@@ -145,9 +168,8 @@ void store_cells(const WinogradSide& s, const float* cells, const Cells& c, floa
     return;
   }
   if (s.block > 1 && s.step[2] == s.turns && s.axis[2] == 1) {
-    const Lane lane = lane_at(s, c.image, c.lane);
     for (int64_t y = 0, rows = 1; y < c.size[0]; y += rows) {
-      const Line outputs = line_at(s, c, lane, y);
+      const Line outputs = line_at(s, lines[0], y);
       int64_t count = outputs.end - outputs.begin;
       if (count == 0) continue;
       if (count == width && width == s.axis[1] && s.step[1] == 1) {  // rows follow each other
@@ -161,9 +183,9 @@ void store_cells(const WinogradSide& s, const float* cells, const Cells& c, floa
   }
   for (int64_t y = 0; y < c.size[0]; ++y) {
     transpose(cells + y * width * kCellLanes, kCellLanes, width, c.lanes, line, width);
-    Line outputs = line_at(s, c, lane_at(s, c.image, c.lane), y);
+    Line outputs = line_at(s, lines[0], y);
     for (int64_t l = 0; l < c.lanes; ++l, outputs.at += s.channel) {
-      if (s.block == 1) outputs = line_at(s, c, lane_at(s, c.image, c.lane + l), y);
+      if (s.block == 1) outputs = line_at(s, lines[l], y);
       scatter_run(line + l * width + outputs.begin, outputs.end - outputs.begin, image + outputs.at, outputs.step);
     }
   }
