@@ -286,7 +286,7 @@ int64_t box_bytes(const WinogradPlan& p, int64_t lanes) {
 
 // The cost model, in cycles of one thread as measured with 16 lanes, of some tiles between some lanes: products;
 // transforms of the tiles of both sides, and loads or stores of their cells, which cost more where they take turns and
-// much more where lanes are not neighbouring channels, above all to store; transforms of the weights.
+// much more where lanes are not neighbouring channels; transforms of the weights.
 double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, const ConvKernels& k) {
   // Kernels are read once for all residues of a chunk and of a panel; a part that lacks taps is copied.
   const auto reads_of = [](const WinogradSide& s, int64_t lanes) {
@@ -299,7 +299,7 @@ double cycles(const WinogradPlan& p, int64_t tiles, int64_t in, int64_t out, con
   // A square's rows do not stay in registers where these are few.
   const double transform = (p.tile[0] > 1 && p.tile[1] > 1 ? 8 : 5) * (few_registers(k) ? 1.25 : 1);
   const auto tile_cycles = [&](const WinogradSide& s, int64_t lanes) {
-    const double cell = s.block == 1 ? (&s == &p.out && k.item != k.sum_item ? 6 : 3) : s.step[2] > 1 ? 0.5 : 0.2;
+    const double cell = s.block == 1 ? 3 : s.step[2] > 1 ? 0.5 : 0.2;
     return transform * static_cast<double>(p.products) * vectors(lanes) + cell * static_cast<double>(outputs * lanes);
   };
   const double pairs = static_cast<double>(in) * vectors(out);
@@ -333,7 +333,7 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
   }
 }
 
-// Sums of half precisions' cells beside those of pairs, which need no transforms.
+// Where products are of pairs, beside those: half precisions of lanes that are not neighbours have a longer way.
 constexpr double kHalfCycles = 1.15;
 
 // Of everything. A gradient's elements have a longer way back, the longest where each is stored by itself, and threads
@@ -344,7 +344,7 @@ double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   if (pass == Pass::kWeight) {
     cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
     if (!p.stores_kernels) cost += 4 * static_cast<double>(p.w_count);
-  } else if (k.pairs) {
+  } else if (k.pairs && p.out.channel != 1) {
     cost *= kHalfCycles;
   }
   return cost;
