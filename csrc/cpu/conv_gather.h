@@ -262,7 +262,8 @@ void multiply(int64_t depth, const T* w, const T* b, const int32_t* offset, type
       V v[kRows];
       CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) v[r] = w[r] - V{};
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-        const V x = load(row + j * kLanes);
+        V x = load(row + j * kLanes);
+        keep(x);
         CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) acc[r][j] = multiply_add(acc[r][j], v[r], x);
       }
     }
