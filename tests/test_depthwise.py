@@ -71,12 +71,14 @@ def lanes_along_channels(case, dtype):
 def test_lanes_along_channels_give_the_plain_loops_integers(case, dtype):
     x, w, geometry, y, gradient = lanes_along_channels(case, dtype)
     dx = by("reference", "conv_transpose", gradient, w, x.shape[2:], *geometry)
+    dw = by("reference", "conv_weight", x, gradient, w.shape[2:], *geometry)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
             assert torch.equal(by("depthwise", "conv_transpose", gradient, w, x.shape[2:], *geometry), dx)
+            assert torch.equal(by("depthwise", "conv_weight", x, gradient, w.shape[2:], *geometry), dw)
     finally:
         torch.set_num_threads(threads)
 

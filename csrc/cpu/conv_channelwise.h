@@ -515,10 +515,33 @@ inline Slide slide_from(int64_t column, int64_t apart, int64_t pixel, int64_t si
   return {column * pixel, apart * pixel, begin, column < size ? most(begin, steps_up(size - column, apart)) : begin};
 }
 
+// Which member of its group a lane of outputs meets: its own; or that `turn` behind it, after the last the first again.
+struct OwnMember {
+  template <typename V>
+  inline __attribute__((always_inline)) V operator()(V inputs) const {
+    return inputs;
+  }
+};
+template <typename Sum>
+struct OtherMember {
+  typedef decltype(typename Simd<Sum>::Vec{} < typename Simd<Sum>::Vec{}) Index;
+  Index lane;
+
+  OtherMember(int64_t members, int64_t turn) {
+    for (int i = 0; i < Simd<Sum>::kLanes; ++i) {
+      lane[i] = static_cast<decltype(+lane[0])>(i / members * members + (i + turn) % members);
+    }
+  }
+  inline __attribute__((always_inline)) typename Simd<Sum>::Vec operator()(typename Simd<Sum>::Vec inputs) const {
+    return __builtin_shuffle(inputs, lane);
+  }
+};
+
 // w[line][tap] += sum over outputs j of y[j] * input j * kStep + tap of the line. What the taps see stays in registers
 // from one output to the next.
-template <typename T, int kTaps, int kStep, int kLines>
-void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_step, int64_t count, int64_t tap) {
+template <typename T, int kTaps, int kStep, int kLines, typename Member>
+void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_step, int64_t count, int64_t tap,
+                 const Member& member) {
   typedef typename Simd<typename SumOf<T>::type>::Vec V;
   constexpr int kLanes = Simd<typename SumOf<T>::type>::kLanes;
   const T zeros[kLanes] = {};
@@ -531,7 +554,7 @@ void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_
   const auto see = [&](int64_t q, int place) __attribute__((always_inline)) {
     const bool there = q >= x.begin && q < x.end;
     CONVARITH_UNROLL for (int l = 0; l < kLines; ++l) {
-      seen[l][place] = load_wide(there ? in[l] + (x.first + q * x.step) : zeros);
+      seen[l][place] = member(load_wide(there ? in[l] + (x.first + q * x.step) : zeros));
     }
   };
   CONVARITH_UNROLL for (int t = 0; t < kTaps - kStep; ++t) see(t, t);
@@ -552,18 +575,19 @@ void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_
   }
 }
 
-template <typename T, int kStep, int kLines>
+template <typename T, int kStep, int kLines, typename Member>
 inline auto weigh_slide_for(int taps) {
   if constexpr (kLines < 3) {  // otherwise sums are few
-    if (taps == 7) return weigh_slide<T, 7, kStep, kLines>;
-    if (taps == 5) return weigh_slide<T, 5, kStep, kLines>;
+    if (taps == 7) return weigh_slide<T, 7, kStep, kLines, Member>;
+    if (taps == 5) return weigh_slide<T, 5, kStep, kLines, Member>;
   }
-  return weigh_slide<T, 3, kStep, kLines>;
+  return weigh_slide<T, 3, kStep, kLines, Member>;
 }
 
 // All taps of some lines, by one row of outputs.
-template <typename T, int kLines>
-void weigh_lines(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t x_pixel, const T* y, int64_t y_pixel) {
+template <int kLines, typename T, typename Member>
+void weigh_lines(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t x_pixel, const T* y, int64_t y_pixel,
+                 const Member& member) {
   const int64_t taps = p.kernel[1], step = p.in_step[1], count = p.grid[1], size = p.source[1];
   const int64_t apart = taps > 1 ? (p.high[1] - p.low[1]) / (taps - 1) : 1;
   for (int64_t t = 0; t < taps;) {
@@ -571,15 +595,15 @@ void weigh_lines(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t x_pi
     const int run = kLines < 3 && taps - t >= 7 ? 7 : kLines < 3 && taps - t >= 5 ? 5 : taps - t >= 3 ? 3 : 1;
     if (run > 1 && step == 1) {  // outputs that are `apart` see the same inputs
       for (int64_t r = 0; r < least(apart, count); ++r) {
-        const auto weigh = weigh_slide_for<T, 1, kLines>(run);
+        const auto weigh = weigh_slide_for<T, 1, kLines, Member>(run);
         weigh(lines, slide_from(column + r, apart, x_pixel, size), y + r * y_pixel, apart * y_pixel,
-              steps_up(count - r, apart), t);
+              steps_up(count - r, apart), t, member);
       }
     } else if (run > 1 && step == 2 && apart == 1) {
-      const auto weigh = weigh_slide_for<T, 2, kLines>(run);
-      weigh(lines, slide_from(column, 1, x_pixel, size), y, y_pixel, count, t);
+      const auto weigh = weigh_slide_for<T, 2, kLines, Member>(run);
+      weigh(lines, slide_from(column, 1, x_pixel, size), y, y_pixel, count, t, member);
     } else {
-      weigh_slide<T, 1, 1, kLines>(lines, slide_from(column, step, x_pixel, size), y, y_pixel, count, t++);
+      weigh_slide<T, 1, 1, kLines>(lines, slide_from(column, step, x_pixel, size), y, y_pixel, count, t++, member);
       continue;
     }
     t += run;
@@ -604,12 +628,26 @@ inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, 
   return count;
 }
 
-// Rows [begin, end) of the outputs of a block of channels; sums are [vector][tap].
+// All lines, by a row of outputs and one member of every group.
+template <typename T, typename Member>
+void weigh_row(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t count, int64_t x_pixel, const T* y,
+               int64_t y_pixel, const Member& member) {
+  constexpr int kLines = CONVARITH_REGISTERS >= 32 ? 2 : 1;
+  int64_t i = 0;
+  if constexpr (kLines > 1) {
+    for (; p.kernel[1] < 5 && i + 3 <= count; i += 3) weigh_lines<3>(p, lines + i, x_pixel, y, y_pixel, member);
+  }
+  for (; i + kLines <= count; i += kLines) weigh_lines<kLines>(p, lines + i, x_pixel, y, y_pixel, member);
+  for (; i < count; ++i) weigh_lines<1>(p, lines + i, x_pixel, y, y_pixel, member);
+}
+
+// Rows [begin, end) of the outputs of a block of channels; sums are [vector][turn][tap].
 template <typename T>
 void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int64_t x_row, int64_t x_pixel, const T* y,
                 int64_t y_row, int64_t y_pixel, typename SumOf<T>::type* sums, TapLine<T>* lines, int64_t begin,
                 int64_t end) {
-  constexpr int kLanes = Simd<typename SumOf<T>::type>::kLanes, kLines = CONVARITH_REGISTERS >= 32 ? 2 : 1;
+  typedef typename SumOf<T>::type Sum;
+  constexpr int kLanes = Simd<Sum>::kLanes;
   const int64_t taps = p.kernel[0] * p.kernel[1];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t seen = row * p.in_step[0] + p.high[0] + 1;  // first by the next row of outputs
@@ -623,19 +661,21 @@ void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int
         y_ahead.ask(v, c.vectors);
       }
       const int64_t at = vector_at(c, v, kLanes);
-      const T* grad = y + row * y_row + at;
-      const int64_t count = tap_lines(p, row, x + at, x_row, sums + v * taps * kLanes, p.kernel[1] * kLanes, lines);
-      int64_t i = 0;
-      if constexpr (kLines > 1) {
-        for (; p.kernel[1] < 5 && i + 3 <= count; i += 3) weigh_lines<T, 3>(p, lines + i, x_pixel, grad, y_pixel);
+      for (int64_t turn = 0; turn < p.members; ++turn) {
+        Sum* to = sums + (v * p.members + turn) * taps * kLanes;
+        const int64_t count = tap_lines(p, row, x + at, x_row, to, p.kernel[1] * kLanes, lines);
+        const T* grad = y + row * y_row + at;
+        if (turn == 0) {
+          weigh_row(p, lines, count, x_pixel, grad, y_pixel, OwnMember());
+        } else {
+          weigh_row(p, lines, count, x_pixel, grad, y_pixel, OtherMember<Sum>(p.members, turn));
+        }
       }
-      for (; i + kLines <= count; i += kLines) weigh_lines<T, kLines>(p, lines + i, x_pixel, grad, y_pixel);
-      for (; i < count; ++i) weigh_lines<T, 1>(p, lines + i, x_pixel, grad, y_pixel);
     }
   }
 }
 
-// A task is a block of channels and a part of the images and boxes; sums are [part][channel][tap].
+// A task is a block of channels and a part of the images and boxes; sums are [part][channel][turn][tap].
 template <typename T>
 void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y_data, void* sums_data, char* scratch,
                      int64_t begin, int64_t end) {
@@ -643,7 +683,7 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
   constexpr int kLanes = Simd<typename SumOf<T>::type>::kLanes;
   Sum* lanes = reinterpret_cast<Sum*>(scratch);
   TapLine<T>* lines = reinterpret_cast<TapLine<T>*>(scratch + p.at_lines);
-  const int64_t taps = p.kernel[0] * p.kernel[1];
+  const int64_t taps = p.members * p.kernel[0] * p.kernel[1];  // of all turns
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task / p.blocks;
     const ChannelBlock c = channel_block(p, task % p.blocks, kLanes);
@@ -677,14 +717,18 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
 template <typename T>
 void channelwise_store(const ChannelwisePlan& p, const void* sums_data, void* w_data, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
-  const int64_t taps = p.kernel[0] * p.kernel[1];
+  const int64_t taps = p.kernel[0] * p.kernel[1], apart = p.channels * p.members * taps;
   for (int64_t c = begin; c < end; ++c) {
-    const Sum* sums = static_cast<const Sum*>(sums_data) + c * taps;
-    T* w = static_cast<T*>(w_data) + c * p.w_group;
-    for (int64_t t = 0; t < taps; ++t) {
-      Sum sum = 0;
-      for (int64_t part = 0; part < p.parts; ++part) sum += sums[part * p.channels * taps + t];
-      narrow(sum, w[t]);
+    const Sum* sums = static_cast<const Sum*>(sums_data) + c * p.members * taps;
+    const int64_t own = c % p.members;
+    T* row = static_cast<T*>(w_data) + c / p.members * p.w_group + own * p.w_row;
+    for (int64_t turn = 0; turn < p.members; ++turn) {
+      T* w = row + (own + turn) % p.members * p.w_member;
+      for (int64_t t = 0; t < taps; ++t, ++sums) {
+        Sum sum = 0;
+        for (int64_t part = 0; part < p.parts; ++part) sum += sums[part * apart];
+        narrow(sum, w[t / p.kernel[1] * p.w_axis[0] + t % p.kernel[1] * p.w_axis[1]]);
+      }
     }
   }
 }

@@ -127,15 +127,16 @@ std::vector<std::vector<AxisPhases::Tap>> runs_of(std::vector<AxisPhases::Tap> t
 struct Channelwise : Plan {
   explicit Channelwise(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override {
-    const int64_t sums = pass == Pass::kWeight ? sums_bytes() : 0;
-    return {Algorithm::kDepthwise, sums + thread_count() * plan.scratch, plan.out_step[0] * plan.out_step[1], macs};
+    const int64_t sums_bytes = pass == Pass::kWeight ? sums() * k.sum_item : 0;
+    return {Algorithm::kDepthwise, sums_bytes + thread_count() * plan.scratch, plan.out_step[0] * plan.out_step[1],
+            macs};
   }
   bool add_bias(const void* bias) override {
     plan.bias = bias;
     return true;
   }
   void run(const void* in, int64_t in_count, const void* other, int64_t other_count, void* out) override;
-  int64_t sums_bytes() const { return plan.parts * plan.channels * plan.kernel[0] * plan.kernel[1] * k.sum_item; }
+  int64_t sums() const { return plan.parts * plan.channels * plan.members * plan.kernel[0] * plan.kernel[1]; }
 
   const ConvKernels& k;
   Pass pass = Pass::kOutput;
@@ -154,13 +155,13 @@ void Channelwise::run(const void* in, int64_t, const void* other, int64_t, void*
     });
     return;
   }
-  const Buffer sums(sums_bytes());
+  const Buffer all(sums() * k.sum_item);
   parallel(plan.parts * plan.blocks, macs, [&](int64_t begin, int64_t end) {
     const Buffer mine(plan.scratch);
-    k.channelwise_sum(plan, in, other, sums.get(), mine.get(), begin, end);
+    k.channelwise_sum(plan, in, other, all.get(), mine.get(), begin, end);
   });
-  parallel(plan.channels, plan.parts * plan.channels * plan.kernel[0] * plan.kernel[1],
-           [&](int64_t begin, int64_t end) { k.channelwise_store(plan, sums.get(), out, begin, end); });
+  parallel(plan.channels, sums(),
+           [&](int64_t begin, int64_t end) { k.channelwise_store(plan, all.get(), out, begin, end); });
 }
 
 // Whole boxes: as equal as can be, multiples of `step`.
@@ -291,7 +292,6 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool transposed = pass == Pass::kInput, sums = pass == Pass::kWeight;
   const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
   if (p.in_channels != p.out_channels || p.in_channels == 3 || k.lanes % p.in_channels != 0) return nullptr;
-  if (sums && (p.in_channels > 1 || p.w.axis[2] != 1 || p.w.axis[1] != p.axis[2].kernel)) return nullptr;
   auto made = std::make_unique<Channelwise>(k);
   Channelwise& result = *made;
   result.pass = pass;
