@@ -501,6 +501,32 @@ def test_more_weights_than_are_packed_at_once():
     assert torch.allclose(by("winograd", "conv", x, w, *geometry), y, rtol=0, atol=1e-5 * 9 * 512 * 9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("expanded", [(0,), (1,), (2,), (3,), (2, 3), (0, 1, 2, 3)], ids=str)
+def test_expanded_tensors(expanded, groups, dtype):
+    # Elements that are nowhere apart, as all of the gradient of a sum are.
+    size = [2, 8, 6, 12]
+    x = integers([1 if i in expanded else n for i, n in enumerate(size)], 1, dtype, largest=1).expand(size)
+    w = integers((16 if groups == 1 else 8, 8 // groups, 3, 3), 2, dtype, largest=1)
+    for stride in (1, 2):
+        geometry = ((stride, stride), (1, 1, 1, 1), (1, 1), groups)
+        y = by("reference", "conv", x.contiguous(), w, *geometry)
+        whole = [n * stride for n in size[2:]]
+        back = (x, w[:8], whole, *geometry)  # as the gradient
+        dx = by("reference", "conv_transpose", x.contiguous(), *back[1:])
+        for algorithm in GATHERS:
+            assert torch.equal(by(algorithm, "conv", x, w, *geometry), y), algorithm
+            assert torch.equal(by(algorithm, "conv_transpose", *back), dx), algorithm
+        gradient = y.sign()
+        dw = by("reference", "conv_weight", x.contiguous(), gradient, (3, 3), *geometry)
+        one = torch.ones((), dtype=dtype).expand(y.shape)
+        ones = by("reference", "conv_weight", x.contiguous(), one.contiguous(), (3, 3), *geometry)
+        for algorithm in GRADIENTS:
+            assert torch.equal(by(algorithm, "conv_weight", x, gradient, (3, 3), *geometry), dw), algorithm
+            assert torch.equal(by(algorithm, "conv_weight", x, one, (3, 3), *geometry), ones), algorithm
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 8, 8)], ids=str)
 def test_empty_batches_and_channels(shape):
     for channels in (0, 3):

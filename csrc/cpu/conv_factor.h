@@ -184,7 +184,7 @@ template <>
 class CopyRows<Brain16> {
  public:
   CopyRows(const int64_t* begin, const int64_t* end, int64_t step, int64_t size)
-      : step_(step), size_(size), is_short_(size <= 16 && step <= 2) {
+      : step_(step), size_(size), is_short_(size <= 16 && (step == 1 || step == 2)) {
     if (!is_short_) return;
     for (int m = 0; m < 2; ++m) {
       shift_[m] = static_cast<uintptr_t>(begin[m] * step) * sizeof(Brain16);
