@@ -112,6 +112,9 @@ CASES = {
     # Several boxes, of which those at the ends see padding and the others are read in place.
     "long-row": (1, 5, 20, 1, (2500,), (3,), (1,), (1, 1), (2,)),
     "large-planes": (1, 3, 18, 1, (4, 30, 40), (3, 1, 1), (1, 1, 1), (1, 1, 0, 0, 0, 0), (1, 1, 1)),
+    # Pixels of two pairs of channels, and of one and a half.
+    "pixels-of-3": (2, 3, 20, 1, (9, 37), (3, 3), (1, 1), (1, 1, 0, 2), (1, 1)),
+    "pixels-of-4": (1, 4, 20, 1, (11, 29), (4, 3), (2, 2), (2, 1, 2, 1), (1, 1)),
     # Transposed, phases that see the same inputs: all of them, runs of 4, 3 and 9, and planes too.
     "2x2-phases": (2, 6, 10, 1, (8, 12), (2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
     "2x2-phases-of-long-rows": (1, 3, 9, 1, (4, 150), (2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
