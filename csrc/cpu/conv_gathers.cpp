@@ -388,9 +388,12 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   const bool channels_inner =
       (g.outer || blocking.may_be_inner) && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
-  // Few channels that are all of a pixel: rows of the tile are rows of the input.
-  const bool whole_pixels = g.channels == g.channel_block && g.in_axis[2] == g.channels && step[2] == 1;
-  if (g.outer && channels_inner && whole_pixels && !k.pairs && g.channels < k.lanes) g.tile_cell = g.channels;
+  // Few channels that are all of a pixel: rows of the tile are rows of the input, or of two pairs for each pixel.
+  const bool of_channels = k.pairs && g.pair_axis == 4;
+  const int64_t pixel = of_channels ? 2 * g.channels - (g.pair_alone ? 1 : 0) : g.channels;
+  const bool whole_pixels = g.channels == g.channel_block && g.in_axis[2] == pixel && step[2] == 1;
+  const bool few = k.pairs ? of_channels && g.channels == 2 : g.channels < k.lanes;
+  if (g.outer && channels_inner && whole_pixels && few) g.tile_cell = g.channels;
   g.tile_row = g.tile_cell * (g.cells[2] - (blocking.shares_margins ? shared_margin(g, 2) : 0));
   g.tile_plane = g.tile_row * (g.cells[1] - (blocking.shares_margins ? shared_margin(g, 1) : 0));
   g.tile_image = g.tile_plane * g.cells[0];
