@@ -372,11 +372,12 @@ void store_words(const RowRun* runs, int64_t run_count, const float* sums, int64
     }
     transpose(words, width / 2, high, run_count, line, kStrip);
     for (int64_t i = 0; i < run_count; ++i) {
-      T* from = reinterpret_cast<T*>(line + i * kStrip);
+      const float* from = line + i * kStrip;
+      T* outputs = to + runs[i].at + 2 * x;
       if (high == kStrip) {
-        __builtin_memcpy(to + runs[i].at + 2 * x, from, kStrip * sizeof(float));
+        __builtin_memcpy(outputs, from, kStrip * sizeof(float));
       } else {
-        __builtin_memcpy(to + runs[i].at + 2 * x, from, static_cast<size_t>(high) * sizeof(float));
+        __builtin_memcpy(outputs, from, static_cast<size_t>(high) * sizeof(float));
       }
     }
   }
