@@ -122,6 +122,13 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
     if (s.block == 1) {
       for (int64_t l = 0; l < c.lanes; ++l) {
         const Line inputs = line_at(s, lines[l], y);
+        // The row below is asked for once by the residues that share it.
+        const bool shares =
+            l > 0 && lines[l].row == lines[l - 1].row && lines[l].line.at - lines[l - 1].line.at <= inputs.step;
+        if (!shares) {
+          const Line next = line_at(s, lines[l], y + 1);
+          prefetch(image + next.at, (next.end - next.begin) * next.step);
+        }
         float* to = line + l * width;
         fill_zero(to, inputs.begin);
         fill_zero(to + inputs.end, width - inputs.end);
