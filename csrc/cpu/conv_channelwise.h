@@ -538,10 +538,10 @@ struct OtherMember {
 };
 
 // w[line][tap] += sum over outputs j of y[j] * input j * kStep + tap of the line. What the taps see stays in registers
-// from one output to the next.
+// from one output to the next; inlined, they would not find enough.
 template <typename T, int kTaps, int kStep, int kLines, typename Member>
-void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_step, int64_t count, int64_t tap,
-                 const Member& member) {
+__attribute__((noinline)) void weigh_slide(const TapLine<T>* lines, const Slide& x, const T* y, int64_t y_step,
+                                           int64_t count, int64_t tap, const Member& member) {
   typedef typename Simd<typename SumOf<T>::type>::Vec V;
   constexpr int kLanes = Simd<typename SumOf<T>::type>::kLanes;
   const T zeros[kLanes] = {};
