@@ -377,7 +377,7 @@ void store_words(const RowRun* runs, int64_t run_count, const float* sums, int64
       if (high == kStrip) {
         __builtin_memcpy(outputs, from, kStrip * sizeof(float));
       } else {
-        __builtin_memcpy(outputs, from, static_cast<size_t>(high) * sizeof(float));
+        __builtin_memcpy(outputs, from, static_cast<uint64_t>(high) * sizeof(float));
       }
     }
   }
