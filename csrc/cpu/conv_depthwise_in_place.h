@@ -1,6 +1,6 @@
 // Depthwise convolutions and small groups whose rows are read where they stand. What the taps see beside a vector comes
-// out of its neighbours. See DepthwisePlan::in_place. For AVX-512: with fewer registers and
-// no masks, strips are faster.
+// out of its neighbours. See DepthwisePlan::in_place. For AVX-512: with fewer registers and no masks, strips are
+// faster.
 #pragma once
 
 #include "conv_depthwise.h"

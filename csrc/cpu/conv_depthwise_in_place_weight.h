@@ -22,7 +22,8 @@ inline __attribute__((always_inline)) void add_products(V here, V next, const V 
   }
 }
 
-// sums[3 * t + h] += sum over the outputs of some rows of y * what tap t of row h sees, lanes along the outputs.
+// sums[3 * t + h] += sum over the outputs of some rows of y * what tap t of row h sees, lanes along the outputs. Rows
+// are asked for ahead whether that is wanted or not.
 template <typename T, int kStep, int kLow>
 void weigh3(const DepthwisePlan& p, const T* x, const T* y, const T* zeros, int64_t begin, int64_t end, bool,
             typename SumOf<T>::type* sums) {
@@ -91,16 +92,16 @@ void weigh_lines(const DepthwisePlan& p, const T* x, const T* y, const T* zeros,
       }
     }
   }
-  // Row r of outputs sees line r + h through row first + h of the kernel.
-  const int64_t top = p.low[0] + first;
-  const int64_t last_line = least(end + kHeight - 1, p.source[0] - top);
-  for (int64_t line = most(begin, -top); line < last_line; ++line) {
+  // Row r of outputs, from `begin` on, sees line r + h through row first + h of the kernel.
+  const int64_t top = begin + p.low[0] + first, rows = end - begin;
+  const int64_t last_line = least(rows + kHeight - 1, p.source[0] - top);
+  y += begin * p.out_axis[0];
+  for (int64_t line = most<int64_t>(0, -top); line < last_line; ++line) {
     const T* row = x + (top + line) * p.in_axis[0];
     const T* grad[kRows][kHeight];
     CONVARITH_UNROLL for (int m = 0; m < kRows; ++m) {
       CONVARITH_UNROLL for (int h = 0; h < kHeight; ++h) {
-        const int64_t r = line - h;
-        grad[m][h] = r < begin || r >= end ? zeros : y + m * p.out_channel + r * p.out_axis[0];
+        grad[m][h] = row_or(zeros, y + m * p.out_channel, line - h, rows, p.out_axis[0]);
       }
     }
     if (asks) {

@@ -100,19 +100,25 @@ inline void copy_parts(const RowPart<T> (&part)[1], int64_t step, int64_t size, 
   copy_padded(part[0].at, step, part[0].begin, part[0].end, size, row);
 }
 #if CONVARITH_BF16
+// Numbers of 16 cells, kStep apart, that a mask of halves has; the other cells are zeros, and nothing else is read.
+inline uint32_t cells_mask(int64_t step, int64_t begin, int64_t end) {
+  const uint64_t halves = (uint64_t{1} << step * end) - (uint64_t{1} << step * begin);
+  return static_cast<uint32_t>(halves) & (step == 1 ? ~0u : 0x55555555u);
+}
+template <int kStep>
+inline Words masked_cells(uintptr_t from, uint32_t mask) {
+  const void* at = reinterpret_cast<const void*>(from);
+  if constexpr (kStep == 2) return reinterpret_cast<Words>(_mm512_maskz_loadu_epi16(mask, at));
+  return words_of(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), at)));
+}
+
 // Cells [x, x + 16) of a part.
 template <int kStep>
 inline Words load_cells(const RowPart<Brain16>& part, int64_t x) {
   const int64_t begin = most<int64_t>(0, part.begin - x), end = least<int64_t>(part.end - x, 16);
   if (begin >= end) return Words{};  // a masked load is slow where there is no memory, even if it loads nothing
   const uintptr_t p = reinterpret_cast<uintptr_t>(part.at) + static_cast<uintptr_t>((x - part.begin) * kStep * 2);
-  const uint32_t mask = static_cast<uint32_t>((uint64_t{1} << kStep * end) - (uint64_t{1} << kStep * begin));
-  if constexpr (kStep == 1) {
-    const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
-    return words_of(reinterpret_cast<Halves>(bits));
-  } else {
-    return reinterpret_cast<Words>(_mm512_maskz_loadu_epi16(mask & 0x55555555u, reinterpret_cast<const void*>(p)));
-  }
+  return masked_cells<kStep>(p, cells_mask(kStep, begin, end));
 }
 
 // The same of numbers further apart. A word is read for each, but not for the last, behind which nothing may be read.
@@ -188,8 +194,7 @@ class CopyRows<Brain16> {
     if (!is_short_) return;
     for (int m = 0; m < 2; ++m) {
       shift_[m] = static_cast<uintptr_t>(begin[m] * step) * sizeof(Brain16);
-      const uint64_t halves = (uint64_t{1} << step * end[m]) - (uint64_t{1} << step * begin[m]);
-      mask_[m] = static_cast<uint32_t>(halves) & (step == 1 ? ~0u : 0x55555555u);
+      mask_[m] = cells_mask(step, begin[m], end[m]);
     }
   }
 
@@ -217,17 +222,10 @@ class CopyRows<Brain16> {
     const uintptr_t next[2] = {part[0].at == nullptr ? 0 : static_cast<uintptr_t>(step_y) * sizeof(Brain16),
                                part[1].at == nullptr ? 0 : static_cast<uintptr_t>(step_y) * sizeof(Brain16)};
     for (int64_t i = 0; i < rows; ++i, to += pitch) {
-      store_some(to, load_masked<kStep>(from[0], mask[0]) | load_masked<kStep>(from[1], mask[1]) << 16, size_);
+      store_some(to, masked_cells<kStep>(from[0], mask[0]) | masked_cells<kStep>(from[1], mask[1]) << 16, size_);
       from[0] += next[0];
       from[1] += next[1];
     }
-  }
-
-  template <int kStep>
-  static Words load_masked(uintptr_t from, uint32_t mask) {
-    const void* at = reinterpret_cast<const void*>(from);
-    if constexpr (kStep == 2) return reinterpret_cast<Words>(_mm512_maskz_loadu_epi16(mask, at));
-    return words_of(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), at)));
   }
 
   int64_t step_, size_;

@@ -383,6 +383,20 @@ void store_words(const RowRun* runs, int64_t run_count, const float* sums, int64
   }
 }
 
+// The same of `count` outputs of a block of merged phases, whose rows are those of the runs.
+template <typename T, typename Sum>
+void store_merged(const GatherPlan& p, const RowBlock& b, const RowRun* runs, int64_t run_count, const Sum* sums,
+                  int64_t count, T* to) {
+  const int64_t step = p.out_axis[2];
+  if constexpr (sizeof(T) == 2) {
+    const bool in_twos = p.phases[2] == 2 && step == 2 && runs[0].count == 2 && 2 * run_count == b.real;
+    if (in_twos) return store_words(runs, run_count, sums, b.width, count, to);
+  }
+  for (int64_t i = 0; i < run_count; ++i) {
+    store_phases(sums + runs[i].first, b.width, runs[i].count, count, to + runs[i].at, step);
+  }
+}
+
 // Outputs [begin, end) of a box as the outer product leaves them, sums[output - begin][row of the block], to out, where
 // the group's rows begin.
 template <typename T, typename Sum>
@@ -397,17 +411,7 @@ void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t en
     T* to = out + (merges_phases(p) ? 0 : b.first * p.out_channel) + run.out;
     begin += run.length;
     if (merges_phases(p)) {
-      if constexpr (sizeof(T) == 2) {
-        if (p.phases[2] == 2 && step == 2 && row_run[0].count == 2 && 2 * row_count == b.real) {
-          store_words(row_run, row_count, sums, b.width, run.length, to);
-          sums += run.length * b.width;
-          continue;
-        }
-      }
-      for (int64_t i = 0; i < row_count; ++i) {
-        const RowRun& rows = row_run[i];
-        store_phases(sums + rows.first, b.width, rows.count, run.length, to + rows.at, step);
-      }
+      store_merged(p, b, row_run, row_count, sums, run.length, to);
     } else if (p.out_channel == 1) {
       for (int64_t x = 0; x < run.length; ++x) scatter_run(sums + x * b.width, b.real, to + x * step, 1);
     } else if (step == 1) {

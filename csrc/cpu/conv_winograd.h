@@ -106,7 +106,7 @@ inline Line line_at(const WinogradSide& s, const Lines& lines, int64_t y) {
   return line;
 }
 
-// Of all lanes, or of those that share them of the first.
+// Of every lane, or of the first where what one has, all have.
 inline void list_lines(const WinogradSide& s, const Cells& c, Lines (&lines)[kCellLanes]) {
   for (int64_t l = 0; l < (s.block == 1 ? c.lanes : 1); ++l) lines[l] = lines_of(s, c, l);
 }
