@@ -58,6 +58,21 @@ struct FactorOf<Brain16> {
   static Pairs at(const Brain16* first, const Brain16* second) { return {first, second}; }
 };
 
+// Pairs that stand in memory as such, which begin at any number.
+struct __attribute__((packed, may_alias)) Word {
+  uint32_t bits;
+};
+template <>
+struct SumOf<Word> {
+  typedef uint32_t type;
+};
+inline uint32_t widen(Word word) {
+  return word.bits;
+}
+inline Words load(const Word* p) {
+  return *reinterpret_cast<const Simd<uint32_t>::Loose*>(reinterpret_cast<uintptr_t>(p));
+}
+
 inline void prefetch(Pairs from, int64_t count) {
   if (from.first != nullptr) prefetch(from.first, count);
   if (from.second != nullptr) prefetch(from.second, count);

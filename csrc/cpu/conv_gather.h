@@ -110,6 +110,10 @@ void pack_block(const GatherPlan& p, From w, const RowBlock& b, int64_t channels
     }
   } else if (consecutive && p.w_channel == p.taps) {
     transpose(w + p.tap_weight[0], p.w_row, b.real, channels * p.taps, to, b.width);
+  } else if (consecutive && p.taps > 1 && p.w_row != 1) {
+    for (int64_t c = 0; c < channels; ++c, to += p.taps * b.width) {
+      transpose(w + (c * p.w_channel + p.tap_weight[0]), p.w_row, b.real, p.taps, to, b.width);
+    }
   } else {
     for (int64_t c = 0; c < channels; ++c, w = w + p.w_channel) {
       if (p.w_row == 1 && c + kWeightsAhead < channels) {
@@ -141,7 +145,7 @@ template <typename T>
 auto weights_of_channel(const GatherPlan& p, const T* w, int64_t c) {
   const T* first = w + c * p.w_channel;
   const bool alone = p.pair_alone && c + 1 == p.channels;
-  return FactorOf<T>::at(first, alone ? nullptr : first + p.pair_apart * p.w_channel);
+  return FactorOf<T>::at(first, alone ? nullptr : first + (p.in_words ? p.w_channel / 2 : p.pair_apart * p.w_channel));
 }
 
 // The weights of some rows, which begin at w: every plan's own taps, one plan after the other.
@@ -211,17 +215,15 @@ void pack_phases(const GatherPlan* plans, int64_t count, const T* w, int64_t gro
   }
 }
 
-template <typename T>
-void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, int64_t begin, int64_t end) {
+template <typename T, typename Factor>
+void pack_blocks(const GatherPlan* plans, int64_t count, const T* from, Factor* packed, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
-  typedef typename FactorOf<T>::type Factor;
   const GatherPlan& any = plans[0];
-  Factor* packed = static_cast<Factor*>(to);
   const int64_t blocks = row_blocks<Sum>(any), kernel = kernel_between_rows(plans, count);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t g = task / blocks;
     const RowBlock b = row_block_at<Sum>(any, task % blocks);
-    const T* w = static_cast<const T*>(from) + g * any.w_group + (merges_phases(any) ? 0 : b.first * any.w_row);
+    const T* w = from + g * any.w_group + (merges_phases(any) ? 0 : b.first * any.w_row);
     for (int64_t i = 0; i < count && b.real < b.width; ++i) {
       fill_zero(packed + packed_at<Sum>(plans[i], g, b, 0), plans[i].channels * plans[i].taps * b.width);
     }
@@ -233,6 +235,15 @@ void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, in
       pack_by_channel(plans, count, kernel, w, g, b, packed);
     }
   }
+}
+
+template <typename T>
+void pack(const GatherPlan* plans, int64_t count, const void* from, void* to, int64_t begin, int64_t end) {
+  auto* packed = static_cast<typename FactorOf<T>::type*>(to);
+#if CONVARITH_BF16
+  if (plans[0].w_words) return pack_blocks(plans, count, static_cast<const Word*>(from), packed, begin, end);
+#endif
+  pack_blocks(plans, count, static_cast<const T*>(from), packed, begin, end);
 }
 
 // Multiplying --------------------------------------------------------------------------------------------------------
@@ -450,8 +461,14 @@ const Factor* tile_at(const GatherPlan& p, const Box& b, const T* in, int64_t g,
   if (p.raw) return reinterpret_cast<const Factor*>(in) + g * p.in_group + c0 * p.in_channel;
   Factor* tile = reinterpret_cast<Factor*>(scratch + p.at_tile);
   if (p.one_tile && held.box == b.index && held.group == g) return tile;
-  pad_tile(p, b, in, g, c0, channels, tile);
   held = {b.index, g};
+#if CONVARITH_BF16
+  if (p.in_words) {
+    pad_tile(p, b, reinterpret_cast<const Word*>(in), g, c0, channels, tile);
+    return tile;
+  }
+#endif
+  pad_tile(p, b, in, g, c0, channels, tile);
   return tile;
 }
 

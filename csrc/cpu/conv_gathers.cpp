@@ -88,6 +88,27 @@ void make_pairs(GatherPlan& g, int64_t axis) {
 
 namespace {
 
+// Pairs of channels: of neighbours, where they follow each other in memory and are an even number.
+void pair_channels(Gather& gather) {
+  GatherPlan& g = gather.plan;
+  const bool even_channels = g.channels % 2 == 0;
+  make_pairs(g, 4);
+  const auto even = [](int64_t a) { return a % 2 == 0; };
+  g.in_words = even_channels && g.in_channel == 1 && even(g.in_batch) && std::all_of(g.in_axis, g.in_axis + kAxes, even);
+  if (!g.in_words) return;
+  for (int64_t* pitch : {&g.in_batch, &g.in_group, &g.in_axis[0], &g.in_axis[1], &g.in_axis[2]}) *pitch /= 2;
+  g.w_words = g.w_channel == 1 && even(g.w_row) && std::all_of(g.w_phase, g.w_phase + kAxes, even) &&
+              std::all_of(gather.tap_weight.begin(), gather.tap_weight.end(), even);
+  if (!g.w_words) {
+    g.w_channel *= 2;
+    return;
+  }
+  g.w_group /= 2;
+  g.w_row /= 2;
+  for (int64_t& apart : g.w_phase) apart /= 2;
+  for (int64_t& at : gather.tap_weight) at /= 2;
+}
+
 // A phase of one axis of a transposed convolution: its outputs, its taps that meet an input, and how far from the
 // output's cell each reads.
 struct AxisPhase {
@@ -370,7 +391,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   // come from a tile: there channels that stand pages apart do not drive each other out of the first cache.
   const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
                         (g.source[1] - 1) * g.in_axis[1] + (g.source[2] - 1) * g.in_axis[2];
-  g.raw = blocking.may_be_raw && inside && g.taps > 0 && k.item == k.sum_item &&
+  g.raw = blocking.may_be_raw && inside && g.taps > 0 && (k.item == k.sum_item || g.in_words) &&
           g.channels * g.in_channel + reach < (int64_t{1} << 31);
 
   const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
@@ -389,10 +410,10 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
       (g.outer || blocking.may_be_inner) && g.in_channel == 1 && g.in_axis[2] != 1 && g.channel_block > 1;
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
   // Few channels that are all of a pixel: rows of the tile are rows of the input, or of two pairs for each pixel.
-  const bool of_channels = k.pairs && g.pair_axis == 4;
-  const int64_t pixel = of_channels ? 2 * g.channels - (g.pair_alone ? 1 : 0) : g.channels;
-  const bool whole_pixels = g.channels == g.channel_block && g.in_axis[2] == pixel && step[2] == 1;
-  const bool few = k.pairs ? of_channels && g.channels == 2 : g.channels < k.lanes;
+  const bool three = g.pair_alone && g.pair_axis == 4 && g.channels == 2;
+  const bool whole_pixels =
+      g.channels == g.channel_block && g.in_axis[2] == (three ? 3 : g.channels) && step[2] == 1;
+  const bool few = !k.pairs || g.in_words ? g.channels < k.lanes : three;
   if (g.outer && channels_inner && whole_pixels && few) g.tile_cell = g.channels;
   g.tile_row = g.tile_cell * (g.cells[2] - (blocking.shares_margins ? shared_margin(g, 2) : 0));
   g.tile_plane = g.tile_row * (g.cells[1] - (blocking.shares_margins ? shared_margin(g, 1) : 0));
@@ -567,7 +588,7 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
     gathers.push_back(forward_gather(p, false));
   }
   if (k.pairs) {
-    for (Gather& gather : gathers) make_pairs(gather.plan, 4);
+    for (Gather& gather : gathers) pair_channels(gather);
   }
   const int64_t threads = thread_count();
   // The phases of a transposed convolution are blocked alike, by the deepest one, so that tasks in turn are even.
@@ -616,7 +637,7 @@ double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k) {
     GatherPlan& g = gather.plan;
     const auto inputs = static_cast<double>(g.batch * g.groups * g.channels * g.source[0] * g.source[1] * g.source[2]);
     weights += g.groups * g.rows * g.channels * static_cast<int64_t>(gather.shifts.size());
-    if (k.pairs) make_pairs(g, 4);
+    if (k.pairs) pair_channels(gather);
     const Blocking blocking = gather_blocking(gather, k, 1, std::nullopt);
     const auto outputs = static_cast<double>(g.batch * g.groups * g.grid[0] * g.grid[1] * g.grid[2]);
     // Phases of the outer product see one tile.
@@ -684,7 +705,7 @@ RowPass pass_of(const std::vector<Gather>& gathers, int64_t first, int64_t count
   RowPass pass = {};
   int64_t packed = 0;
   const int64_t channel = first / merged_phases(gathers[0].plan);
-  pass.w = static_cast<const char*>(w) + channel * gathers[0].plan.w_row * k.item;
+  pass.w = static_cast<const char*>(w) + channel * gathers[0].plan.w_row * (gathers[0].plan.w_words ? 2 : 1) * k.item;
   for (const Gather& gather : gathers) {
     GatherPlan g = gather.plan;
     g.rows = count;

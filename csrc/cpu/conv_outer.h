@@ -64,6 +64,14 @@ struct OuterRows {
   bool is_past_caches() const { return past_caches; }
 };
 
+// What stands at p: of pairs, in memory whose numbers are of another type.
+template <typename T>
+inline T number_at(const T* p) {
+  T number;
+  __builtin_memcpy(&number, p, sizeof(number));
+  return number;
+}
+
 // to[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
 template <typename T, int kRows, int kVecs, typename Ahead, typename To>
 void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, To to, bool add,
@@ -83,7 +91,7 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
     V x[kVecs];
     CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) x[j] = load(columns + j * kLanes);
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-      const V v = row[r][at] - V{};
+      const V v = number_at(row[r] + at) - V{};
       CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) acc[r][j] = multiply_add(acc[r][j], v, x[j]);
     }
   }

@@ -42,6 +42,9 @@ struct GatherPlan {
   int64_t pair_axis;  // as `box`; 4: the channels
   int64_t pair_apart;
   bool pair_alone;
+  // Or i counts the pair of channels 2 i and 2 i + 1, which memory has as a word: in_* count words then; and where the
+  // weights have words as well, so do w_* and tap_weight.
+  bool in_words, w_words;
 
   int64_t channel_block;  // channels of a tile
   int64_t row_split;      // tasks that share a box, each with its rows

@@ -318,7 +318,7 @@ inline typename Simd<typename SumOf<T>::type>::Vec load_between(uintptr_t p, int
     return widen_halves(reinterpret_cast<Halves>(bits), T{});
   } else if constexpr (sizeof(T) == 4) {
     const __m512 v = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), reinterpret_cast<const void*>(p));
-    return reinterpret_cast<typename Simd<T>::Vec>(v);
+    return reinterpret_cast<typename Simd<typename SumOf<T>::type>::Vec>(v);
   } else {
     const __m512d v = _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), reinterpret_cast<const void*>(p));
     return reinterpret_cast<typename Simd<T>::Vec>(v);
@@ -596,15 +596,15 @@ inline void copy_run(const T* from, int64_t step, int64_t count, Sum* to) {
       }
     } else if (step == 4) {
       for (; i + kLanes < count; i += kLanes) {
-        const Sum* in = from + 4 * i;
+        const T* in = from + 4 * i;
         store(to + i, evens<Sum>(evens<Sum>(load(in), load(in + kLanes)),
                                  evens<Sum>(load(in + 2 * kLanes), load(in + 3 * kLanes))));
       }
       typedef Sum V4 __attribute__((vector_size(4 * sizeof(Sum))));
       typedef Sum Loose4 __attribute__((vector_size(4 * sizeof(Sum)), aligned(alignof(Sum)), may_alias));
       for (; i + 4 <= count; i += 4) {
-        const Sum* in = from + 4 * i;
-        *reinterpret_cast<Loose4*>(to + i) = V4{in[0], in[4], in[8], in[12]};
+        const T* in = from + 4 * i;
+        *reinterpret_cast<Loose4*>(to + i) = V4{widen(in[0]), widen(in[4]), widen(in[8]), widen(in[12])};
       }
     }
   }
