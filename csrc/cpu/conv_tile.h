@@ -51,12 +51,28 @@ inline void prefetch_rows_of_input(const T* first, int64_t rows, int64_t step, i
   }
 }
 
-// The tile of channels [c0, c0 + channels) under a box: zeros, and the rows that meet the input. With kInner the
-// channels are the innermost axis of both the input and the tile. Of pairs, both members are looked at alike.
-template <bool kInner, typename T, typename Factor>
+// Which axis is the innermost: rows in both the input and the tile; channels in both; or channels in the input, rows in
+// the tile.
+enum class Innermost { kRows, kChannels, kTransposed };
+
+// A row of `size` cells of channels that follow each other in memory, to a row for every channel.
+template <typename T, typename Factor>
+inline void transpose_cells(const RowPart<T>& part, int64_t step, int64_t size, int64_t channels, Factor* row,
+                            int64_t pitch) {
+  transpose(part.at, step, part.end - part.begin, channels, row + part.begin, pitch);
+  for (int64_t c = 0; c < channels; ++c, row += pitch) {
+    fill_zero(row, part.begin);
+    fill_zero(row + part.end, size - part.end);
+  }
+}
+
+// The tile of channels [c0, c0 + channels) under a box: zeros, and the rows that meet the input. Of pairs, both members
+// are looked at alike.
+template <Innermost kInnermost, typename T, typename Factor>
 void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
                     Factor* tile) {
   constexpr int kMembers = FactorOf<T>::kMembers;
+  constexpr bool kInner = kInnermost != Innermost::kRows;
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   int64_t cells[3], step[3], first[kMembers][3], apart[5] = {};
   apart[p.pair_axis] = p.pair_apart;
@@ -66,7 +82,7 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
     for (int m = 0; m < kMembers; ++m) first[m][i] = (b.first[i + 1] + m * apart[i + 1]) * p.move[i] + p.low[i];
   }
   const int64_t ahead = most<int64_t>(1, kRowsAsked / (cells[0] * cells[1]));  // channels
-  const int64_t row_size = kInner ? cells[2] * p.tile_cell : cells[2], step_in = step[2] * p.in_axis[2];
+  const int64_t row_size = cells[2] * p.tile_cell, step_in = step[2] * p.in_axis[2];
   const int64_t step_y = step[1] * p.in_axis[1];
   // The last pair has no second member where there is nothing to make it of.
   const int64_t last_image = p.pair_alone && p.pair_axis == 0 ? p.batch - 1 : p.batch;
@@ -126,7 +142,15 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
             }
             Factor* rows = plane + y * p.tile_row;
             if (!meets) {
-              for (int64_t i = 0; i < until - y; ++i) fill_zero(rows + i * p.tile_row, row_size);
+              for (int64_t c_in = 0; c_in < (kInnermost == Innermost::kTransposed ? channels : 1); ++c_in) {
+                for (int64_t i = 0; i < until - y; ++i) {
+                  fill_zero(rows + c_in * p.tile_channel + i * p.tile_row, row_size);
+                }
+              }
+            } else if constexpr (kInnermost == Innermost::kTransposed) {
+              for_rows(part, step_y, until - y, [&](const RowPart<T>(&row)[kMembers], int64_t i) {
+                transpose_cells(row[0], step_in, cells[2], channels, rows + i * p.tile_row, p.tile_channel);
+              });
             } else if constexpr (kInner) {
               for_rows(part, step_y, until - y, [&](const RowPart<T>(&row)[kMembers], int64_t i) {
                 copy_part_cells(row, step_in, cells[2], channels, last_channel - c0, p.tile_cell,
@@ -144,11 +168,12 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
 
 template <typename T, typename Factor>
 void pad_tile(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels, Factor* tile) {
-  if (p.tile_cell > 1) {
-    pad_tile_along<true>(p, b, in, g, c0, channels, tile);
-  } else {
-    pad_tile_along<false>(p, b, in, g, c0, channels, tile);
+  if (p.tile_cell > 1) return pad_tile_along<Innermost::kChannels>(p, b, in, g, c0, channels, tile);
+  if constexpr (FactorOf<T>::kMembers == 1) {
+    const bool transposed = p.in_channel == 1 && channels > 1 && p.in_axis[2] != 1;
+    if (transposed) return pad_tile_along<Innermost::kTransposed>(p, b, in, g, c0, channels, tile);
   }
+  pad_tile_along<Innermost::kRows>(p, b, in, g, c0, channels, tile);
 }
 
 // The runs of a box. Columns count outputs; or, where the tile is read directly, they are the tile's cells.
