@@ -652,6 +652,14 @@ void gather_offset(const GatherPlan& p, const GatherTask& task, const T* in, con
       column += vectors * kLanes;
     }
   }
+  if (p.out_channel == 1 && last_row - first_row > 3) {  // of fewer rows a transposition would be mostly zeros
+    T* to = out + g * p.out_group + first_row;
+    for (int64_t i = 0; i < count; ++i) {
+      transpose_narrow(sums + runs[i].column, p.columns, last_row - first_row, runs[i].length, to + runs[i].out,
+                       p.out_axis[2]);
+    }
+    return;
+  }
   for (int64_t row = first_row; row < last_row; ++row) {
     Sum bias = 0;
     if (p.bias) widen_bias<T>(p, g, row, 1, &bias);
