@@ -506,8 +506,11 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   // neighbours are not neighbours in memory.
   const auto rows = static_cast<double>(g.rows), lanes = static_cast<double>(k.lanes);
   const auto channels = static_cast<double>(g.channels), taps = static_cast<double>(gather.shifts.size());
-  const auto vectors = static_cast<double>(parts(g.rows, k.lanes));
-  const double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
+  const auto vectors_of = [&](int64_t count) { return static_cast<double>(parts(count, k.lanes)); };
+  const double vectors = vectors_of(g.rows);
+  double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
+  // Where channels are neighbours there, vectors of them are transposed.
+  if (g.in_channel == 1 && stride == 1) copied *= std::min(1.0, 0.4 * vectors_of(g.channels) * lanes / channels);
   // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
   const double store = merged_phases(g) > 1 || g.out_channel == 1 ? 0.3
                        : g.out_channel * k.item % 4096 == 0       ? 1.6
