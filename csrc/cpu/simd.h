@@ -295,6 +295,12 @@ inline Halves narrow_floats(Floats v, Half16) {
 }
 #endif
 
+#if CONVARITH_BF16
+inline Halves narrow_floats(Floats v, Brain16) {  // of subnormal numbers zeros, as of their products
+  return reinterpret_cast<Halves>(_mm512_maskz_cvtneps_pbh(0xffff, as<__m512>(v)));
+}
+#endif
+
 // Vectors of sums from memory and to memory, converted.
 template <typename T>
 inline typename Simd<typename SumOf<T>::type>::Vec load_wide(const T* p) {
