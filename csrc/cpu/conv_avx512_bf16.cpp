@@ -4,6 +4,9 @@
 #include "target_bf16.h"
 
 #ifdef CONVARITH_BF16
+#include "conv_channelwise.h"
+#include "conv_depthwise.h"
+#include "conv_depthwise_in_place_weight.h"
 #include "conv_products.h"
 #endif
 
@@ -15,7 +18,12 @@ ConvKernels conv_kernels(int dtype);
 namespace avx512_bf16 {
 ConvKernels conv_kernels(int dtype) {
   ConvKernels k = avx512::conv_kernels(dtype);
-  if (dtype == 2) set_products<Brain16>(k);
+  if (dtype == 2) {
+    set_products<Brain16>(k);
+    k.depthwise = depthwise<Brain16>;
+    k.depthwise_in_place = depthwise_in_place<Brain16>;
+    k.channelwise = channelwise<Brain16>;
+  }
   return k;
 }
 }  // namespace avx512_bf16
