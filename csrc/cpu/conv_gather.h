@@ -494,10 +494,12 @@ inline void widen_bias(const GatherPlan& p, int64_t group, int64_t first, int64_
   for (int64_t i = 0; i < count; ++i) to[i] = widen(bias[(first + i) / phases]);
 }
 
-// Whether sums stand in memory as the result does: there they are then, from the first channels on.
+// Whether sums stand in memory as the result does: there they are then, from the first channels on; or, of pairs, where
+// no more channels follow.
 template <typename T>
 inline bool sums_in_place(const GatherPlan& p) {
-  return sizeof(T) == sizeof(typename SumOf<T>::type) && p.out_channel == 1 && !merges_phases(p);
+  if (p.out_channel != 1 || merges_phases(p)) return false;
+  return sizeof(T) == sizeof(typename SumOf<T>::type) || (FactorOf<T>::kMembers == 2 && p.channel_block == p.channels);
 }
 
 // Whether results are whole lines that are written once, and too many to stay.
@@ -518,6 +520,7 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
   typedef typename SumOf<T>::type Sum;
   typedef typename FactorOf<T>::type Factor;
   constexpr int kLanes = Simd<Sum>::kLanes;
+  constexpr bool kInPlace = sizeof(T) == sizeof(Sum) || FactorOf<T>::kMembers == 2;  // other halves: too many kernels
   Run* runs = reinterpret_cast<Run*>(scratch + p.at_runs);
   int32_t* pixels = reinterpret_cast<int32_t*>(scratch + p.at_pixels);
   int64_t* places = reinterpret_cast<int64_t*>(scratch + p.at_places);
@@ -547,16 +550,22 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t q = block_begin(part, size, parts), some = block_begin(part + 1, size, parts) - q;
           const Factor* from[kMostOuterRows];
-          Sum* to[kMostOuterRows];
-          for (int64_t i = 0; i < some; ++i) {
-            from[i] = tile + pixels[first + q + i];
-            to[i] = in_place ? reinterpret_cast<Sum*>(rows_out + r.first + places[first + q + i])
-                             : sums + (q + i) * r.width;
+          for (int64_t i = 0; i < some; ++i) from[i] = tile + pixels[first + q + i];
+          const Sum* start = p.bias ? bias : nullptr;
+          if constexpr (kInPlace) {
+            if (in_place) {
+              T* to[kMostOuterRows];
+              for (int64_t i = 0; i < some; ++i) to[i] = rows_out + r.first + places[first + q + i];
+              outer_for<Factor, RowsAhead, OuterRows<T>>(some, vectors)(
+                  depth, from, p.offset, weights, {to, r.real, start, past_caches}, c0 > 0, {});
+              continue;
+            }
           }
+          Sum* to[kMostOuterRows];
+          for (int64_t i = 0; i < some; ++i) to[i] = sums + (q + i) * r.width;
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
           outer_for<Factor, RowsAhead, OuterRows<Sum>>(some, vectors)(
-              depth, from, p.offset, weights, {to, in_place ? r.real : r.width, p.bias ? bias : nullptr, past_caches},
-              c0 > 0, {});
+              depth, from, p.offset, weights, {to, r.width, start, false}, c0 > 0, {});
         }
         // While the sums are in the first cache.
         if (last && !in_place) store_outer(p, runs, first, first + size, r, bias, sums, rows_out);

@@ -50,15 +50,17 @@ struct OuterBlock {
   bool is_past_caches() const { return false; }
 };
 
-// Or each row somewhere, `columns` of them, beginning with a bias if there is one.
-template <typename Sum>
+// Or each row somewhere, `columns` of them, beginning with a bias if there is one; of T, to which nothing narrower than
+// sums is added.
+template <typename T>
 struct OuterRows {
-  Sum* const* rows;
+  typedef typename SumOf<T>::type Sum;
+  T* const* rows;
   int64_t columns;
   const Sum* bias;   // of every column, or null
   bool past_caches;  // rows are whole lines, written once, which need not be read before
 
-  Sum* row(int r, int) const { return rows[r]; }
+  T* row(int r, int) const { return rows[r]; }
   int64_t columns_of(int) const { return columns; }
   const Sum* start() const { return bias; }
   bool is_past_caches() const { return past_caches; }
@@ -100,18 +102,22 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
       CONVARITH_UNROLL for (int j = 0; j < vectors; ++j) {
         auto* out = to.row(r, kVecs * kLanes) + j * kLanes;
-        store(out, add ? load(out) + acc[r][j] : start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
+        store_narrow(out, add     ? load_wide(out) + acc[r][j]
+                          : start ? load(start + j * kLanes) + acc[r][j]
+                                  : acc[r][j]);
       }
     }
   };
-  if (to.is_past_caches()) {
-    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-        store_past_caches(to.row(r, kVecs * kLanes) + j * kLanes,
-                          start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
+  if constexpr (sizeof(*to.row(0, 0)) == sizeof(*start)) {
+    if (to.is_past_caches()) {
+      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+          store_past_caches(to.row(r, kVecs * kLanes) + j * kLanes,
+                            start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
+        }
       }
+      return;
     }
-    return;
   }
   constexpr int kLast = (kVecs - 1) * kLanes;
   const int64_t rest = to.columns_of(kVecs * kLanes) - kLast;
@@ -120,7 +126,7 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
   CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
     auto* out = to.row(r, kVecs * kLanes) + kLast;
     const Sums sum = acc[r][kVecs - 1];
-    store_some(out, add ? load_some(out, rest) + sum : start ? load(start + kLast) + sum : sum, rest);
+    store_narrow_some(out, add ? load_wide_some(out, rest) + sum : start ? load(start + kLast) + sum : sum, rest);
   }
 }
 

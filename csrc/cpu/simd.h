@@ -372,6 +372,20 @@ inline void store_narrow(T* p, typename Simd<typename SumOf<T>::type>::Vec v) {
   }
 }
 
+template <typename T>
+inline void store_narrow_some(T* p, typename Simd<typename SumOf<T>::type>::Vec v, int64_t count) {
+  if constexpr (sizeof(T) == 2) {
+#if CONVARITH_BYTES == 64
+    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    _mm256_mask_storeu_epi16(p, mask, as<__m256i>(narrow_floats(v, T{})));
+#else
+    store_parts<Simd<float>::kLanes / 2>(p, narrow_floats(v, T{}), count);
+#endif
+  } else {
+    store_some(p, v, count);
+  }
+}
+
 // The bits of a half precision that are all ones in infinities and NaNs only.
 inline uint16_t exponent_bits(Brain16) {
   return 0x7f80;
@@ -644,17 +658,7 @@ inline void scatter_run(const Sum* from, int64_t count, T* to, int64_t step) {
     return;
   }
   for (; i + kLanes <= count; i += kLanes) store_narrow(to + i, load(from + i));
-  if (i == count) return;
-  if constexpr (sizeof(T) == sizeof(Sum)) {
-    store_some(to + i, load_some(from + i, count - i), count - i);
-  } else {
-#if CONVARITH_BYTES == 64
-    const Halves rest = narrow_floats(load_some(from + i, count - i), T{});
-    _mm256_mask_storeu_epi16(to + i, static_cast<__mmask16>((1u << (count - i)) - 1), as<__m256i>(rest));
-#else
-    store_parts<kLanes / 2>(to + i, narrow_floats(load_some(from + i, count - i), T{}), count - i);
-#endif
-  }
+  if (i < count) store_narrow_some(to + i, load_some(from + i, count - i), count - i);
 }
 
 // Transposing to narrower numbers.
