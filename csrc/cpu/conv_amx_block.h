@@ -47,10 +47,5 @@ inline void end_block(float* sums) {
   if constexpr (kHigh == 2 && kWide == 2) CONVARITH_AMX_STORE(3, low + kRegisterWords, kSumsRow);
 }
 
-inline __m512i round_sums(Floats first, Floats second) {
-  return reinterpret_cast<__m512i>(
-      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
-}
-
 }  // namespace
 }  // namespace convarith::cpu::CONVARITH_ISA

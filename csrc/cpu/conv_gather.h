@@ -505,7 +505,10 @@ inline bool sums_in_place(const GatherPlan& p) {
 // Whether results are whole lines that are written once, and too many to stay.
 template <typename T>
 inline bool goes_past_caches(const GatherPlan& p, const T* out) {
-  if (p.channel_block < p.channels || p.rows % (64 / static_cast<int64_t>(sizeof(T))) != 0) return false;
+  // Of narrower numbers whole vectors do not make whole lines, but whole blocks do.
+  typedef typename SumOf<T>::type Sum;
+  constexpr int64_t kRows = sizeof(T) == sizeof(Sum) ? 64 / sizeof(T) : kOuterVectors * Simd<Sum>::kLanes;
+  if (p.channel_block < p.channels || p.rows % kRows != 0) return false;
   int64_t apart = p.out_batch | p.out_group | p.out_offset;
   for (int i = 0; i < 3; ++i) apart |= p.out_axis[i];
   const auto at = reinterpret_cast<uintptr_t>(out) | static_cast<uintptr_t>(apart) * sizeof(T);

@@ -74,6 +74,24 @@ inline T number_at(const T* p) {
   return number;
 }
 
+// Whole lines of sums.
+template <int kVecs, typename T, typename Sums>
+inline void store_lines_past_caches(T* to, const Sums (&sums)[kVecs]) {
+  if constexpr (sizeof(Sums) / sizeof(sums[0][0]) * sizeof(T) == CONVARITH_BYTES) {
+    CONVARITH_UNROLL for (const Sums& v : sums) {
+      store_past_caches(to, v);
+      to += sizeof(Sums) / sizeof(T);
+    }
+  }
+#if CONVARITH_BF16
+  if constexpr (sizeof(T) == 2 && kVecs % 2 == 0) {
+    CONVARITH_UNROLL for (int j = 0; j < kVecs; j += 2, to += 32) {
+      store_past_caches(reinterpret_cast<uint32_t*>(to), as<Words>(round_sums(sums[j], sums[j + 1])));
+    }
+  }
+#endif
+}
+
 // to[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
 template <typename T, int kRows, int kVecs, typename Ahead, typename To>
 void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, To to, bool add,
@@ -108,16 +126,14 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
       }
     }
   };
-  if constexpr (sizeof(*to.row(0, 0)) == sizeof(*start)) {
-    if (to.is_past_caches()) {
-      CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
-        CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
-          store_past_caches(to.row(r, kVecs * kLanes) + j * kLanes,
-                            start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
-        }
+  if (to.is_past_caches()) {
+    CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
+      CONVARITH_UNROLL for (int j = 0; j < kVecs; ++j) {
+        if (start) acc[r][j] += load(start + j * kLanes);
       }
-      return;
+      store_lines_past_caches(to.row(r, kVecs * kLanes), acc[r]);
     }
+    return;
   }
   constexpr int kLast = (kVecs - 1) * kLanes;
   const int64_t rest = to.columns_of(kVecs * kLanes) - kLast;
