@@ -207,6 +207,39 @@ def test_weights_may_be_a_part_of_a_tensor(name, where, dtype):
     assert memory.isnan().sum() == memory.numel() - w.numel()  # nor written
 
 
+def pixels(t, before, beside):
+    """`t` in channels_last, `before` numbers from where memory begins, `beside` others between pixels; all NaN."""
+    n, c, *size = t.shape
+    count = n * size[0] * size[1]
+    memory = torch.full((before + count * (c + beside),), float("nan"), dtype=t.dtype)
+    part = memory[before:].view(n, *size, c + beside)[..., :c].permute(0, 3, 1, 2)
+    return part.copy_(t)
+
+
+# Channels that are neighbours in memory, and whose pairs are words there or not: of even or odd numbers, from even or
+# odd places on.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("before", "beside"), [(0, 0), (1, 0), (0, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("name", SLICED)
+def test_pixels_may_be_parts_of_a_tensor(name, before, beside, dtype):
+    c, k, groups, size, kernel, *geometry = SLICED[name]
+    for channels, rows in ((c, k), (c + groups, k + groups)):
+        x = integers((2, channels, *size), 1, dtype)
+        w = integers((rows, channels // groups, *kernel), 2, dtype)
+        y = by("reference", "conv", x, w, *geometry, groups)
+        gradient = integers(y.shape, 3, dtype)
+        dx = by("reference", "conv_transpose", gradient, w, size, *geometry, groups)
+        dw = by("reference", "conv_weight", x, gradient, kernel, *geometry, groups)
+        x, gradient = pixels(x, before, beside), pixels(gradient, before, beside)
+        for weights in (w, pixels(w, before, beside)):
+            for algorithm in GATHERS:
+                assert torch.equal(by(algorithm, "conv", x, weights, *geometry, groups), y), algorithm
+                got = by(algorithm, "conv_transpose", gradient, weights, size, *geometry, groups)
+                assert torch.equal(got, dx), algorithm
+        for algorithm in GRADIENTS:
+            assert torch.equal(by(algorithm, "conv_weight", x, gradient, kernel, *geometry, groups), dw), algorithm
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if case[7][::2] == case[7][1::2] and min(case[7]) >= 0]
