@@ -256,18 +256,16 @@ class CopyRows<Brain16> {
 #endif
 
 #if CONVARITH_BF16
-// Pixels of three or four channels that follow each other, to two pairs each: of the first and the third, and of the
-// second and the fourth, if there is one.
-inline void copy_pixels(const Brain16* from, int64_t channels, int64_t count, uint32_t* to) {
+// Pixels of three channels that follow each other, to two pairs each: of the first and the third, and the second alone.
+inline void copy_pixels(const Brain16* from, int64_t count, uint32_t* to) {
   constexpr int64_t kPixels = 8;  // of a vector of pairs
   uint16_t lane[4 * kPixels];
-  for (int64_t i = 0; i < 4 * kPixels; ++i) lane[i] = static_cast<uint16_t>(i / 4 * channels + i % 2 * 2 + i % 4 / 2);
+  for (int64_t i = 0; i < 4 * kPixels; ++i) lane[i] = static_cast<uint16_t>(i / 4 * 3 + i % 2 * 2 + i % 4 / 2);
   const __m512i lanes = _mm512_loadu_si512(lane);
-  const __mmask32 there = channels == 3 ? 0x77777777u : ~0u;
-  for (int64_t i = 0; i < count; i += kPixels, from += kPixels * channels, to += 2 * kPixels) {
+  for (int64_t i = 0; i < count; i += kPixels, from += 3 * kPixels, to += 2 * kPixels) {
     const int64_t pixels = least(count - i, kPixels);
-    const auto read = static_cast<uint32_t>((uint64_t{1} << pixels * channels) - 1);
-    const __m512i pairs = _mm512_maskz_permutexvar_epi16(there, lanes, _mm512_maskz_loadu_epi16(read, from));
+    const uint32_t read = (1u << 3 * pixels) - 1;
+    const __m512i pairs = _mm512_maskz_permutexvar_epi16(0x77777777u, lanes, _mm512_maskz_loadu_epi16(read, from));
     _mm512_mask_storeu_epi32(to, static_cast<__mmask16>((1u << 2 * pixels) - 1), pairs);
   }
 }
@@ -288,9 +286,9 @@ inline void copy_part_cells(const RowPart<T> (&part)[kMembers], int64_t step, in
   if constexpr (kMembers == 2) {
     const int64_t begin = part[0].begin, end = part[0].end;
     const bool of_channels = part[0].at != nullptr && part[1].at == part[0].at + channels;
-    if (of_channels && channels == 2 && pitch == 2 && step == channels + whole && end - begin > 1) {
+    if (of_channels && channels == 2 && whole == 1 && pitch == 2 && step == 3 && end - begin > 1) {
       fill_zero(row, 2 * begin);
-      copy_pixels(part[0].at, step, end - begin, row + 2 * begin);
+      copy_pixels(part[0].at, end - begin, row + 2 * begin);
       return fill_zero(row + 2 * end, 2 * (size - end));
     }
   }
