@@ -308,16 +308,45 @@ void set_boxes(GatherPlan& g, const std::vector<std::array<int64_t, 3>>& shifts,
   }
 }
 
-// The residues of the taps' inputs modulo the step, each once.
-std::vector<std::array<int64_t, 3>> residues_of(const Gather& gather, const int64_t* step) {
-  std::vector<std::array<int64_t, 3>> residues;
-  for (const auto& shift : gather.shifts) {
-    std::array<int64_t, 3> r;
-    for (int i = 0; i < 3; ++i) r[i] = shift[i] - floor_div(shift[i], step[i]) * step[i];
-    if (std::find(residues.begin(), residues.end(), r) == residues.end()) residues.push_back(r);
+// The residues of the taps' inputs modulo the step, in the order of the taps: every axis's with all of the others'.
+class Residues {
+ public:
+  Residues(const Gather& gather, const int64_t* step) : step_{step[0], step[1], step[2]} {
+    for (const auto& shift : gather.shifts) {
+      for (int i = 0; i < kAxes; ++i) {
+        const int64_t r = of(shift[i], i);
+        if (std::find(axis_[i].begin(), axis_[i].end(), r) == axis_[i].end()) axis_[i].push_back(r);
+      }
+    }
   }
-  return residues;
-}
+
+  int64_t count() const { return static_cast<int64_t>(axis_[0].size() * axis_[1].size() * axis_[2].size()); }
+
+  int64_t index(const std::array<int64_t, 3>& shift) const {
+    int64_t index = 0;
+    for (int i = 0; i < kAxes; ++i) {
+      const auto at = std::find(axis_[i].begin(), axis_[i].end(), of(shift[i], i)) - axis_[i].begin();
+      index = index * static_cast<int64_t>(axis_[i].size()) + at;
+    }
+    return index;
+  }
+
+  std::vector<int64_t> list() const {
+    std::vector<int64_t> all;
+    for (int64_t z : axis_[0]) {
+      for (int64_t y : axis_[1]) {
+        for (int64_t x : axis_[2]) all.insert(all.end(), {z, y, x});
+      }
+    }
+    return all;
+  }
+
+ private:
+  int64_t of(int64_t shift, int axis) const { return shift - floor_div(shift, step_[axis]) * step_[axis]; }
+
+  int64_t step_[kAxes];
+  std::vector<int64_t> axis_[kAxes];
+};
 
 int64_t merged_phases(const GatherPlan& g) {
   return g.phases[0] * g.phases[1] * g.phases[2];
@@ -350,12 +379,12 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   // Where every residue modulo the stride is read, the outer product needs no split: it reads cells wherever they are.
   const int64_t all_residues = g.stride[0] * g.stride[1] * g.stride[2];
   const bool split =
-      !blocking.without_tile && (!g.outer || residues_of(gather, g.stride).size() < static_cast<size_t>(all_residues));
+      !blocking.without_tile && (!g.outer || Residues(gather, g.stride).count() < all_residues);
   const int64_t whole[3] = {1, 1, 1};
   const int64_t* step = split ? g.stride : whole;  // inputs between neighbouring cells
-  const auto residues = residues_of(gather, step);
-  g.residues = static_cast<int64_t>(residues.size());
-  for (const auto& r : residues) gather.residue.insert(gather.residue.end(), r.begin(), r.end());
+  const Residues residues(gather, step);
+  g.residues = residues.count();
+  gather.residue = residues.list();
 
   // Plans that see one tile have the same boxes, whatever they themselves read of it.
   const auto& seen = blocking.seen ? *blocking.seen : gather.shifts;
@@ -431,14 +460,11 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   for (int64_t t = 0; t < g.taps; ++t) {
     const auto& shift = gather.shifts[t];
     const int64_t pitch[3] = {g.tile_plane, g.tile_row, g.tile_cell};
-    std::array<int64_t, 3> residue;
     int64_t offset = 0;
     for (int i = 0; i < 3; ++i) {
-      const int64_t cell = floor_div(shift[i], step[i]);
-      residue[i] = shift[i] - cell * step[i];
-      offset += g.raw ? shift[i] * g.in_axis[i] : (cell - g.low[i]) * pitch[i];
+      offset += g.raw ? shift[i] * g.in_axis[i] : (floor_div(shift[i], step[i]) - g.low[i]) * pitch[i];
     }
-    if (!g.raw) offset += (std::find(residues.begin(), residues.end(), residue) - residues.begin()) * g.tile_residue;
+    if (!g.raw) offset += residues.index(shift) * g.tile_residue;
     for (int64_t c = 0; c < offset_channels; ++c) {
       gather.offset[c * g.taps + t] = static_cast<int32_t>(offset + c * (g.raw ? g.in_channel : g.tile_channel));
     }
