@@ -433,9 +433,9 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
     d.in_axis[i] = in.axis[i + 1];
     d.out_axis[i] = out.axis[i + 1];
   }
-  // Gathers and dots have products of pairs, these kernels have not.
+  // Gathers and dots have products of pairs, these kernels have not; but dots copy what has its channels innermost.
   const bool pairs_pay = !wanted && k.pairs && d.channels > 1;
-  if (pairs_pay && pass == Pass::kWeight) return nullptr;
+  if (pairs_pay && pass == Pass::kWeight && p.x.channel != 1) return nullptr;
   const bool narrow = 2 * d.grid[1] <= k.lanes * (transposed ? p.axis[2].stride : 1);  // most lanes would be empty
   if (!narrow && !pairs_pay && lay_out_in_place(result, p)) return made;
   if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;
