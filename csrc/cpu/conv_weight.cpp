@@ -85,6 +85,8 @@ int64_t dot_pixels(int64_t columns, const ConvKernels& k) {
   return std::min<int64_t>(4096, kDotPanelBytes / k.sum_item / std::min(columns, k.dot_columns));
 }
 
+constexpr double kPixelCycles = 14;  // of a pair of pixels, to copy
+
 // Of two vectors; where products are of pairs, of half of those, but for tiles of pixels, which have longer rows.
 double product_cycles(const Problem& p, const ConvKernels& k) {
   return !k.pairs ? 0.5 : p.x.channel == 1 ? 0.3 : 0.25;
@@ -324,8 +326,11 @@ double weight_cycles(const Problem& p, const ConvKernels& k) {
   const double outer = is_pointwise(p) ? std::min(outer_cost(p, k), outer_cost(swap_sides(p), k)) : outer_cost(p, k);
   const int64_t weights = p.groups * p.out_channels * p.in_channels * p.kernel_numel();
   const auto inputs = static_cast<double>(p.batch * p.groups * p.in_channels * p.input_numel());
+  // Pairs of pixels are copied one by one, however few channels they have.
+  const bool by_pixel = k.pairs && p.x.channel == 1 && p.in_channels > 1;
+  const double pixels = by_pixel ? kPixelCycles * static_cast<double>(p.batch * p.groups * p.input_numel()) : 0;
   return static_cast<double>(p.groups) * std::min(outer, dot_cost(p, k)) + weight_vector_cycles(weights, k) +
-         far_weight_cycles(weights, k) + kCopyCycles * inputs / static_cast<double>(k.lanes);
+         far_weight_cycles(weights, k) + pixels + kCopyCycles * inputs / static_cast<double>(k.lanes);
 }
 
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k) {
