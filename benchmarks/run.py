@@ -65,15 +65,15 @@ class Case:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.problem, self.dtype, self.device = problem, dtype, device
+        self.channels_last = channels_last and len(problem.input_shape) == 4
 
         def random(shape: tuple[int, ...]) -> torch.Tensor:
             t = torch.randn(shape, generator=generator).to(device, dtype)
-            return t.to(memory_format=torch.channels_last) if channels_last and t.dim() == 4 else t
+            return t.to(memory_format=torch.channels_last) if self.channels_last else t
 
         self.input = random(problem.input_shape)
         self.weight = random(problem.weight_shape)
         self.grad = random((problem.batch, problem.out_channels, *problem.output))
-        self.channels_last = channels_last
         self.big, self.small = (self.grad, self.input) if problem.transposed else (self.input, self.grad)
         # Of C: output padding is padding that C has less of at the end.
         self.pairs = tuple((p, p - a) for p, a in zip(problem.padding, problem.output_padding, strict=True))
