@@ -559,16 +559,16 @@ void gather_outer(const GatherPlan& p, const GatherTask& task, const T* in, cons
             if (in_place) {
               T* to[kMostOuterRows];
               for (int64_t i = 0; i < some; ++i) to[i] = rows_out + r.first + places[first + q + i];
-              outer_for<Factor, RowsAhead, OuterRows<T>>(some, vectors)(
-                  depth, from, p.offset, weights, {to, r.real, start, past_caches}, c0 > 0, {});
+              outer_for<Factor, RowsAhead, OuterRows<T>>(some, vectors)(depth, from, p.offset, weights,
+                                                                        {to, r.real, start, past_caches}, c0 > 0, {});
               continue;
             }
           }
           Sum* to[kMostOuterRows];
           for (int64_t i = 0; i < some; ++i) to[i] = sums + (q + i) * r.width;
           if (last) prefetch_rows(p, runs, first, first + size, r, part, parts, rows_out);
-          outer_for<Factor, RowsAhead, OuterRows<Sum>>(some, vectors)(
-              depth, from, p.offset, weights, {to, r.width, start, false}, c0 > 0, {});
+          outer_for<Factor, RowsAhead, OuterRows<Sum>>(some, vectors)(depth, from, p.offset, weights,
+                                                                      {to, r.width, start, false}, c0 > 0, {});
         }
         // While the sums are in the first cache.
         if (last && !in_place) store_outer(p, runs, first, first + size, r, bias, sums, rows_out);

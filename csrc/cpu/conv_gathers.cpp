@@ -94,7 +94,8 @@ void pair_channels(Gather& gather) {
   const bool even_channels = g.channels % 2 == 0;
   make_pairs(g, 4);
   const auto even = [](int64_t a) { return a % 2 == 0; };
-  g.in_words = even_channels && g.in_channel == 1 && even(g.in_batch) && std::all_of(g.in_axis, g.in_axis + kAxes, even);
+  g.in_words =
+      even_channels && g.in_channel == 1 && even(g.in_batch) && std::all_of(g.in_axis, g.in_axis + kAxes, even);
   if (!g.in_words) return;
   for (int64_t* pitch : {&g.in_batch, &g.in_group, &g.in_axis[0], &g.in_axis[1], &g.in_axis[2]}) *pitch /= 2;
   g.w_words = g.w_channel == 1 && even(g.w_row) && std::all_of(g.w_phase, g.w_phase + kAxes, even) &&
@@ -378,8 +379,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
 
   // Where every residue modulo the stride is read, the outer product needs no split: it reads cells wherever they are.
   const int64_t all_residues = g.stride[0] * g.stride[1] * g.stride[2];
-  const bool split =
-      !blocking.without_tile && (!g.outer || Residues(gather, g.stride).count() < all_residues);
+  const bool split = !blocking.without_tile && (!g.outer || Residues(gather, g.stride).count() < all_residues);
   const int64_t whole[3] = {1, 1, 1};
   const int64_t* step = split ? g.stride : whole;  // inputs between neighbouring cells
   const Residues residues(gather, step);
@@ -440,8 +440,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   g.tile_cell = channels_inner ? spread(g.channel_block, k) : 1;
   // Few channels that are all of a pixel: rows of the tile are rows of the input, or of two pairs for each pixel.
   const bool three = g.pair_alone && g.pair_axis == 4 && g.channels == 2;
-  const bool whole_pixels =
-      g.channels == g.channel_block && g.in_axis[2] == (three ? 3 : g.channels) && step[2] == 1;
+  const bool whole_pixels = g.channels == g.channel_block && g.in_axis[2] == (three ? 3 : g.channels) && step[2] == 1;
   const bool few = !k.pairs || g.in_words ? g.channels < k.lanes : three;
   if (g.outer && channels_inner && whole_pixels && few) g.tile_cell = g.channels;
   g.tile_row = g.tile_cell * (g.cells[2] - (blocking.shares_margins ? shared_margin(g, 2) : 0));

@@ -120,9 +120,7 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
     CONVARITH_UNROLL for (int r = 0; r < kRows; ++r) {
       CONVARITH_UNROLL for (int j = 0; j < vectors; ++j) {
         auto* out = to.row(r, kVecs * kLanes) + j * kLanes;
-        store_narrow(out, add     ? load_wide(out) + acc[r][j]
-                          : start ? load(start + j * kLanes) + acc[r][j]
-                                  : acc[r][j]);
+        store_narrow(out, add ? load_wide(out) + acc[r][j] : start ? load(start + j * kLanes) + acc[r][j] : acc[r][j]);
       }
     }
   };

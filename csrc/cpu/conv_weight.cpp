@@ -99,8 +99,8 @@ double outer_cost(const Problem& p, const ConvKernels& k) {
   const auto rows = static_cast<double>(p.in_channels * p.kernel_numel());
   const auto outputs = static_cast<double>(p.batch * p.output_numel());
   const auto moved = [](bool straight) { return straight ? 1.5 : 6.; };
-  return vectors * (outputs * rows * product_cycles(p, k) * (vectors < 2 ? 1.3 : 1) + outputs * moved(p.y.channel == 1) +
-                    rows * moved(p.w.batch == 1));
+  return vectors * (outputs * rows * product_cycles(p, k) * (vectors < 2 ? 1.3 : 1) +
+                    outputs * moved(p.y.channel == 1) + rows * moved(p.w.batch == 1));
 }
 
 // And of dots: copying y where rows are short, the lanes beside a row's outputs, which are multiplied too, and adding
