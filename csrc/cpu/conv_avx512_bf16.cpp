@@ -1,4 +1,5 @@
-// AVX-512 with AVX512_BF16: conv_products.h with pairs of bfloat16; everything else is AVX-512's.
+// AVX-512 with AVX512_BF16: conv_products.h with pairs of bfloat16, and what stores as many results as it reads inputs,
+// narrowed by the processor; everything else is AVX-512's.
 #if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 10
 #define CONVARITH_ISA avx512_bf16
 #include "target_bf16.h"

@@ -31,6 +31,7 @@ inline Floats multiply_add(Floats sum, Words a, Words b) {
       _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
 }
 
+// To bfloat16, the first ones in the lower half.
 inline __m512i round_sums(Floats first, Floats second) {
   return reinterpret_cast<__m512i>(
       _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));

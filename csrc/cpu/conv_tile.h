@@ -72,7 +72,8 @@ template <Innermost kInnermost, typename T, typename Factor>
 void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, int64_t c0, int64_t channels,
                     Factor* tile) {
   constexpr int kMembers = FactorOf<T>::kMembers;
-  constexpr bool kInner = kInnermost != Innermost::kRows;
+  constexpr bool kTransposed = kInnermost == Innermost::kTransposed;
+  constexpr bool kPixels = kInnermost != Innermost::kRows;  // with all of their channels
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   int64_t cells[3], step[3], first[kMembers][3], apart[5] = {};
   apart[p.pair_axis] = p.pair_apart;
@@ -105,9 +106,9 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
     }
     const CopyRows<T> copy_rows(row_begin, row_end, step_in, cells[2]);
     // Residues of the same rows, and rows of the same lines, are asked for once.
-    const bool asks = !kInner && residue[2] == 0 && (residue[1] == 0 || p.in_axis[1] >= kLine);
+    const bool asks = !kPixels && residue[2] == 0 && (residue[1] == 0 || p.in_axis[1] >= kLine);
     for (int64_t n = 0; n < b.size[0]; ++n) {
-      for (int64_t c = 0; c < (kInner ? 1 : channels); ++c) {
+      for (int64_t c = 0; c < (kPixels ? 1 : channels); ++c) {
         Factor* image = tile + c * p.tile_channel + r * p.tile_residue + n * p.tile_image;
         for (int64_t z = 0; z < cells[0]; ++z) {
           Factor* plane = image + z * p.tile_plane;
@@ -142,16 +143,14 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
             }
             Factor* rows = plane + y * p.tile_row;
             if (!meets) {
-              for (int64_t c_in = 0; c_in < (kInnermost == Innermost::kTransposed ? channels : 1); ++c_in) {
-                for (int64_t i = 0; i < until - y; ++i) {
-                  fill_zero(rows + c_in * p.tile_channel + i * p.tile_row, row_size);
-                }
+              for (int64_t j = 0; j < (kTransposed ? channels : 1); ++j) {
+                for (int64_t i = 0; i < until - y; ++i) fill_zero(rows + j * p.tile_channel + i * p.tile_row, row_size);
               }
-            } else if constexpr (kInnermost == Innermost::kTransposed) {
+            } else if constexpr (kTransposed) {
               for_rows(part, step_y, until - y, [&](const RowPart<T>(&row)[kMembers], int64_t i) {
                 transpose_cells(row[0], step_in, cells[2], channels, rows + i * p.tile_row, p.tile_channel);
               });
-            } else if constexpr (kInner) {
+            } else if constexpr (kPixels) {
               for_rows(part, step_y, until - y, [&](const RowPart<T>(&row)[kMembers], int64_t i) {
                 copy_part_cells(row, step_in, cells[2], channels, last_channel - c0, p.tile_cell,
                                 rows + i * p.tile_row);
