@@ -46,15 +46,21 @@ sanitize: $(addprefix build/standalone/sanitized/,engine windows)  ## run the CP
 aarch64: build/standalone/aarch64/engine  ## the same, without sanitizers, on an emulated ARM; needs g++-aarch64-linux-gnu, qemu-user
 	qemu-aarch64 $< $(CASES)
 
+LAYERS = $(BIN)/python benchmarks/run.py --suite layers transposed
 bench: $(VENV)/.built  ## measure the operators against torch's own
 	$(BIN)/python benchmarks/overhead.py --out $(OUT)/overhead.json
-	$(BIN)/python benchmarks/run.py --suite layers transposed --seconds 0.5 --out $(OUT)/layers.json
+	$(LAYERS) --seconds 0.6 --rounds 9 --out $(OUT)/layers.json
+	$(LAYERS) --threads 1 --out $(OUT)/layers_1_thread.json
+	$(LAYERS) --dtype bfloat16 --out $(OUT)/layers_bfloat16.json
+	$(LAYERS) --channels-last --out $(OUT)/layers_channels_last.json
+	$(LAYERS) --dtype bfloat16 --channels-last --out $(OUT)/layers_bfloat16_channels_last.json
+	$(BIN)/python benchmarks/run.py --suite networks --seconds 0.12 --out $(OUT)/networks.json
 	$(BIN)/python benchmarks/run.py --suite lenet --passes forward --backends torch ours ours:matrix unfold csr scipy assemble copy_csr \
 	  --seconds 0.5 --out $(OUT)/matrix.json
 	$(BIN)/python benchmarks/models.py --seconds 3 --out $(OUT)/models.json
 	$(BIN)/python benchmarks/pooling.py --out $(OUT)/pooling.json
 	$(BIN)/python benchmarks/memory.py --out $(OUT)/memory.json
-	$(BIN)/python benchmarks/report.py $(OUT)/layers.json
+	$(BIN)/python benchmarks/report.py $(OUT)/*.json --summary
 
 lint: $(VENV)/.installed  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
