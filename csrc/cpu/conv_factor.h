@@ -76,7 +76,7 @@ inline uint32_t widen(Word word) {
   return word.bits;
 }
 inline Words load(const Word* p) {
-  return *reinterpret_cast<const Simd<uint32_t>::Loose*>(reinterpret_cast<uintptr_t>(p));
+  return reinterpret_cast<Words>(_mm512_loadu_si512(p));
 }
 
 inline void prefetch(Pairs from, int64_t count) {

@@ -147,11 +147,13 @@ int main(int count, char** arguments) {
     });
     const std::vector<int>* operands[3][2] = {{&x, &w}, {&y, &w}, {&x, &y}};
     for (int pass = 0; pass < 3; ++pass) {
+      const int64_t before = draw(0, 1);  // numbers of a tensor that operands are a part of
       const auto fill = [&](const std::vector<int>& from) {
-        Tensor t(static_cast<int64_t>(from.size()), kItem[dtype]);
-        for (size_t i = 0; i < from.size(); ++i) put(t.data.get(), static_cast<int64_t>(i), dtype, from[i]);
+        Tensor t(before + static_cast<int64_t>(from.size()), kItem[dtype]);
+        for (size_t i = 0; i < from.size(); ++i) put(t.data.get(), before + static_cast<int64_t>(i), dtype, from[i]);
         return t;
       };
+      const auto first = [&](const Tensor& t) { return t.data.get() + before * kItem[dtype]; };
       const auto& [a, b] = operands[pass];
       const Tensor left = fill(*a), right = fill(*b);
       const int64_t channels = c.p.groups * (pass == 0 ? c.p.out_channels : c.p.in_channels);
@@ -164,15 +166,15 @@ int main(int count, char** arguments) {
       for (const char* name : cpu::kAlgorithmNames) algorithms.emplace_back(name);
       for (const std::string& name : algorithms) {
         cpu::force_algorithm(name);
-        Tensor result(static_cast<int64_t>(out[pass].size()), kItem[dtype]);
+        const Tensor result(before + static_cast<int64_t>(out[pass].size()), kItem[dtype]);
         std::memset(result.data.get(), 0xff, static_cast<size_t>(result.size));
-        const cpu::Ran ran = cpu::run_fast(
-            c.p, static_cast<cpu::Pass>(pass), dtype, left.data.get(), static_cast<int64_t>(a->size()),
-            right.data.get(), static_cast<int64_t>(b->size()), biased ? bias.data.get() : nullptr, result.data.get());
+        const cpu::Ran ran =
+            cpu::run_fast(c.p, static_cast<cpu::Pass>(pass), dtype, first(left), static_cast<int64_t>(a->size()),
+                          first(right), static_cast<int64_t>(b->size()), biased ? first(bias) : nullptr, first(result));
         if (ran == cpu::Ran::kNothing) continue;
         ++runs;
         for (size_t i = 0; i < out[pass].size(); ++i) {
-          const double got = get(result.data.get(), static_cast<int64_t>(i), dtype);
+          const double got = get(first(result), static_cast<int64_t>(i), dtype);
           int expected = out[pass][i];
           if (biased && ran == cpu::Ran::kAll) {
             expected += biases[static_cast<int64_t>(i) / strides.channel % channels];
