@@ -266,7 +266,8 @@ class Ahead {
     if (count == 0) line_[count++] = line_;
     int64_t shift = 0;
     while (depth >> shift >= 2 * count) ++shift;
-    for (const int64_t end = ((depth - 1) >> shift) + 1; count < end; ++count) line_[count] = line_[count - 1];
+    const void* const last = line_[count - 1];
+    for (const int64_t end = ((depth - 1) >> shift) + 1; count < end; ++count) line_[count] = last;
     return {line_, shift};
   }
 
