@@ -2,8 +2,8 @@
 // channels. Memory in channels_last has them, small planes are transposed to and fro. See ChannelwisePlan.
 #pragma once
 
+#include "conv_factor.h"
 #include "conv_plan.h"
-#include "simd.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
 namespace {
@@ -24,6 +24,27 @@ struct PixelLine {
 struct PixelRow {
   int64_t pixel, step, size;
 };
+
+// Inputs and weights as factors. Where the processor multiplies pairs of bfloat16, inputs are pairs without a second
+// member: as numbers they would be shifted, each of them.
+template <typename In>
+inline auto input_factor(const In* in) {
+#if CONVARITH_BF16
+  if constexpr (sizeof(In) == 2) {
+    return words_of(*reinterpret_cast<const LooseHalves*>(in));
+  } else
+#endif
+    return load_wide(in);
+}
+template <typename In, typename V>
+inline auto weight_factor(V v) {
+#if CONVARITH_BF16
+  if constexpr (sizeof(In) == 2) {
+    return reinterpret_cast<Words>(v) >> 16;
+  } else
+#endif
+    return v;
+}
 
 // Which inputs of a run may not be there: none; those that the run's ends alone see; or any.
 enum class Missing { kNone, kAtEnds, kAny };
@@ -55,14 +76,14 @@ inline __attribute__((always_inline)) void add_run(const In* in, int64_t column,
 template <int kCount, typename In, typename Sum = typename SumOf<In>::type>
 inline __attribute__((always_inline)) void add_tap(const In* in, int64_t column, const PixelRow& row, const Sum* w,
                                                    typename Simd<Sum>::Vec (&sums)[kCount]) {
-  const auto v = load(w);
+  const auto v = weight_factor<In>(load(w));
   const int64_t apart = row.step * row.pixel;
   in += column * row.pixel;
   if (column >= 0 && column + (kCount - 1) * row.step < row.size) {
-    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in = next_place(in, apart)) sums[x] += v * load_wide(in);
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in = next_place(in, apart)) sums[x] = multiply_add(sums[x], v, input_factor(in));
   } else {
     CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in = next_place(in, apart), column += row.step) {
-      if (static_cast<uint64_t>(column) < static_cast<uint64_t>(row.size)) sums[x] += v * load_wide(in);
+      if (static_cast<uint64_t>(column) < static_cast<uint64_t>(row.size)) sums[x] = multiply_add(sums[x], v, input_factor(in));
     }
   }
 }
