@@ -30,7 +30,7 @@ struct PixelRow {
 template <typename In>
 inline auto input_factor(const In* in) {
 #if CONVARITH_BF16
-  if constexpr (sizeof(In) == 2) {
+  if constexpr (FactorOf<In>::kMembers == 2) {
     return words_of(*reinterpret_cast<const LooseHalves*>(in));
   } else
 #endif
@@ -39,7 +39,7 @@ inline auto input_factor(const In* in) {
 template <typename In, typename V>
 inline auto weight_factor(V v) {
 #if CONVARITH_BF16
-  if constexpr (sizeof(In) == 2) {
+  if constexpr (FactorOf<In>::kMembers == 2) {
     return reinterpret_cast<Words>(v) >> 16;
   } else
 #endif
@@ -54,9 +54,9 @@ enum class Missing { kNone, kAtEnds, kAny };
 template <int kTaps, Missing kMissing, int kCount, typename In, typename Sum = typename SumOf<In>::type>
 inline __attribute__((always_inline)) void add_run(const In* in, int64_t column, const PixelRow& row, const Sum* w,
                                                    int64_t w_step, typename Simd<Sum>::Vec (&sums)[kCount]) {
-  typename Simd<Sum>::Vec v[kTaps];
+  decltype(weight_factor<In>(load(w))) v[kTaps];
   CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
-    v[t] = load(w + t * w_step);
+    v[t] = weight_factor<In>(load(w + t * w_step));
     keep(v[t]);
   }
   const int64_t pixel = row.pixel;
@@ -64,10 +64,10 @@ inline __attribute__((always_inline)) void add_run(const In* in, int64_t column,
   _Pragma("GCC unroll 32") for (int q = 0; q < kCount + kTaps - 1; ++q, in = next_place(in, pixel)) {
     const bool asks = kMissing == Missing::kAny || (kMissing == Missing::kAtEnds && (q < kTaps - 1 || q >= kCount));
     if (asks && static_cast<uint64_t>(column + q) >= static_cast<uint64_t>(row.size)) continue;
-    auto x = load_wide(in);
+    auto x = input_factor(in);
     keep(x);
     CONVARITH_UNROLL for (int t = 0; t < kTaps; ++t) {
-      if (q >= t && q - t < kCount) sums[q - t] += v[t] * x;
+      if (q >= t && q - t < kCount) sums[q - t] = multiply_add(sums[q - t], v[t], x);
     }
   }
 }
@@ -80,10 +80,12 @@ inline __attribute__((always_inline)) void add_tap(const In* in, int64_t column,
   const int64_t apart = row.step * row.pixel;
   in += column * row.pixel;
   if (column >= 0 && column + (kCount - 1) * row.step < row.size) {
-    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in = next_place(in, apart)) sums[x] = multiply_add(sums[x], v, input_factor(in));
+    CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in = next_place(in, apart)) sums[x] =
+        multiply_add(sums[x], v, input_factor(in));
   } else {
     CONVARITH_UNROLL for (int x = 0; x < kCount; ++x, in = next_place(in, apart), column += row.step) {
-      if (static_cast<uint64_t>(column) < static_cast<uint64_t>(row.size)) sums[x] = multiply_add(sums[x], v, input_factor(in));
+      if (static_cast<uint64_t>(column) < static_cast<uint64_t>(row.size))
+        sums[x] = multiply_add(sums[x], v, input_factor(in));
     }
   }
 }
