@@ -7,7 +7,7 @@
 #ifdef CONVARITH_BF16
 #include "conv_channelwise.h"
 #include "conv_depthwise.h"
-#include "conv_depthwise_in_place_weight.h"
+#include "conv_depthwise_in_place.h"
 #include "conv_products.h"
 #endif
 
