@@ -140,6 +140,11 @@ inline int64_t row_blocks(const GatherPlan& g, const ConvKernels& k) {
   return parts(padded_rows(g, k), g.outer ? k.outer_vectors * k.lanes : k.row_block);
 }
 
+// Whether sums may go from registers to where they belong, as they are.
+inline bool stores_directly(const GatherPlan& g, const ConvKernels& k) {
+  return g.out_axis[2] == 1 && !g.fills && k.item == k.sum_item;
+}
+
 inline int64_t box_count(const GatherPlan& g) {
   return g.boxes[0] * g.boxes[1] * g.boxes[2] * g.boxes[3];
 }
