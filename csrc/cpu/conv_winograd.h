@@ -149,7 +149,14 @@ void load_cells(const WinogradSide& s, const T* image, const Cells& c, float* li
     if (s.channel == 1) {
       for (int64_t x = 0; x < count; ++x) store(to + x * kCellLanes, load_up_to(from + x * inputs.step, c.lanes));
     } else if (sizeof(T) == sizeof(float) && inputs.step == 1) {
-      transpose(from, s.channel, c.lanes, count, to, kCellLanes);
+      // What follows, in as many places as there are lanes, no prefetcher foresees: the row below, or the next lanes.
+      const bool below = y + 1 < c.size[0];
+      const Line next = line_at(s, lines[0], below ? y + 1 : 0);
+      const int64_t ahead = next.at - inputs.at + (below ? 0 : kCellLanes * s.channel);
+      for (int64_t x = 0; x < count; x += kCellLanes, from += kCellLanes, to += kCellLanes * kCellLanes) {
+        for (int64_t l = 0; l < c.lanes; ++l) prefetch_ahead(from, ahead + l * s.channel);
+        transpose(from, s.channel, c.lanes, least<int64_t>(kCellLanes, count - x), to, kCellLanes);
+      }
     } else {
       for (int64_t l = 0; l < c.lanes; ++l) copy_run(from + l * s.channel, inputs.step, count, line + l * count);
       transpose(line, count, c.lanes, count, to, kCellLanes);
