@@ -447,11 +447,12 @@ struct Constant {
 
 // Copies ------------------------------------------------------------------------------------------------------------
 
-// Vectors as the rows of a matrix, transposed: log2 of the lanes perfect shuffles. AVX2's cross the halves of a vector
-// slowly: there they shuffle within the halves, and these change places at the end.
+// Vectors as the rows of a matrix, transposed: first the squares within the 16 bytes that processors shuffle at the
+// least cost, by perfect shuffles; then these parts of the vectors change places.
 template <typename T>
 inline __attribute__((always_inline)) void transpose_vectors(typename Simd<T>::Vec (&v)[Simd<T>::kLanes]) {
-  constexpr int kLanes = Simd<T>::kLanes, kSquare = CONVARITH_BYTES == 32 ? kLanes / 2 : kLanes;
+  constexpr int kLanes = Simd<T>::kLanes, kSquare = 16 / sizeof(T), kParts = kLanes / kSquare;
+  static_assert(kParts == 1 || kParts == 2 || kParts == 4, "a vector has 16, 32 or 64 bytes");
   typedef typename Simd<T>::Vec V;
   typedef decltype(V{} < V{}) Index;
   Index low, high;
@@ -468,16 +469,30 @@ inline __attribute__((always_inline)) void transpose_vectors(typename Simd<T>::V
     }
     CONVARITH_UNROLL for (int i = 0; i < kLanes; ++i) v[i] = next[i];
   }
-  if constexpr (kSquare < kLanes) {
+  if constexpr (kParts == 4) {  // the halves of two neighbours
     for (int i = 0; i < kLanes; ++i) {
-      low[i] = i % kSquare + i / kSquare * kLanes;
-      high[i] = low[i] + kSquare;
+      low[i] = i % (kLanes / 2) + i / (kLanes / 2) * kLanes;
+      high[i] = low[i] + kLanes / 2;
     }
-    CONVARITH_UNROLL for (int i = 0; i < kSquare; ++i) {
+    CONVARITH_UNROLL for (int i = 0; i < kLanes; ++i) {
+      if (i / kSquare % 2 == 1) continue;
       const V first = v[i];
       v[i] = __builtin_shuffle(first, v[i + kSquare], low);
       v[i + kSquare] = __builtin_shuffle(first, v[i + kSquare], high);
     }
+  }
+  if constexpr (kParts > 1) {  // every second part of those that stand half of all apart
+    for (int i = 0; i < kLanes; ++i) {
+      low[i] = i / kSquare * 2 * kSquare + i % kSquare;
+      high[i] = low[i] + kSquare;
+    }
+    V next[kLanes];
+    CONVARITH_UNROLL for (int i = 0; i < kLanes / 2; ++i) {
+      const int to = i / kSquare * 2 * kSquare + i % kSquare;
+      next[to] = __builtin_shuffle(v[i], v[i + kLanes / 2], low);
+      next[to + kSquare] = __builtin_shuffle(v[i], v[i + kLanes / 2], high);
+    }
+    CONVARITH_UNROLL for (int i = 0; i < kLanes; ++i) v[i] = next[i];
   }
 }
 
