@@ -53,6 +53,16 @@ LAST_CASES = [
     (1, 20, 4, (13, 10), (4, 3), (2, 2), (-1, 2, 1, 1), (1, 1)),
     (0, 32, 4, (5, 5), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
 ]
+# Two vectors of channels at once: rows of 3, 5 and 7 taps, a step of 1 or 2; outputs that fill blocks of 7, or leave some
+# of one or are fewer; edges that one block meets both of, and columns of nothing but padding.
+PAIR_CASES = [
+    (2, channels, 1, size, kernel, (2 - stride % 2, stride), padding, (1, 1))
+    for channels, size in ((32, (6, 7)), (80, (5, 15)), (97, (4, 29)), (160, (3, 4)))
+    for kernel in ((3, 3), (2, 5), (5, 7))
+    for stride in (1, 2)
+    for padding in ((1, 1, kernel[1] // 2, kernel[1] // 2), (2, 1, 9, 0), (2, 2, -1, 11))
+    if size[1] + sum(padding[2:]) >= kernel[1]
+]
 
 
 def lanes_along_channels(case, dtype):
@@ -69,6 +79,15 @@ def lanes_along_channels(case, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", LAST_CASES, ids=str)
 def test_lanes_along_channels_give_the_plain_loops_integers(case, dtype):
+    check_lanes_along_channels(case, dtype)
+
+
+@pytest.mark.parametrize("case", PAIR_CASES, ids=str)
+def test_two_vectors_of_channels_at_once_give_the_plain_loops_integers(case):
+    check_lanes_along_channels(case, torch.bfloat16)
+
+
+def check_lanes_along_channels(case, dtype):
     x, w, geometry, y, gradient = lanes_along_channels(case, dtype)
     dx = by("reference", "conv_transpose", gradient, w, x.shape[2:], *geometry)
     dw = by("reference", "conv_weight", x, gradient, w.shape[2:], *geometry)
@@ -111,10 +130,11 @@ def test_lanes_along_channels_give_the_same_bits_with_any_number_of_threads(kern
 
 @pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 1, 2, 40)], ids=str)
 @pytest.mark.parametrize("channels", [64, 72])
-def test_lanes_along_channels_of_more_than_caches_hold(channels, padding):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lanes_along_channels_of_more_than_caches_hold(dtype, channels, padding):
     """Pixels that are asked for ahead, and columns of nothing but padding, for which there is nothing to ask."""
-    x = integers((16, channels, 61, 70), 1).to(memory_format=torch.channels_last)
-    w = integers((channels, 1, 3, 3), 2)
+    x = integers((32, channels, 61, 70), 1, largest=1).to(memory_format=torch.channels_last)
+    w = integers((channels, 1, 3, 3), 2, largest=1)
     padded = torch.nn.functional.pad(x, (*padding[2:], *padding[:2]))
     (top, _, left, _), (height, width) = padding, x.shape[2:]
     for stride in (1, 2):
@@ -123,10 +143,12 @@ def test_lanes_along_channels_of_more_than_caches_hold(channels, padding):
         g = integers(y.shape, 3, largest=1).to(memory_format=torch.channels_last)
         arguments = ((stride, stride), (0, 0), (1, 1), False, (0, 0), channels, [True, True, False])
         dx, dw, _ = torch.ops.aten.convolution_backward(g, padded, w, None, *arguments)
-        assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
         dx = dx[:, :, top : top + height, left : left + width]
-        assert torch.equal(by("depthwise", "conv_transpose", g, w, (height, width), *geometry), dx)
-        assert torch.equal(by("depthwise", "conv_weight", x, g, (3, 3), *geometry), dw)
+        y, dx, dw = (t.to(dtype) for t in (y, dx, dw))
+        narrow_x, narrow_w, g = (t.to(dtype) for t in (x, w, g))
+        assert torch.equal(by("depthwise", "conv", narrow_x, narrow_w, *geometry), y)
+        assert torch.equal(by("depthwise", "conv_transpose", g, narrow_w, (height, width), *geometry), dx)
+        assert torch.equal(by("depthwise", "conv_weight", narrow_x, g, (3, 3), *geometry), dw)
 
 
 @pytest.mark.parametrize("isa", ISAS[: ISAS.index(tc.build_info()["isa"])])
@@ -182,9 +204,11 @@ def test_rows_in_place_give_the_integers_of_the_plain_kernels(case, dtype):
 @pytest.mark.parametrize("last", [False, True], ids=["planes", "channels_last"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
 @pytest.mark.parametrize("width", [9, 40])
-def test_depthwise_confines_what_is_not_finite(value, width, last):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_depthwise_confines_what_is_not_finite(dtype, value, width, last):
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 32)
-    x, w, y = torch.rand(2, 32, 9, width) + 1, torch.rand(32, 1, 3, 3) + 1, torch.rand(2, 32, 9, width) + 1
+    shapes = (2, 32, 9, width), (32, 1, 3, 3), (2, 32, 9, width)
+    x, w, y = ((torch.rand(shape) + 1).to(dtype) for shape in shapes)
     if last:
         x, y = (t.to(memory_format=torch.channels_last) for t in (x, y))
     for tensor, place in ((x, (0, 3, 0, width - 1)), (y, (1, 5, 8, 0)), (w, (7, 0, 0, 0))):

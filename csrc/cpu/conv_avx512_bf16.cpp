@@ -24,6 +24,7 @@ ConvKernels conv_kernels(int dtype) {
     k.depthwise = depthwise<Brain16>;
     k.depthwise_in_place = depthwise_in_place<Brain16>;
     k.channelwise = channelwise<Brain16>;
+    k.channelwise_sum = channelwise_sum<Brain16>;
   }
   return k;
 }

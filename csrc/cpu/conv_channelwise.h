@@ -3,6 +3,8 @@
 #pragma once
 
 #include "conv_factor.h"
+#include "conv_pixel_pairs.h"
+#include "conv_pixels.h"
 #include "conv_plan.h"
 
 namespace convarith::cpu::CONVARITH_ISA {
@@ -11,19 +13,6 @@ namespace {
 // Outputs of a block: most networks' sizes are multiples.
 constexpr int kPixels = CONVARITH_REGISTERS >= 32 ? 14 : 7;
 constexpr int kHalfPixels = 7, kFewPixels = 3;
-
-// A row of the input and the weights by which a row of outputs sees it.
-template <typename In>
-struct PixelLine {
-  const In* in;
-  int64_t w;
-};
-
-// Columns of the input that a row of outputs sees: neighbours are `pixel` elements apart, and others' than the first
-// `size` are not there.
-struct PixelRow {
-  int64_t pixel, step, size;
-};
 
 // Inputs and weights as factors. Where the processor multiplies pairs of bfloat16, inputs are pairs without a second
 // member: as numbers they would be shifted, each of them.
@@ -104,15 +93,6 @@ inline __attribute__((always_inline)) void add_taps(const In* in, int64_t column
   }
 }
 
-// Where a run of outputs goes, and what is added to it.
-template <typename To>
-struct PixelOut {
-  To* to;
-  int64_t pixel;  // from one to the next, in elements
-  int64_t skip;   // first lanes, which are others' outputs
-  const typename SumOf<To>::type* bias;
-};
-
 // kCount outputs of the vector of channels that begins at `channel`. Through a tap at column 0 the first sees input
 // `column`.
 template <int kCount, typename In, typename To, typename Sum = typename SumOf<In>::type>
@@ -182,13 +162,20 @@ struct ChannelBlock {
 
 inline ChannelBlock channel_block(const ChannelwisePlan& p, int64_t index, int64_t lanes) {
   if (p.direct) {
-    const int64_t vectors = block_count(p.channels, lanes);
-    const int64_t begin = block_begin(index, vectors, p.blocks), end = block_begin(index + 1, vectors, p.blocks);
-    return {begin * lanes, least(end * lanes, p.channels) - begin * lanes, end - begin, 0};
+    const int64_t unit = p.pair_taps > 0 ? 2 * lanes : lanes, units = block_count(p.channels, unit);
+    const int64_t begin = block_begin(index, units, p.blocks) * unit;
+    const int64_t size = least(block_begin(index + 1, units, p.blocks) * unit, p.channels) - begin;
+    return {begin, size, block_count(size, lanes), 0};
   }
   const int64_t begin = index * lanes;
   const int64_t first = p.transposing ? begin : least(begin, p.channels - lanes);
   return {first, least(lanes, p.channels - first), 1, begin - first};
+}
+
+// Whether vector v of a block and the one behind it are multiplied in pairs.
+template <typename T>
+inline bool has_pairs(const ChannelwisePlan& p, const ChannelBlock& c, int64_t v) {
+  return PixelPairs<T>::kExist && p.pair_taps > 0 && v % 2 == 0 && c.size >= (v + 2) * Simd<float>::kLanes;
 }
 
 // From the first channel of a block to those of a vector.
@@ -430,10 +417,11 @@ void pixels_to_memory(const ChannelwisePlan& p, const typename SumOf<T>::type* p
   }
 }
 
-// The outputs of a box, to out. The weights are [vector][row of taps][tap][member], and the biases follow them.
+// The outputs of a box, to out. The weights are [vector][row of taps][tap][member], and the biases follow them; pairs
+// of weights are [two vectors][row of taps][pair][low, high].
 template <typename Source, typename To>
 void channelwise_box(const ChannelwisePlan& p, const PixelBox& box, Source source, const typename SumOf<To>::type* w,
-                     void* line_data, To* out, int64_t out_row, int64_t out_pixel) {
+                     const uint32_t* pairs, void* line_data, To* out, int64_t out_row, int64_t out_pixel) {
   typedef typename Source::In In;
   constexpr int kLanes = Simd<typename SumOf<To>::type>::kLanes;
   const ChannelBlock& c = box.channels;
@@ -467,6 +455,18 @@ void channelwise_box(const ChannelwisePlan& p, const PixelBox& box, Source sourc
               ahead.ask(v, c.vectors);
               for (int64_t q = 0; q < size; ++q) prefetch_line<1>(to.to + q * to.pixel);
             }
+            if constexpr (PixelPairs<In>::kExist) {
+              if (size >= PixelPairs<In>::kPixels && has_pairs<In>(p, c, v)) {
+                const uint32_t* weights = pairs + v / 2 * PixelPairs<In>::words(p);
+                for (int64_t q = 0; q < size; q += PixelPairs<In>::kPixels) {
+                  PixelPairs<In>::block(p)(lines, line_count, (first + q) * p.in_step[1] + runs[0].column, row, channel,
+                                           weights, {to.to + q * to.pixel, to.pixel, 0, to.bias});
+                }
+                ++v;
+                if (p.asks) ahead.ask(v, c.vectors);
+                continue;
+              }
+            }
             block(lines, line_count, runs, run_count, first * p.in_step[1], row, channel, w + v * vector_weights, to);
           }
           i = first + size;
@@ -487,6 +487,7 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
   Sum* cells = reinterpret_cast<Sum*>(scratch + p.at_input);
   Sum* flat = reinterpret_cast<Sum*>(scratch + p.at_flat);
   Sum* results = reinterpret_cast<Sum*>(scratch + p.at_output);
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(scratch + p.at_pairs);
   void* lines = scratch + p.at_lines;
   const int64_t vector_weights = p.kernel[0] * p.kernel[1] * p.members * kLanes;
   if (p.channels < kLanes) fill_zero(w, p.at_output / static_cast<int64_t>(sizeof(Sum)));  // lanes of no channel
@@ -501,19 +502,25 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
       store(bias, typename Simd<Sum>::Vec{});
       if (p.bias) copy_run(static_cast<const T*>(p.bias) + first, 1, size, bias);
     }
+    if constexpr (PixelPairs<T>::kExist) {
+      for (int64_t v = 0; box.block != packed && has_pairs<T>(p, c, v); v += 2) {
+        const float* first = w + v * vector_weights;
+        PixelPairs<T>::pack(p, first, first + vector_weights, pairs + v / 2 * PixelPairs<T>::words(p));
+      }
+    }
     packed = box.block;
     T* out = static_cast<T*>(out_data) + box.image * p.out_batch + c.first * p.out_channel +
              box.first[0] * p.out_axis[0] + box.first[1] * p.out_axis[1];
     if (p.direct) {
-      channelwise_box(p, box, PixelImage<T>(p, box, in), w, lines, out, p.out_axis[0], p.out_axis[1]);
+      channelwise_box(p, box, PixelImage<T>(p, box, in), w, pairs, lines, out, p.out_axis[0], p.out_axis[1]);
       continue;
     }
     const PixelTile<T> tile(p, box, in, cells, flat);
     if (p.transposing) {  // boxes are whole rows
-      channelwise_box(p, box, tile, w, lines, results, p.grid[1] * kLanes, kLanes);
+      channelwise_box(p, box, tile, w, pairs, lines, results, p.grid[1] * kLanes, kLanes);
       pixels_to_memory(p, results, (box.end[0] - box.first[0]) * p.grid[1], c.size, out, flat);
     } else {
-      channelwise_box(p, box, tile, w, lines, out, p.out_axis[0], p.out_axis[1]);
+      channelwise_box(p, box, tile, w, pairs, lines, out, p.out_axis[0], p.out_axis[1]);
     }
   }
 }
@@ -679,11 +686,20 @@ void weigh_rows(const ChannelwisePlan& p, const ChannelBlock& c, const T* x, int
     const PixelsAhead<T> y_ahead(row + 1 < end ? y + (row + 1) * y_row : y, y_row, row + 1 < end, p.grid[1], y_pixel,
                                  c);
     for (int64_t v = 0; v < c.vectors; ++v) {
-      if (p.asks) {
-        x_ahead.ask(v, c.vectors);
-        y_ahead.ask(v, c.vectors);
+      const bool paired = has_pairs<T>(p, c, v);
+      for (int64_t share = v; p.asks && share < v + 1 + paired; ++share) {
+        x_ahead.ask(share, c.vectors);
+        y_ahead.ask(share, c.vectors);
       }
       const int64_t at = vector_at(c, v, kLanes);
+      if constexpr (PixelPairs<T>::kExist) {
+        if (paired) {
+          PixelPairs<T>::weigh_row(p, row, x + at, x_row, x_pixel, y + row * y_row + at, y_pixel,
+                                   sums + v * taps * kLanes);
+          ++v;
+          continue;
+        }
+      }
       for (int64_t turn = 0; turn < p.members; ++turn) {
         Sum* to = sums + (v * p.members + turn) * taps * kLanes;
         const int64_t count = tap_lines(p, row, x + at, x_row, to, p.kernel[1] * kLanes, lines);
@@ -729,6 +745,11 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
       }
     }
     Sum* sums = static_cast<Sum*>(sums_data) + (part * p.channels + c.first) * taps;
+    if constexpr (PixelPairs<T>::kExist) {
+      for (int64_t v = 0; has_pairs<T>(p, c, v); v += 2) {
+        PixelPairs<T>::separate(lanes + v * taps * kLanes, lanes + (v + 1) * taps * kLanes, taps);
+      }
+    }
     for (int64_t v = 0; v < c.vectors; ++v) {
       transpose(lanes + v * taps * kLanes, kLanes, taps, least<int64_t>(kLanes, c.size),
                 sums + vector_at(c, v, kLanes) * taps, taps);

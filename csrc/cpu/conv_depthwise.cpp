@@ -199,8 +199,20 @@ void tabulate(Channelwise& result, const std::array<AxisPhases, 2>& axes, int64_
     }
   }
   result.column_begin.push_back(static_cast<int64_t>(result.column_run.size()));
+  int64_t paired = 0;
+  for (size_t i = 0; d.pair_taps > 0 && i < result.column_run.size(); ++i) {
+    const ColumnRun& run = result.column_run[i];
+    for (int64_t t = 0; t < run.taps; ++t) d.pair_weight[paired++] = run.weight + t * run.weight_step;
+  }
   d.column_run = result.column_run.data();
   d.column_begin = result.column_begin.data();
+}
+
+// ChannelwisePlan::pair_taps, where products are of pairs.
+int64_t paired_taps(const ChannelwisePlan& d) {
+  const int64_t taps = d.kernel[1];
+  const bool neighbours = d.high[1] - d.low[1] == taps - 1 && d.out_step[1] == 1 && d.in_step[1] <= 2;
+  return d.direct && d.members == 1 && neighbours && (taps == 3 || taps == 5 || taps == 7) ? taps : 0;
 }
 
 constexpr int64_t kTileBytes = int64_t{32} << 10, kMostTileBytes = int64_t{1} << 18;
@@ -208,7 +220,8 @@ constexpr int64_t kBoxBytes = int64_t{384} << 10;  // of all channels of the inp
 
 // Of the weights and biases of a block, and of the lines that a row of outputs sees.
 int64_t weight_bytes(const ChannelwisePlan& d, const ConvKernels& k) {
-  const int64_t vectors = d.direct ? parts(parts(d.channels, k.lanes), d.blocks) : 1;
+  const int64_t unit = d.pair_taps > 0 ? 2 : 1;  // vectors that stay together
+  const int64_t vectors = d.direct ? unit * parts(parts(d.channels, unit * k.lanes), d.blocks) : 1;
   return aligned(vectors * (d.kernel[0] * d.kernel[1] * d.members + 1) * k.lanes * k.sum_item);
 }
 
@@ -245,15 +258,18 @@ bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
   return true;
 }
 
+// Bytes of a box's rows; where pairs are summed, to add a box's sums would take as long as to make those of few rows.
+constexpr int64_t kPixelBytes = int64_t{256} << 10, kPairSumBytes = int64_t{1024} << 10;
+
 // Where pixels are read in place: rows whose channels stay in the second cache with what they see, and blocks of
 // channels whose weights stay in the first with it. Memory hands out neighbours sooner, so blocks are small only where
 // there would be few tasks. The last vector has the one before it in its block.
-void cut_in_place(ChannelwisePlan& d, const ConvKernels& k, int64_t images) {
+void cut_in_place(ChannelwisePlan& d, const ConvKernels& k, int64_t images, int64_t box_bytes) {
   constexpr int64_t kNear = int64_t{16} << 20;  // bytes of all pixels
   d.asks = d.batch * d.channels * k.item * (d.source[0] * d.source[1] + d.grid[0] * d.grid[1]) > kNear;
-  constexpr int64_t kRowBytes = int64_t{1} << 18, kWeightBytes = int64_t{24} << 10, kEnough = 16;
+  constexpr int64_t kWeightBytes = int64_t{24} << 10, kEnough = 16;
   const int64_t row_bytes = d.channels * k.item * (d.grid[1] + d.source[1]);
-  d.box[0] = whole(d.grid[0], std::max<int64_t>(2 * d.kernel[0], kRowBytes / row_bytes), d.out_step[0]);
+  d.box[0] = whole(d.grid[0], std::max(2 * d.kernel[0], box_bytes / row_bytes), d.out_step[0]);
   d.box[1] = d.grid[1];
   for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
   const int64_t vectors = parts(d.channels, k.lanes);
@@ -264,8 +280,10 @@ void cut_in_place(ChannelwisePlan& d, const ConvKernels& k, int64_t images) {
 
 // The same, and scratch, of a plan for outputs.
 void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
-  cut_in_place(d, k, d.batch);
-  d.at_lines = weight_bytes(d, k);
+  cut_in_place(d, k, d.batch, kPixelBytes);
+  d.at_pairs = weight_bytes(d, k);
+  // Pairs take less room than the weights they are made of.
+  d.at_lines = d.at_pairs + (d.pair_taps > 0 ? weight_bytes(d, k) : 0);
   d.scratch = d.at_lines + line_bytes(d);
 }
 
@@ -273,7 +291,7 @@ void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
 void lay_out_sums(ChannelwisePlan& d, const ConvKernels& k) {
   d.box[0] = d.grid[0];
   d.boxes[0] = 1;
-  if (d.direct) cut_in_place(d, k, 1);
+  if (d.direct) cut_in_place(d, k, 1, d.pair_taps > 0 ? kPairSumBytes : kPixelBytes);
   // Parts are small enough for that, and have sums far smaller than themselves.
   const int64_t pixels = d.batch * d.grid[0] * d.grid[1], taps = d.kernel[0] * d.kernel[1];
   d.parts = std::clamp<int64_t>(pixels / (8 * taps), 1, d.batch * d.boxes[0]);
@@ -337,6 +355,7 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   result.macs = d.batch * d.channels * d.members * p.output_numel() * p.kernel_numel();
   const bool slides = p.axis[2].stride == 1 && p.axis[2].dilation == 1;
   d.direct = !d.transposing && (sums || (d.members == 1 && (slides || p.kernel_numel() <= kDirectTaps)));
+  if (k.pairs) d.pair_taps = paired_taps(d);
   d.blocks = parts(d.channels, k.lanes);
   if (sums) {
     lay_out_sums(d, k);

@@ -263,6 +263,9 @@ struct ChannelwisePlan {
   int64_t box[2], boxes[2];
 
   int64_t out_step[2], in_step[2];
+  // Of bfloat16 in place, where products are of pairs: the taps of a row of the kernel, 3, 5 or 7 that see neighbours,
+  // two of which are multiplied together, and where they stand among the row's weights of a vector; or 0.
+  int64_t pair_taps, pair_weight[7];
   const RowTap* row_tap;
   const int64_t* row_begin;  // [phase]: first of row_tap
   const ColumnRun* column_run;
@@ -277,7 +280,7 @@ struct ChannelwisePlan {
   // The weight's gradient: pixels are not copied, and those beside the edges see fewer taps.
   int64_t parts;  // of images and boxes
 
-  int64_t at_input, at_output, at_flat, at_lines, scratch;  // in bytes; weights or their sums stand at 0
+  int64_t at_input, at_output, at_flat, at_pairs, at_lines, scratch;  // in bytes; weights or their sums stand at 0
 };
 
 // The kernels of one instruction set for one dtype. Pointers are to the dtype, `packed` and sums to the sums' type.
