@@ -46,10 +46,11 @@ int64_t lay_out(Strides& s, int64_t batch, int64_t channels, const std::array<in
 bool make_case(Case& c) {
   Problem& p = c.p;
   p.batch = draw(1, 4);
-  p.groups = draw(0, 3) == 0 ? draw(2, 20) : 1;
-  p.in_channels = p.groups > 1 && draw(0, 1) ? 1 : draw(1, 20);
-  p.out_channels = p.groups > 1 && draw(0, 1) ? 1 : draw(1, 40);
-  const int64_t axes = draw(1, 3);
+  const bool depthwise = draw(0, 7) == 0;  // as networks have them, of many channels
+  p.groups = depthwise ? draw(2, 100) : draw(0, 3) == 0 ? draw(2, 20) : 1;
+  p.in_channels = depthwise || (p.groups > 1 && draw(0, 1)) ? 1 : draw(1, 20);
+  p.out_channels = depthwise || (p.groups > 1 && draw(0, 1)) ? 1 : draw(1, 40);
+  const int64_t axes = depthwise ? 2 : draw(1, 3);
   std::array<int64_t, kAxes> input, kernel;
   const bool winograd = draw(0, 2) == 0;
   for (int i = 0; i < kAxes; ++i) {
@@ -57,9 +58,9 @@ bool make_case(Case& c) {
     if (i >= kAxes - axes) {
       Axis& a = p.axis[i];
       a.input = draw(1, i < kAxes - 1 ? 12 : draw(0, 3) == 0 ? 150 : 40);
-      a.kernel = winograd ? draw(2, 5) : draw(1, 7);
-      a.stride = winograd ? draw(1, 2) : draw(1, 4);
-      a.dilation = winograd && a.stride > 1 ? 1 : draw(1, 3);
+      a.kernel = depthwise ? 1 + 2 * draw(1, 3) : winograd ? draw(2, 5) : draw(1, 7);
+      a.stride = depthwise || winograd ? draw(1, 2) : draw(1, 4);
+      a.dilation = depthwise || (winograd && a.stride > 1) ? 1 : draw(1, 3);
       a.lo = draw(-1, 4);
       a.hi = draw(-1, 4);
       if (draw(0, 1)) a.hi = a.lo;
@@ -69,7 +70,7 @@ bool make_case(Case& c) {
     kernel[i] = p.axis[i].kernel;
     p.output[i] = convarith::output_size(p.axis[i]);
   }
-  const bool channels_last = draw(0, 3) == 0;
+  const bool channels_last = draw(0, depthwise ? 1 : 3) == 0;
   c.x_count = lay_out(p.x, p.batch, p.groups * p.in_channels, input, channels_last);
   c.w_count = lay_out(p.w, p.groups * p.out_channels, p.in_channels, kernel, channels_last);
   c.y_count = lay_out(p.y, p.batch, p.groups * p.out_channels, p.output, channels_last);
