@@ -53,8 +53,8 @@ LAST_CASES = [
     (1, 20, 4, (13, 10), (4, 3), (2, 2), (-1, 2, 1, 1), (1, 1)),
     (0, 32, 4, (5, 5), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
 ]
-# Two vectors of channels at once: rows of 3, 5 and 7 taps, a step of 1 or 2; outputs that fill blocks of 7, or leave some
-# of one or are fewer; edges that one block meets both of, and columns of nothing but padding.
+# Two vectors of channels at once: rows of 3, 5 and 7 taps, a step of 1 or 2; outputs that fill blocks of 7, or leave
+# some of one or are fewer; edges that one block meets both of, and columns of nothing but padding.
 PAIR_CASES = [
     (2, channels, 1, size, kernel, (2 - stride % 2, stride), padding, (1, 1))
     for channels, size in ((32, (6, 7)), (80, (5, 15)), (97, (4, 29)), (160, (3, 4)))
