@@ -517,7 +517,8 @@ inline void add_lanes(const Sum* vectors, int64_t count, Sum* to) {
 // Transposing: to[i * to_pitch + r] = from[r * from_pitch + i]. From is a pointer, or Pairs of conv_factor.h. Where
 // kFar, whole vectors, which must be aligned, go past the caches.
 template <bool kFar = false, typename From, typename Sum>
-inline __attribute__((always_inline)) void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count, Sum* to, int64_t to_pitch) {
+inline __attribute__((always_inline)) void transpose(From from, int64_t from_pitch, int64_t rows, int64_t count,
+                                                     Sum* to, int64_t to_pitch) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   typename Simd<Sum>::Vec v[kLanes];
   for (int64_t row = 0; row < rows; row += kLanes) {
