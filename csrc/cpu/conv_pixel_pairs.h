@@ -142,7 +142,8 @@ struct PairLine {
 };
 
 // sums[line][tap] += sum over outputs j of y[j] * input j * kStep + tap of the line, counted from `column`, two outputs
-// at a time. What the taps of the next two see as well stays in registers.
+// at a time. What a tap of the next two sees as well stays in registers where these are enough: of three taps, without
+// a step.
 template <int kTaps, int kStep, int kLines>
 void weigh_pairs(const PairLine* lines, int64_t apart, int64_t column, const PixelRow& row, const Brain16* y,
                  int64_t y_pixel, int64_t count) {
