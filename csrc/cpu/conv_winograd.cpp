@@ -20,7 +20,7 @@ struct Winograd : Plan {
 
   const ConvKernels& k;
   WinogradPlan plan = {};
-  std::vector<int32_t> tap_of;
+  std::vector<ResidueTaps> taps_of;
   double cost = 0;
   std::atomic<bool> finite{true};
 };
@@ -86,7 +86,7 @@ struct WinogradGradient : Plan {
 
   const ConvKernels& k;
   WinogradPlan plan = {};
-  std::vector<int32_t> tap_of;
+  std::vector<ResidueTaps> taps_of;
   double cost = 0;
   std::atomic<bool> finite{true};
 };
@@ -148,7 +148,7 @@ Problem with_kernel_in_plane(Problem p) {
 constexpr int64_t kMostParts = 9;  // of a kernel along all axes, and taps along z
 
 // The two sides, the taps and where their weights stand. False where there is no such algorithm.
-bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& plan, std::vector<int32_t>& tap_of) {
+bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& plan, std::vector<ResidueTaps>& taps_of) {
   const Axis& planes = p.axis[0];
   if (planes.stride != 1 || p.axis[1].stride * p.axis[2].stride > 16) return false;
   const bool transposed = pass == Pass::kInput;
@@ -225,6 +225,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
     const int64_t first[2] = {residue / x.residues[2] % x.residues[1], residue % x.residues[2]};
     const int64_t r0 = residue / x.residues[2] / x.residues[1], r1 = r0 / summed.kernel_parts[1];
     const int64_t part[2] = {r1 % summed.kernel_parts[0], r0 % summed.kernel_parts[1]};
+    ResidueTaps taps = {{}, 0, 0, true};
     for (int64_t t = 0; t < plan.taps[0] * plan.taps[1]; ++t) {
       int64_t tap[2] = {t / plan.taps[1], t % plan.taps[1]};
       int64_t at = r1 / summed.kernel_parts[0] * p.w.axis[0];
@@ -235,8 +236,12 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
         real = real && tap[i] < p.axis[i + 1].kernel;
         at += tap[i] * p.w.axis[i + 1];
       }
-      tap_of.push_back(real ? static_cast<int32_t>(at / plan.w_tap) : -1);
+      taps.at[t] = real ? static_cast<int32_t>(at / plan.w_tap) : -1;
+      taps.all = taps.all && real;
     }
+    if (plan.taps[0] > 1) taps.row = taps.at[plan.taps[1]] - taps.at[0];
+    if (plan.taps[1] > 1) taps.column = taps.at[1] - taps.at[0];
+    taps_of.push_back(taps);
   }
   return true;
 }
@@ -373,13 +378,13 @@ bool set_even_boxes(WinogradPlan& p, int64_t most, int64_t threads) {
   return false;
 }
 
-PlanPtr plan_products(const WinogradPlan& described, std::vector<int32_t> tap_of, double cost, const ConvKernels& k) {
+PlanPtr plan_products(const WinogradPlan& described, std::vector<ResidueTaps> taps_of, double cost, const ConvKernels& k) {
   auto made = std::make_unique<Winograd>(k);
   made->cost = cost;
-  made->tap_of = std::move(tap_of);
+  made->taps_of = std::move(taps_of);
   WinogradPlan& plan = made->plan;
   plan = described;
-  plan.tap_of = made->tap_of.data();
+  plan.taps_of = made->taps_of.data();
   // Enough boxes for every thread, where panels are few; and transformed inputs of two boxes a thread at most.
   const int64_t threads = thread_count(), shares = parts(2 * threads, plan.groups * panels(plan));
   const int64_t tile_bytes = plan.products * kWinogradChunk * chunks(plan) * 4;
@@ -411,13 +416,13 @@ constexpr int64_t kThreadProducts = int64_t{1} << 18;  // to be worth a thread
 
 // Sums over the tiles are split at boxes and shares, which must not depend on the number of threads. Blocks of chunks
 // and panels may: each repeats the other side's transforms.
-PlanPtr plan_gradient(const WinogradPlan& described, std::vector<int32_t> tap_of, double cost, const ConvKernels& k) {
+PlanPtr plan_gradient(const WinogradPlan& described, std::vector<ResidueTaps> taps_of, double cost, const ConvKernels& k) {
   auto made = std::make_unique<WinogradGradient>(k);
   made->cost = cost;
-  made->tap_of = std::move(tap_of);
+  made->taps_of = std::move(taps_of);
   WinogradPlan& plan = made->plan;
   plan = described;
-  plan.tap_of = made->tap_of.data();
+  plan.taps_of = made->taps_of.data();
   const int64_t tiles = tile_count(plan);
   for (plan.shares = 1; 2 * plan.shares * kShareProducts <= tiles * plan.products; plan.shares *= 2) {
     if (2 * plan.shares * plan.groups > kMostShares || 2 * share_bytes(plan) > kShareBytes) break;
@@ -460,13 +465,13 @@ PlanPtr plan_winograd(const Problem& problem, Pass pass, const ConvKernels& k, C
     return nullptr;
   }
   WinogradPlan plan = {};
-  std::vector<int32_t> tap_of;
-  if (!describe(with_kernel_in_plane(problem), pass, k, plan, tap_of)) return nullptr;
+  std::vector<ResidueTaps> taps_of;
+  if (!describe(with_kernel_in_plane(problem), pass, k, plan, taps_of)) return nullptr;
   choose_tile(plan, pass, k);
   const double cost = all_cycles(plan, pass, k);
   if ((!wanted && !suits(plan, pass)) || !cheapest.beaten_by(cost)) return nullptr;
   const auto make = pass == Pass::kWeight ? plan_gradient : plan_products;
-  return make(plan, std::move(tap_of), cost, k);
+  return make(plan, std::move(taps_of), cost, k);
 }
 
 }  // namespace convarith::cpu

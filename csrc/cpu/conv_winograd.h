@@ -321,21 +321,6 @@ struct Finite {
   }
 };
 
-// Where the taps of a residue stand in a kernel, as far apart along an axis as `tap_of` says; one of those that a
-// residue lacks is -1.
-struct Taps {
-  int64_t first, row, column;
-  bool all;
-
-  Taps(const int32_t* tap_of, const int64_t (&taps)[2])
-      : first(tap_of[0]),
-        row(taps[0] > 1 ? tap_of[taps[1]] - first : 0),
-        column(taps[1] > 1 ? tap_of[1] - first : 0),
-        all(true) {
-    for (int64_t t = 0; t < taps[0] * taps[1]; ++t) all = all && tap_of[t] >= 0;
-  }
-};
-
 // How many channels' kernels are read together: as memory has them.
 inline int64_t kernels_at_once(const WinogradPlan& p) {
   return p.kernels_follow ? kKernelsAtOnce : 1;
@@ -419,14 +404,14 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
     int64_t loaded = 0, end = 0;
     for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
       const int64_t first_channel = channel_of(p.in, block), channels = least(p.in.block, last - block);
-      const int32_t* tap_of = p.tap_of + residue_of(p.in, block) * out_residues * square;
+      const ResidueTaps* taps_of = p.taps_of + residue_of(p.in, block) * out_residues;
       float* out = to + block % kWinogradChunk * kWinogradPanel + row % kWinogradPanel;
       for (int64_t c = 0; c < channels; ++c, out += kWinogradPanel) {
         const int64_t channel = first_channel + c;
         if (!whole) {
           for (int64_t r = 0; r < rows; ++r) {
             const T* kernel = w + channel_of(p.out, row + r) * p.w_out + channel * p.w_in;
-            const int32_t* tap = tap_of + residue_of(p.out, row + r) * square;
+            const int32_t* tap = taps_of[residue_of(p.out, row + r)].at;
             for (int64_t t = 0; t < square; ++t) {
               taps[t * kCellLanes + r] = tap[t] < 0 ? 0 : widen(kernel[tap[t] * p.w_tap]);
             }
@@ -446,16 +431,15 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
                           least(at_once, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, at_once, rows);
         }
         const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
-        const int32_t* tap = tap_of + residue * square;
-        for (int64_t v = 0; v < alike; ++v, tap += square) {
-          const Taps at(tap, p.taps);
-          if (at.all) {
-            transform(kernel + at.first * kCellLanes, at.row * kCellLanes, at.column * kCellLanes, out + v * kCellLanes,
-                      p.tile[1] * kWinogradWeights, kWinogradWeights);
+        for (int64_t v = 0; v < alike; ++v) {
+          const ResidueTaps& tap = taps_of[residue + v];
+          if (tap.all) {
+            transform(kernel + tap.at[0] * kCellLanes, tap.row * kCellLanes, tap.column * kCellLanes,
+                      out + v * kCellLanes, p.tile[1] * kWinogradWeights, kWinogradWeights);
             continue;
           }
           for (int64_t t = 0; t < square; ++t) {
-            store(taps + t * kCellLanes, tap[t] < 0 ? Vector{} : load(kernel + tap[t] * kCellLanes));
+            store(taps + t * kCellLanes, tap.at[t] < 0 ? Vector{} : load(kernel + tap.at[t] * kCellLanes));
           }
           transform_taps(out + v * kCellLanes);
         }
@@ -487,12 +471,11 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
       // Products that a lane does not have count in its missing taps only.
       const float* from = products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel;
       const int64_t channel = channel_of(p.in, lane);
-      const int32_t* tap_of = p.tap_of + residue_of(p.in, lane) * square;
+      const ResidueTaps& tap_of = p.taps_of[residue_of(p.in, lane)];
       float* kernel = kernels + (channel - first_channel) * p.kernel * kCellLanes;
-      const Taps at(tap_of, p.taps);
-      if (first && last && whole && at.all) {
-        transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, kernel + at.first * kCellLanes,
-                  at.row * kCellLanes, at.column * kCellLanes);
+      if (first && last && whole && tap_of.all) {
+        transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, kernel + tap_of.at[0] * kCellLanes,
+                  tap_of.row * kCellLanes, tap_of.column * kCellLanes);
         continue;
       }
       transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, taps, p.taps[1] * kCellLanes, kCellLanes);
@@ -502,11 +485,11 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
         if (!first) store(tap, load(tap) + load(sum));
         if (!last) {
           store(sum, load(tap));
-        } else if (tap_of[t] >= 0 && whole) {
-          store(kernel + tap_of[t] * kCellLanes, load(tap));
-        } else if (tap_of[t] >= 0) {
+        } else if (tap_of.at[t] >= 0 && whole) {
+          store(kernel + tap_of.at[t] * kCellLanes, load(tap));
+        } else if (tap_of.at[t] >= 0) {
           seen.see(tap, 1);
-          T* to = w + row * p.w_out + channel * p.w_in + tap_of[t] * p.w_tap;
+          T* to = w + row * p.w_out + channel * p.w_in + tap_of.at[t] * p.w_tap;
           for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
         }
       }
