@@ -176,7 +176,8 @@ struct WinogradPlan {
   bool stores_kernels;  // whole ones of several channels; otherwise their taps one by one
 
   int64_t chunk_size;  // elements of a chunk of a box's transformed inputs
-  int64_t at_cells, at_line, at_inputs, at_outputs, at_weights, at_products, at_sums, scratch;  // of a thread, in bytes
+  // Of a thread, in bytes.
+  int64_t at_cells, at_line, at_inputs, at_outputs, at_weights, at_products, at_sums, at_kernels, scratch;
 };
 
 // Depthwise convolutions and small groups. A strip, the padded inputs that a box of outputs sees, is swept by blocks of

@@ -439,7 +439,8 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<ResidueTaps> ta
       const int64_t in = parts(chunks(plan), plan.in_blocks), out = parts(panels(plan), plan.out_blocks);
       const int64_t sums = plan.shares < box_count(plan) ? in * out : 0;
       plan.at_sums = plan.at_products + aligned(plan.products * kWinogradWeights * 4);
-      plan.at_inputs = plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps[0] * plan.taps[1] * 4);
+      plan.at_kernels = plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps[0] * plan.taps[1] * 4);
+      plan.at_inputs = plan.at_kernels + aligned(kWinogradChunk * kWinogradPanel * plan.kernel * 4);
       plan.at_outputs = plan.at_inputs + aligned(box_bytes(plan, kWinogradChunk));
       plan.scratch = plan.at_outputs + aligned(out * box_bytes(plan, kWinogradPanel));
       if (plan.scratch > kThreadBytes) continue;

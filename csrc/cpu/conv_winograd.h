@@ -307,11 +307,15 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
 struct Finite {
   Vector rest[4] = {};  // 0, or NaN after an infinity or a NaN; several, for each waits for the one before
 
+  void see(Vector v) { rest[0] += v - v; }
   void see(const float* vectors, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const Vector v = load(vectors + i * kCellLanes);
-      rest[i % 4] += v - v;
+    for (; count >= 4; count -= 4, vectors += 4 * kCellLanes) {
+      CONVARITH_UNROLL for (int i = 0; i < 4; ++i) {
+        const Vector v = load(vectors + i * kCellLanes);
+        rest[i] += v - v;
+      }
     }
+    for (; count > 0; --count, vectors += kCellLanes) see(load(vectors));
   }
   bool first(int64_t lanes) const {
     const Vector all = rest[0] + rest[1] + rest[2] + rest[3];
@@ -366,17 +370,36 @@ inline void store_kernels(const WinogradPlan& p, const float* kernels, int64_t c
     return;
   }
   const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    constexpr int64_t kItem = sizeof(T);
-    const auto at = reinterpret_cast<uintptr_t>(w) | static_cast<uintptr_t>(p.w_out * kItem);
-    if (runs == 1 && at % CONVARITH_BYTES == 0 && p.w_count * kItem >= kPastCaches) {
-      return transpose<true>(kernels, kCellLanes, channels * length, rows, w, p.w_out);
-    }
-  }
   for (int64_t t = 0; t < runs; ++t) {
     transpose_narrow(kernels + t * kCellLanes, runs * kCellLanes, channels * length, rows, w + t * p.w_tap, p.w_out);
   }
 }
+
+// Kernels on their way past the caches, [vector of rows][channel][tap][row]: memory is so long about them that the
+// products that follow take a share each along.
+struct Leaving {
+  float* to = nullptr;
+  int64_t rows, length;  // of the kernels of all channels
+
+  template <typename T>
+  static bool may(const WinogradPlan& p, const T* w) {
+    constexpr int64_t kItem = sizeof(T);
+    const auto at = reinterpret_cast<uintptr_t>(w) | static_cast<uintptr_t>(p.w_out * kItem);
+    return kItem == sizeof(float) && p.w_out != 1 && p.w_tap == 1 && at % CONVARITH_BYTES == 0 &&
+           p.w_count * kItem >= kPastCaches;
+  }
+
+  void store(const WinogradPlan& p, const float* kernels, int64_t share, int64_t shares) const {
+    if (to == nullptr) return;
+    const int64_t blocks = block_count(length, kCellLanes), all = blocks * block_count(rows, kCellLanes);
+    for (int64_t b = block_begin(share, all, shares); b < block_begin(share + 1, all, shares); ++b) {
+      const int64_t row = b / blocks * kCellLanes, at = b % blocks * kCellLanes;
+      transpose<true>(kernels + row * kWinogradChunk * p.kernel + at * kCellLanes, kCellLanes,
+                      least<int64_t>(kCellLanes, length - at), least<int64_t>(kCellLanes, rows - row),
+                      to + row * p.w_out + at, p.w_out);
+    }
+  }
+};
 
 // The weights between a chunk and a panel, transformed: [product][lane of the chunk][row of the panel]. False where one
 // is not finite.
@@ -454,49 +477,56 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
 // first until the last have their sum in `sums`. False where an element of the last is not finite.
 template <typename T>
 bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const float* products, bool first, bool last,
-                    float* sums, char* scratch, T* w) {
+                    float* sums, float* kernels, Leaving& leaving, T* w) {
   const Transform transform = output_transform(p.tile, p.taps);
   const int64_t square = p.taps[0] * p.taps[1];
-  float* kernels = reinterpret_cast<float*>(scratch + p.at_cells);
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t lane_begin = chunk * kWinogradChunk, lane_end = least(p.in.lanes, lane_begin + kWinogradChunk);
   const int64_t first_channel = channel_of(p.in, lane_begin), channels = (lane_end - lane_begin) / residues(p.in);
   const bool whole = p.stores_kernels;
   float taps[kWinogradTaps * kWinogradTaps * kCellLanes];
   bool finite = true;
-  for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes) {
+  w += panel * kWinogradPanel * p.w_out + first_channel * p.w_in;
+  const bool leaves = last && whole && Leaving::may(p, w);
+  if (leaves) {
+    leaving = {reinterpret_cast<float*>(w), last_row - panel * kWinogradPanel, channels * p.kernel};
+  }
+  for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes, w += kCellLanes * p.w_out) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
     Finite seen;
-    for (int64_t lane = lane_begin; lane < lane_end; ++lane) {
-      // Products that a lane does not have count in its missing taps only.
-      const float* from = products + (lane - lane_begin) * kWinogradPanel + row % kWinogradPanel;
-      const int64_t channel = channel_of(p.in, lane);
-      const ResidueTaps& tap_of = p.taps_of[residue_of(p.in, lane)];
-      float* kernel = kernels + (channel - first_channel) * p.kernel * kCellLanes;
-      if (first && last && whole && tap_of.all) {
-        transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, kernel + tap_of.at[0] * kCellLanes,
-                  tap_of.row * kCellLanes, tap_of.column * kCellLanes);
-        continue;
-      }
-      transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, taps, p.taps[1] * kCellLanes, kCellLanes);
-      for (int64_t t = 0; t < square; ++t) {
-        float* sum = sums + ((lane - lane_begin) * square + t) * kWinogradPanel + row % kWinogradPanel;
-        float* tap = taps + t * kCellLanes;
-        if (!first) store(tap, load(tap) + load(sum));
-        if (!last) {
-          store(sum, load(tap));
-        } else if (tap_of.at[t] >= 0 && whole) {
-          store(kernel + tap_of.at[t] * kCellLanes, load(tap));
-        } else if (tap_of.at[t] >= 0) {
-          seen.see(tap, 1);
-          T* to = w + row * p.w_out + channel * p.w_in + tap_of.at[t] * p.w_tap;
-          for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[r * p.w_out]);
+    const float* from = products + row % kWinogradPanel;
+    float* sum = sums + row % kWinogradPanel;
+    for (int64_t block = lane_begin; block < lane_end; block += p.in.block) {
+      const ResidueTaps& tap_of = p.taps_of[residue_of(p.in, block)];
+      const int64_t channel = channel_of(p.in, block) - first_channel;
+      const float* end = from + least(p.in.block, lane_end - block) * kWinogradPanel;
+      float* kernel = kernels + channel * p.kernel * kCellLanes;
+      T* to = w + channel * p.w_in;
+      for (; from < end; from += kWinogradPanel, kernel += p.kernel * kCellLanes, to += p.w_in) {
+        // Products that a lane does not have count in its missing taps only.
+        if (first && last && whole && tap_of.all) {
+          transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, kernel + tap_of.at[0] * kCellLanes,
+                    tap_of.row * kCellLanes, tap_of.column * kCellLanes);
+          continue;
+        }
+        transform(from, p.tile[1] * kWinogradWeights, kWinogradWeights, taps, p.taps[1] * kCellLanes, kCellLanes);
+        for (int64_t t = 0; t < square; ++t, sum += kWinogradPanel) {
+          Vector tap = load(taps + t * kCellLanes);
+          if (!first) tap += load(sum);
+          if (!last) {
+            store(sum, tap);
+          } else if (tap_of.at[t] >= 0 && whole) {
+            store(kernel + tap_of.at[t] * kCellLanes, tap);
+          } else if (tap_of.at[t] >= 0) {
+            seen.see(tap);
+            for (int64_t r = 0; r < rows; ++r) narrow(tap[r], to[tap_of.at[t] * p.w_tap + r * p.w_out]);
+          }
         }
       }
     }
     if (last && whole) {
       seen.see(kernels, channels * p.kernel);
-      store_kernels(p, kernels, channels, rows, w + row * p.w_out + first_channel * p.w_in);
+      leaves ? void(kernels += kCellLanes * kWinogradChunk * p.kernel) : store_kernels(p, kernels, channels, rows, w);
     }
     finite = finite && seen.first(rows);
   }
@@ -668,6 +698,8 @@ bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
   const int64_t out_apart = p.box_tiles * kWinogradPanel + kWinogradApart;
   float* inputs = reinterpret_cast<float*>(scratch + p.at_inputs);
   float* products = reinterpret_cast<float*>(scratch + p.at_products);
+  float* kernels = reinterpret_cast<float*>(scratch + p.at_kernels);
+  Leaving leaving;
   bool finite = true;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t in_block = task % p.in_blocks, out_block = task / p.in_blocks % p.out_blocks;
@@ -701,9 +733,11 @@ bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
                 lanes_with(p, p.in, lane, last_lane, i), {1, {0}, {rows}}, {1, {0}, {tiles}}, inputs + i * in_apart,
                 outputs, products + i * kWinogradWeights, false, {in_apart, tiles * kWinogradChunk},
                 {out_apart, tiles * kWinogradPanel});
+            leaving.store(p, kernels, i, p.products);
           }
+          leaving = {};
           const auto store_to = [&](auto* to) {
-            return store_gradient(p, panel, chunk, products, first, last, sums, scratch, to + g * p.w_group);
+            return store_gradient(p, panel, chunk, products, first, last, sums, kernels, leaving, to + g * p.w_group);
           };
           if (!(p.shares > 1 ? store_to(gradients + share * p.w_count) : store_to(static_cast<T*>(w)))) finite = false;
           sums += kWinogradChunk * kWinogradPanel * p.taps[0] * p.taps[1];
@@ -711,6 +745,7 @@ bool winograd_gradient(const WinogradPlan& p, const void* x, const void* y, floa
       }
     }
   }
+  leaving.store(p, kernels, 0, 1);
   fence_past_caches();
   return finite;
 }
