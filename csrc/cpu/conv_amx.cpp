@@ -184,7 +184,7 @@ std::vector<AmxGather> amx_gathers(const Problem& p, std::vector<Gather> gathers
     }
     plan.gather = g;
     const int64_t runs = g.box[0] * g.box[1] * g.box[2], blocks = parts(cells_of(g), kAmxColumns);
-    g.row_split = row_split(a, static_cast<int64_t>(result.size()), threads);
+    plan.row_split = row_split(a, static_cast<int64_t>(result.size()), threads);
     g.one_tile = one_tile;
     const int64_t tile = inner ? g.tile_size : plan.tile_channels * g.tile_channel;
     const int64_t beyond = 2 * kAmxColumns * (panels ? 1 : plan.pitch);  // a block of cells may end there
@@ -256,12 +256,12 @@ struct Amx : Plan {
       AmxPlan plan = a.plan;
       GatherPlan& g = plan.gather;
       g.rows = std::min(rows_at_once, g.rows - first);
-      g.row_split = std::min(g.row_split, row_blocks(g));
+      plan.row_split = std::min(plan.row_split, row_blocks(g));
       g.out_offset += first * g.out_channel;
       if (g.bias) g.bias = static_cast<const char*>(g.bias) + first * k.item;
       g.packed = packed;
       packed += g.groups * row_blocks(g) * plan.steps * kAmxRows * kAmxPairs;
-      *turns = std::max(*turns, box_count(g) * g.groups * g.row_split);
+      *turns = std::max(*turns, box_count(g) * g.groups * plan.row_split);
       plans.push_back(plan);
     }
     if (w) *w = static_cast<const char*>(*w) + first * plans[0].gather.w_row * k.item;

@@ -457,11 +457,7 @@ void amx_box(const AmxPlan& a, const Box& b, int64_t g, int64_t begin, int64_t e
   }
 }
 
-inline int64_t amx_tasks(const GatherPlan& p) {
-  return p.boxes[0] * p.boxes[1] * p.boxes[2] * p.boxes[3] * p.groups * p.row_split;
-}
-
-// Tasks of several plans in turn, as gather() does.
+// Tasks of several plans in turn, of each in proportion.
 template <typename T>
 void amx_gather(const AmxPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
                 char* scratch, int64_t begin, int64_t end) {
@@ -471,17 +467,18 @@ void amx_gather(const AmxPlan* plans, int64_t count, int64_t turns, const void* 
     for (int64_t i = 0; i < count; ++i) {
       const AmxPlan& a = plans[i];
       const GatherPlan& p = a.gather;
-      const int64_t tasks = amx_tasks(p), blocks = amx_row_blocks(p);
+      const int64_t boxes = p.boxes[0] * p.boxes[1] * p.boxes[2] * p.boxes[3];
+      const int64_t tasks = boxes * p.groups * a.row_split, blocks = amx_row_blocks(p);
       for (int64_t t = block_begin(index, tasks, turns); t < block_begin(index + 1, tasks, turns); ++t) {
-        const int64_t share = t % p.row_split, g = t / p.row_split % p.groups;
-        const Box b = box_at(p, t / p.row_split / p.groups);
+        const int64_t share = t % a.row_split, g = t / a.row_split % p.groups;
+        const Box b = box_at(p, t / a.row_split / p.groups);
         if (p.taps == 0) {
           if (share == 0) {
             gather_nothing<T>(p, {b, g, 0, row_blocks<float>(p)}, static_cast<T*>(out), scratch);
           }
           continue;
         }
-        amx_box(a, b, g, block_begin(share, blocks, p.row_split), block_begin(share + 1, blocks, p.row_split),
+        amx_box(a, b, g, block_begin(share, blocks, a.row_split), block_begin(share + 1, blocks, a.row_split),
                 static_cast<const T*>(in), static_cast<const uint32_t*>(packed), static_cast<T*>(out), scratch, held);
       }
     }

@@ -441,18 +441,11 @@ void store_outer(const GatherPlan& p, const Run* runs, int64_t begin, int64_t en
   }
 }
 
-// A gather's task: one box, one group, one share of the row blocks.
+// Some of the row blocks of a group of a box.
 struct GatherTask {
   Box box;
   int64_t group, block_begin, block_end;
 };
-
-template <typename Sum>
-inline GatherTask gather_task(const GatherPlan& p, int64_t index) {
-  const int64_t share = index % p.row_split, blocks = row_blocks<Sum>(p);
-  return {box_at(p, index / p.row_split / p.groups), index / p.row_split % p.groups,
-          block_begin(share, blocks, p.row_split), block_begin(share + 1, blocks, p.row_split)};
-}
 
 // Where the offsets count from, for channels from c0 on.
 template <typename T, typename Factor = typename FactorOf<T>::type>
@@ -715,35 +708,44 @@ void gather_nothing(const GatherPlan& p, const GatherTask& task, T* out, char* s
   }
 }
 
-inline int64_t gather_tasks(const GatherPlan& p) {
-  return p.boxes[0] * p.boxes[1] * p.boxes[2] * p.boxes[3] * p.groups * p.row_split;
-}
-
-// Tasks of several plans in turn, of each in proportion: the phases of a transposed convolution write neighbouring
-// elements.
+// The boxes of several plans in turn, of each in proportion: the phases of a transposed convolution write neighbouring
+// elements. A box is counted once for every group.
 template <typename T>
-void gather(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed_data,
-            void* out_data, char* scratch, HeldTile& held, int64_t begin, int64_t end) {
+void gather(const GatherPlan* plans, int64_t count, const int64_t* cuts, int64_t slices, const void* in,
+            const void* packed_data, void* out_data, char* scratch, HeldTile& held, int64_t begin, int64_t end) {
   typedef typename SumOf<T>::type Sum;
   const T* from = static_cast<const T*>(in);
   const auto* packed = static_cast<const typename FactorOf<T>::type*>(packed_data);
   T* out = static_cast<T*>(out_data);
-  for (int64_t index = begin; index < end; ++index) {
-    for (int64_t i = 0; i < count; ++i) {
-      const GatherPlan& p = plans[i];
-      const int64_t tasks = gather_tasks(p);
-      for (int64_t t = block_begin(index, tasks, turns); t < block_begin(index + 1, tasks, turns); ++t) {
-        const GatherTask task = gather_task<Sum>(p, t);
-        if (p.taps == 0) {
-          gather_nothing<T>(p, task, out, scratch);
-        } else if (p.outer) {
-          gather_outer<T>(p, task, from, packed, out, scratch, held);
-        } else if (p.direct) {
-          if constexpr (sizeof(T) == sizeof(Sum)) {
-            gather_direct<T>(p, task, from, packed, out, scratch, held);
+  const int64_t blocks = row_blocks<Sum>(plans[0]);
+  for (int64_t slice = begin; slice < end; ++slice) {
+    const int64_t* cut = cuts + slice;
+    const auto boxes_of = [&](int64_t plan) {
+      const int64_t* c = cut + plan * (slices + 1);
+      return c[1] > c[0] ? block_count(c[1], blocks) - c[0] / blocks : 0;
+    };
+    int64_t turns = 0;
+    for (int64_t i = 0; i < count; ++i) turns = most(turns, boxes_of(i));
+    for (int64_t turn = 0; turn < turns; ++turn) {
+      for (int64_t i = 0; i < count; ++i) {
+        const GatherPlan& p = plans[i];
+        const int64_t* c = cut + i * (slices + 1);
+        const int64_t boxes = boxes_of(i), first = c[0] / blocks;
+        const int64_t last_box = first + block_begin(turn + 1, boxes, turns);
+        for (int64_t box = first + block_begin(turn, boxes, turns); box < last_box; ++box) {
+          const GatherTask task = {box_at(p, box / p.groups), box % p.groups, most<int64_t>(0, c[0] - box * blocks),
+                                   least(blocks, c[1] - box * blocks)};
+          if (p.taps == 0) {
+            gather_nothing<T>(p, task, out, scratch);
+          } else if (p.outer) {
+            gather_outer<T>(p, task, from, packed, out, scratch, held);
+          } else if (p.direct) {
+            if constexpr (sizeof(T) == sizeof(Sum)) {
+              gather_direct<T>(p, task, from, packed, out, scratch, held);
+            }
+          } else {
+            gather_offset<T>(p, task, from, packed, out, scratch, held);
           }
-        } else {
-          gather_offset<T>(p, task, from, packed, out, scratch, held);
         }
       }
     }

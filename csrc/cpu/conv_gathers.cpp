@@ -278,10 +278,8 @@ int64_t merged_phases(const GatherPlan& g) {
 
 // Room for sums and runs, once the rows are known.
 void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
-  const int64_t blocks = row_blocks(g, k), block = g.outer ? k.outer_vectors * k.lanes : k.row_block;
-  const int64_t rows = std::min(padded_rows(g, k), parts(blocks, g.row_split) * block);
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
-  g.at_runs = g.at_sums + aligned(rows * g.columns * k.sum_item);
+  g.at_runs = g.at_sums + aligned(padded_rows(g, k) * g.columns * k.sum_item);
   g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
   const int64_t pixels = g.outer ? runs * g.box[3] : 0;
   g.at_places = g.at_pixels + aligned(pixels * static_cast<int64_t>(sizeof(int32_t)));
@@ -390,14 +388,6 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   return b;
 }
 
-// Into how many shares of its row blocks a task is split, so that all threads end together; a share costs a tile.
-int64_t row_split(int64_t tasks, int64_t blocks, int64_t threads) {
-  return even_split(blocks, 4 * threads, threads, [&](int64_t split) {
-    const auto rounds = static_cast<double>(parts(tasks * split, threads) * parts(blocks, split));
-    return rounds * (1 + 0.03 * static_cast<double>(split));
-  });
-}
-
 std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k, bool merging) {
   std::vector<Gather> gathers;
   if (pass == Pass::kInput) {
@@ -431,7 +421,6 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
     GatherPlan& g = gather.plan;
     blocking.may_be_raw = blocking.outer && ((gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1);
     if (!lay_out(gather, blocking, k)) return {};
-    g.row_split = row_split(box_count(g) * g.groups * static_cast<int64_t>(gathers.size()), row_blocks(g, k), threads);
     one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);
   }
   // The tile stays while other plans take their turn.
@@ -516,29 +505,58 @@ RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k, i
   return {even_part(g.rows / phases, std::max<int64_t>(1, most / phases)) * phases, false};
 }
 
+// Outputs of the boxes before box `index`.
+int64_t outputs_before(const GatherPlan& g, int64_t index) {
+  const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
+  int64_t before = 0, inner = 1;  // inner: outputs along the axes that are done
+  for (int i = 3; i >= 0; --i) {
+    const int64_t at = i > 0 ? index % g.boxes[i] : index, begin = std::min(at * g.box[i], extent[i]);
+    before = begin * inner + std::min(g.box[i], extent[i] - begin) * before;
+    inner *= extent[i];
+    index /= g.boxes[i];
+  }
+  return before;
+}
+
+// Where a slice begins, of as many that are as much work as each other: in row blocks, of every group of every box.
+int64_t slice_begin(const GatherPlan& g, int64_t slice, int64_t slices, const ConvKernels& k) {
+  const int64_t blocks = g.groups * row_blocks(g, k), boxes = box_count(g);
+  const int64_t before = outputs_before(g, boxes) * slice;  // in the slices' part of an output
+  int64_t box = 0;
+  for (int64_t end = boxes; end - box > 1;) {
+    const int64_t middle = (box + end) / 2;
+    (outputs_before(g, middle) * slices <= before ? box : end) = middle;
+  }
+  const int64_t first = outputs_before(g, box), size = (outputs_before(g, box + 1) - first) * slices;
+  return box * blocks + (2 * (before - first * slices) * blocks + size) / (2 * size);
+}
+
 // What a pass over the rows [first, first + count) runs.
 struct RowPass {
   std::vector<GatherPlan> plans;
   const void* w;
-  int64_t turns, macs;      // of all plans
+  int64_t slices;
+  std::vector<int64_t> cuts;  // of the slices, which are one for every thread
+  int64_t macs;               // of all plans
   int64_t packed, scratch;  // bytes
 };
 
-RowPass pass_of(const std::vector<Gather>& gathers, int64_t first, int64_t count, const void* w, const ConvKernels& k) {
+RowPass pass_of(const std::vector<Gather>& gathers, int64_t first, int64_t count, const void* w, int64_t slices,
+                const ConvKernels& k) {
   RowPass pass = {};
+  pass.slices = slices;
   int64_t packed = 0;
   const int64_t channel = first / merged_phases(gathers[0].plan);
   pass.w = static_cast<const char*>(w) + channel * gathers[0].plan.w_row * (gathers[0].plan.w_words ? 2 : 1) * k.item;
   for (const Gather& gather : gathers) {
     GatherPlan g = gather.plan;
     g.rows = count;
-    g.row_split = std::min(g.row_split, row_blocks(g, k));
     g.out_offset += channel * g.out_channel;
     if (g.bias) g.bias = static_cast<const char*>(g.bias) + channel * k.item;
     g.packed = packed;
     packed = spread(packed + packed_size(g, k), k);
     lay_out_sums(g, k);
-    pass.turns = std::max(pass.turns, box_count(g) * g.groups * g.row_split);
+    for (int64_t slice = 0; slice <= slices; ++slice) pass.cuts.push_back(slice_begin(g, slice, slices, k));
     pass.macs += gather_macs(g);
     pass.scratch = std::max(pass.scratch, g.scratch);
     pass.plans.push_back(g);
@@ -547,18 +565,17 @@ RowPass pass_of(const std::vector<Gather>& gathers, int64_t first, int64_t count
   return pass;
 }
 
-// All threads together. Several tasks in a row are a thread's; more of them than threads even out what boxes at the
-// edge save.
+// All threads together.
 void run_together(const RowPass& pass, const ConvKernels& k, const void* in, void* out) {
   const auto count = static_cast<int64_t>(pass.plans.size());
   const GatherPlan* plans = pass.plans.data();
   const Buffer weights(pass.packed);
   parallel(k.pack_tasks(plans[0]), pass.packed,
            [&](int64_t begin, int64_t end) { k.pack(plans, count, pass.w, weights.get(), begin, end); });
-  parallel(pass.turns, pass.macs, [&](int64_t begin, int64_t end) {
+  parallel(pass.slices, pass.macs, [&](int64_t begin, int64_t end) {
     const Buffer mine(pass.scratch);
     HeldTile held;
-    k.gather(plans, count, pass.turns, in, weights.get(), out, mine.get(), held, begin, end);
+    k.gather(plans, count, pass.cuts.data(), pass.slices, in, weights.get(), out, mine.get(), held, begin, end);
   });
 }
 
@@ -568,20 +585,17 @@ void run_alone(const RowPass& pass, const ConvKernels& k, const void* in, void* 
   const auto count = static_cast<int64_t>(pass.plans.size());
   const GatherPlan* plans = pass.plans.data();
   k.pack(plans, count, pass.w, weights, 0, k.pack_tasks(plans[0]));
-  k.gather(plans, count, pass.turns, in, weights, out, scratch, held, 0, pass.turns);
+  k.gather(plans, count, pass.cuts.data(), pass.slices, in, weights, out, scratch, held, 0, pass.slices);
 }
 
 struct Gathers : Plan {
   Gathers(std::vector<Gather> all, const ConvKernels& kernels, int64_t most_threads)
       : gathers(std::move(all)), k(kernels), threads(most_threads), passes(row_passes(gathers, kernels, most_threads)) {
-    for (Gather& gather : gathers) {
-      gather.point();
-      if (passes.own) gather.plan.row_split = 1;
-    }
+    for (Gather& gather : gathers) gather.point();
   }
 
   Explanation explain() const override {
-    const RowPass pass = pass_of(gathers, 0, passes.rows, nullptr, k);
+    const RowPass pass = pass_at(0, nullptr);
     Explanation e = {};
     e.algorithm = gathers[0].plan.outer ? Algorithm::kOuter : Algorithm::kOffset;
     e.phases = static_cast<int64_t>(gathers.size()) * merged_phases(gathers[0].plan);
@@ -601,22 +615,22 @@ struct Gathers : Plan {
 
   void run(const void* in, int64_t, const void* w, int64_t, void* out) override {
     if (gathers[0].swapped) std::swap(in, w);
-    const int64_t rows = gathers[0].plan.rows;
-    const auto pass_at = [&](int64_t i) {
-      const int64_t first = i * passes.rows;
-      return pass_of(gathers, first, std::min(passes.rows, rows - first), w, k);
-    };
-    const int64_t count = parts(rows, passes.rows);
+    const int64_t count = parts(gathers[0].plan.rows, passes.rows);
     if (!passes.own) {
-      for (int64_t i = 0; i < count; ++i) run_together(pass_at(i), k, in, out);
+      for (int64_t i = 0; i < count; ++i) run_together(pass_at(i, w), k, in, out);
       return;
     }
     parallel(count, macs(), [&](int64_t begin, int64_t end) {
-      const RowPass largest = pass_at(0);
+      const RowPass largest = pass_at(0, w);
       const Buffer weights(largest.packed), mine(largest.scratch);
       HeldTile held;
-      for (int64_t i = begin; i < end; ++i) run_alone(pass_at(i), k, in, out, weights.get(), mine.get(), held);
+      for (int64_t i = begin; i < end; ++i) run_alone(pass_at(i, w), k, in, out, weights.get(), mine.get(), held);
     });
+  }
+
+  RowPass pass_at(int64_t i, const void* w) const {
+    const int64_t first = i * passes.rows, rows = std::min(passes.rows, gathers[0].plan.rows - first);
+    return pass_of(gathers, first, rows, w, passes.own ? 1 : threads, k);
   }
 
   int64_t macs() const {

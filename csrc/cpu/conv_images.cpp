@@ -144,7 +144,6 @@ bool Images::lay_out(const Problem& p) {
   for (Gather& gather : gathers) {
     GatherPlan& g = gather.plan;
     if (!convarith::cpu::lay_out(gather, b, k) || (g.taps > 0 && !(g.direct && g.raw))) return false;
-    g.row_split = 1;
   }
   product = plan_gathers(std::move(gathers), k, 1);
   return true;

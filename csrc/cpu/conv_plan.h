@@ -47,7 +47,6 @@ struct GatherPlan {
   bool in_words, w_words;
 
   int64_t channel_block;  // channels of a tile
-  int64_t row_split;      // tasks that share a box, each with its rows
   int64_t box[4];         // batch, z, y, x
   int64_t boxes[4];
   bool raw;      // the tile is the input itself: nothing to pad, split or convert
@@ -311,8 +310,9 @@ struct ConvKernels {
   void (*transpose)(const void* from, int64_t from_pitch, int64_t rows, int64_t count, void* to, int64_t to_pitch);
   int64_t (*pack_tasks)(const GatherPlan& plan);
   void (*pack)(const GatherPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
-  void (*gather)(const GatherPlan* plans, int64_t count, int64_t turns, const void* in, const void* packed, void* out,
-                 char* scratch, HeldTile& held, int64_t begin, int64_t end);
+  // A task is a slice of the work of every plan; cuts are [plan][slices + 1], see slice_begin() in conv_gathers.cpp.
+  void (*gather)(const GatherPlan* plans, int64_t count, const int64_t* cuts, int64_t slices, const void* in,
+                 const void* packed, void* out, char* scratch, HeldTile& held, int64_t begin, int64_t end);
   // The same by AMX; null without it.
   int64_t (*amx_pack_tasks)(const AmxPlan& plan);
   void (*amx_pack)(const AmxPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
