@@ -505,17 +505,9 @@ RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k, i
   return {even_part(g.rows / phases, std::max<int64_t>(1, most / phases)) * phases, false};
 }
 
-// Outputs of the boxes before box `index`.
 int64_t outputs_before(const GatherPlan& g, int64_t index) {
   const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
-  int64_t before = 0, inner = 1;  // inner: outputs along the axes that are done
-  for (int i = 3; i >= 0; --i) {
-    const int64_t at = i > 0 ? index % g.boxes[i] : index, begin = std::min(at * g.box[i], extent[i]);
-    before = begin * inner + std::min(g.box[i], extent[i] - begin) * before;
-    inner *= extent[i];
-    index /= g.boxes[i];
-  }
-  return before;
+  return entries_before(g.boxes, g.box, extent, index);
 }
 
 // Where a slice begins, of as many that are as much work as each other: in row blocks, of every group of every box.

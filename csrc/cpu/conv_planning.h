@@ -171,6 +171,20 @@ int64_t even_split(int64_t blocks, int64_t most, int64_t threads, const Cost& co
   return best;
 }
 
+// Of an array that is cut into boxes: its entries in the boxes before box `index`.
+template <int kBoxAxes>
+int64_t entries_before(const int64_t (&boxes)[kBoxAxes], const int64_t (&box)[kBoxAxes],
+                       const int64_t (&extent)[kBoxAxes], int64_t index) {
+  int64_t before = 0, inner = 1;  // inner: entries along the axes that are done
+  for (int i = kBoxAxes - 1; i >= 0; --i) {
+    const int64_t at = i > 0 ? index % boxes[i] : index, begin = std::min(at * box[i], extent[i]);
+    before = begin * inner + std::min(box[i], extent[i] - begin) * before;
+    inner *= extent[i];
+    index /= boxes[i];
+  }
+  return before;
+}
+
 inline int64_t thread_count() {
   return at::in_parallel_region() ? 1 : std::max(1, at::get_num_threads());
 }

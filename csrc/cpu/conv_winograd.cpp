@@ -414,6 +414,34 @@ constexpr int64_t kShareBytes = int64_t{8} << 20;      // of all shares' gradien
 constexpr int64_t kThreadBytes = int64_t{16} << 20;    // of a thread's scratch
 constexpr int64_t kThreadProducts = int64_t{1} << 18;  // to be worth a thread
 
+// Tiles of the boxes before box `index`.
+int64_t tiles_before(const WinogradPlan& p, int64_t index) {
+  const int64_t extent[3] = {p.images, parts(p.cells[0], p.outputs[0]), parts(p.cells[1], p.outputs[1])};
+  return entries_before(p.boxes, p.box, extent, index);
+}
+
+constexpr int64_t kBoxTiles = 5;  // that take as long as the transform back to the gradient, for each box
+constexpr int64_t kBoxesTried = 8;
+
+// Boxes of kGradientProducts at most, such that the shares have about as many tiles.
+void set_boxes_of_shares(WinogradPlan& p) {
+  const int64_t most = std::min(parts(tile_count(p), p.shares), kGradientProducts / p.products), step = parts(most, 3 * kBoxesTried);
+  int64_t best = 0, best_size = most;
+  for (int64_t size = most; 3 * size > 2 * most; size -= step) {
+    set_boxes(p, size);
+    const int64_t boxes = box_count(p);
+    int64_t longest = 0;
+    for (int64_t share = 0; share < p.shares; ++share) {
+      const int64_t begin = share * boxes / p.shares, end = (share + 1) * boxes / p.shares;
+      longest = std::max(longest, tiles_before(p, end) - tiles_before(p, begin) + kBoxTiles * (end - begin));
+    }
+    if (size < most && longest >= best) continue;
+    best = longest;
+    best_size = size;
+  }
+  set_boxes(p, best_size);
+}
+
 // Sums over the tiles are split at boxes and shares, which must not depend on the number of threads. Blocks of chunks
 // and panels may: each repeats the other side's transforms.
 PlanPtr plan_gradient(const WinogradPlan& described, std::vector<ResidueTaps> taps_of, double cost, const ConvKernels& k) {
@@ -427,8 +455,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<ResidueTaps> ta
   for (plan.shares = 1; 2 * plan.shares * kShareProducts <= tiles * plan.products; plan.shares *= 2) {
     if (2 * plan.shares * plan.groups > kMostShares || 2 * share_bytes(plan) > kShareBytes) break;
   }
-  const int64_t boxes = plan.shares * parts(tiles, plan.shares * (kGradientProducts / plan.products));
-  set_boxes(plan, parts(tiles, boxes));
+  set_boxes_of_shares(plan);
   plan.shares = std::min(plan.shares, box_count(plan));
   lay_out_cells(plan, k);
   const int64_t threads = std::min(thread_count(), parts(multiplications(plan), kThreadProducts));
