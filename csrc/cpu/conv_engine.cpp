@@ -143,18 +143,22 @@ Ran run_fast(const Problem& problem, Pass pass, int dtype, const void* input, in
   if (!plan) return Ran::kNothing;
   // Padding is multiplied here, by weights or by y, and 0 * Inf would be NaN where C has no entry at all. A plan may
   // look at the weights while it has them. Otherwise, a result being finite only where all that was multiplied was, the
-  // smaller of weights and result is looked at first.
-  const bool gradient = pass == Pass::kWeight, checks = gradient || pads(problem, pass);
+  // smaller of the result and the weights, or x and y, is looked at first.
+  const bool gradient = pass == Pass::kWeight, padded = pads(problem, pass);
+  const bool checks = gradient ? plan->multiplies_zeros(padded) : padded;
   const bool sees_weights = plan->finite_weights().has_value();
   const int64_t results = result_numel(problem, pass);
-  const bool before = !sees_weights && !gradient && other_count <= results;
-  if (checks && before && !all_finite(k, other, other_count)) return Ran::kNothing;
+  const bool before = !sees_weights && other_count + (gradient ? input_count : 0) <= results;
+  const auto finite_operands = [&] {
+    return all_finite(k, other, other_count) && (!gradient || all_finite(k, input, input_count));
+  };
+  if (checks && before && !finite_operands()) return Ran::kNothing;
   const bool same_channels = pass == Pass::kOutput || simple.in_channels == problem.in_channels;
   const bool biased = bias == nullptr || (same_channels && plan->add_bias(bias));
   plan->run(input, input_count, other, other_count, output);
   const auto spoiled = [&] {
     if (sees_weights) return !*plan->finite_weights();
-    return !before && !all_finite(k, output, results) && (gradient || !all_finite(k, other, other_count));
+    return !before && !all_finite(k, output, results) && (gradient || !finite_operands());
   };
   if (checks && spoiled()) return Ran::kNothing;
   return biased ? Ran::kAll : Ran::kWithoutBias;

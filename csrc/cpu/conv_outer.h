@@ -94,7 +94,7 @@ inline void store_lines_past_caches(T* to, const Sums (&sums)[kVecs]) {
 
 // to[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
 template <typename T, int kRows, int kVecs, typename Ahead, typename To>
-void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, To to, bool add,
+void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, const To& to, bool add,
                     Ahead ahead) {
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
@@ -145,7 +145,7 @@ void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, 
 }
 
 template <typename T, typename Ahead, typename To>
-using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, To, bool, Ahead);
+using MultiplyOuter = void (*)(int64_t, const T* const*, const int32_t*, const T*, const To&, bool, Ahead);
 
 template <typename T, typename Ahead, typename To, int kVecs, int kRows = outer_rows(kVecs)>
 MultiplyOuter<T, Ahead, To> outer_rows_for(int64_t rows) {

@@ -211,6 +211,8 @@ struct Plan {
   virtual bool add_bias(const void*) { return false; }
   // Whether the weights that run() was given, or made, are finite; none, before and after, where it does not find out.
   virtual std::optional<bool> finite_weights() const { return std::nullopt; }
+  // Of the weight's gradient, whether zeros that x and y do not have are multiplied, where the problem pads or not.
+  virtual bool multiplies_zeros(bool) const { return true; }
   // As run_fast() in conv_engine.h. A plan runs once.
   virtual void run(const void* input, int64_t input_count, const void* other, int64_t other_count, void* output) = 0;
 };

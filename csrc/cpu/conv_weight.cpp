@@ -17,6 +17,9 @@ constexpr int64_t kDotSums = int64_t{1} << 20;         // bytes of vectors of su
 struct WeightGradient : Plan {
   explicit WeightGradient(const ConvKernels& kernels) : k(kernels) {}
   Explanation explain() const override;
+  // Copied to the cells of a tile, y has zeros between its rows; and the last output of an odd number is a pair with a
+  // zero.
+  bool multiplies_zeros(bool pads) const override { return pads || k.pairs || (plan.dot && !plan.in_place); }
   void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override;
 
   const ConvKernels& k;
@@ -197,6 +200,8 @@ struct WeightGradientOfPatches : Plan {
     return {Algorithm::kOuter, thread_count() * plan.gather.scratch, 1, gather_macs(plan.gather)};
   }
 
+  bool multiplies_zeros(bool pads) const override { return pads; }
+
   void run(const void* x, int64_t, const void* y, int64_t, void* w) override {
     const GatherPlan& g = plan.gather;
     parallel(tasks * plan.row_tasks, gather_macs(g), [&](int64_t begin, int64_t end) {
@@ -254,7 +259,7 @@ PlanPtr plan_patches(const Problem& p, const ConvKernels& k) {
   }
   const int64_t runs = g.box[0] * g.box[1] * g.box[2];
   g.at_sums = g.at_own + aligned(plan.box_pixels * width * k.sum_item);
-  g.at_runs = g.at_sums + aligned(g.rows * width * k.sum_item);
+  g.at_runs = g.at_sums + aligned(plan.box_pixels < outputs ? g.rows * width * k.sum_item : 0);
   g.at_pixels = g.at_runs + aligned(runs * static_cast<int64_t>(sizeof(Run)));
   g.scratch = g.at_pixels + aligned(2 * outputs * static_cast<int64_t>(sizeof(int32_t)));
   return made;
@@ -278,6 +283,11 @@ struct WeightGradientOfTaps : Plan {
       e.multiplications += other.multiplications;
     }
     return e;
+  }
+
+  // A tap's product has the inputs that exist.
+  bool multiplies_zeros(bool) const override {
+    return std::any_of(taps.begin(), taps.end(), [](const Tap& tap) { return tap.plan->multiplies_zeros(false); });
   }
 
   void run(const void* x, int64_t x_count, const void* y, int64_t y_count, void* w) override {

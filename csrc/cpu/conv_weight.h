@@ -426,8 +426,8 @@ int64_t pack_cells(const GatherPlan& p, Run* runs, int64_t count, const T* y, Fa
 }
 
 // Few outputs, many channels on both sides: columns are (channel, tap), packed as [output][column of the block], and
-// rows are y's, read where they stand. Sums that registers cannot hold until they are whole are those of a block of
-// columns, and w is written in its order.
+// rows are y's, read where they stand. Sums go from registers to w; or, where those cannot hold them until they are
+// whole, to a thread's own of a block of columns, for neighbouring lines of w are another thread's.
 template <typename T>
 void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* scratch, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -448,6 +448,10 @@ void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* 
   const int64_t in_row = p.channels * p.taps, vectors = block_count(in_row, kLanes);
   const int64_t blocks = block_count(vectors, kOuterVectors), chunks = block_count(outputs, plan.box_pixels);
   const bool straight = p.taps == 1 && (p.raw ? p.stride[2] * p.in_axis[2] : p.move[2] * p.tile_cell) == 1;
+  constexpr int64_t kItem = sizeof(T);
+  const auto lines = reinterpret_cast<uintptr_t>(w) | static_cast<uintptr_t>((p.w_group | p.w_row | in_row) * kItem);
+  const bool past_caches =
+      chunks == 1 && lines % 64 == 0 && p.groups * p.rows * in_row * kItem >= kPastCaches;
   HeldTile held;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t share = task % plan.row_tasks, block = task / plan.row_tasks % blocks;
@@ -478,16 +482,20 @@ void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* 
         const int64_t begin_row = block_begin(part, all_rows, parts);
         const int64_t rows = block_begin(part + 1, all_rows, parts) - begin_row, row = first_row + begin_row;
         const T* from[kMostOuterRows];
-        for (int64_t r = 0; r < rows; ++r) from[r] = y + g * p.out_group + (row + r) * p.out_channel;
-        T* part_sums = chunks == 1 ? sums : sums + begin_row * width;
-        outer_for<T, RowsAhead>(rows, width / kLanes)(o_end - o, from, outs + o, panel, {part_sums}, chunk > 0, {});
-        if (chunk + 1 < chunks) continue;
+        T* to[kMostOuterRows];
+        T* const w_block = w + g * p.w_group + row * p.w_row + first;
         for (int64_t r = 0; r < rows; ++r) {
-          copy_run(part_sums + r * width, 1, real, w + g * p.w_group + (row + r) * p.w_row + first);
+          from[r] = y + g * p.out_group + (row + r) * p.out_channel;
+          to[r] = chunks == 1 ? w_block + r * p.w_row : sums + (begin_row + r) * width;
         }
+        outer_for<T, RowsAhead, OuterRows<T>>(rows, width / kLanes)(o_end - o, from, outs + o, panel,
+                                                                    {to, real, nullptr, past_caches}, chunk > 0, {});
+        if (chunks == 1 || chunk + 1 < chunks) continue;
+        for (int64_t r = 0; r < rows; ++r) copy_run(to[r], 1, real, w_block + r * p.w_row);
       }
     }
   }
+  fence_past_caches();
 }
 
 template <typename T>
