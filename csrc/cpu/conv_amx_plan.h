@@ -40,7 +40,7 @@ struct AmxPlan {
   GatherPlan gather;
   AmxInputs inputs;
   AmxLines lines;
-  bool in_place;  // lines stand in memory as they are needed
+  bool in_place;      // lines stand in memory as they are needed
   int64_t row_split;  // tasks that share a box, each with its rows
   int64_t steps;
   const int32_t* step;       // where its first pair stands, from the block's first cell

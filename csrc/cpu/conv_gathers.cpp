@@ -530,7 +530,7 @@ struct RowPass {
   int64_t slices;
   std::vector<int64_t> cuts;  // of the slices, which are one for every thread
   int64_t macs;               // of all plans
-  int64_t packed, scratch;  // bytes
+  int64_t packed, scratch;    // bytes
 };
 
 RowPass pass_of(const std::vector<Gather>& gathers, int64_t first, int64_t count, const void* w, int64_t slices,

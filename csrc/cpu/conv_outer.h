@@ -94,8 +94,8 @@ inline void store_lines_past_caches(T* to, const Sums (&sums)[kVecs]) {
 
 // to[r][x] (+)= sum over k of from[r][offset[k]] * columns[k][x], r < kRows, x < kVecs vectors.
 template <typename T, int kRows, int kVecs, typename Ahead, typename To>
-void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, const To& to, bool add,
-                    Ahead ahead) {
+void multiply_outer(int64_t depth, const T* const* from, const int32_t* offset, const T* columns, const To& to,
+                    bool add, Ahead ahead) {
   typedef typename Simd<T>::Vec V;
   typedef typename Simd<typename SumOf<T>::type>::Vec Sums;
   constexpr int kLanes = Simd<T>::kLanes;

@@ -139,8 +139,8 @@ struct WinogradSide {
   int64_t batch, group, channel, axis[3];
 };
 
-// Of a pair of residues: where the weight of each of its taps stands, in w_tap, or -1 where it lacks that one; and where
-// it has all, how far apart along y and x.
+// Of a pair of residues: where the weight of each of its taps stands, in w_tap, or -1 where it lacks that one; and
+// where it has all, how far apart along y and x.
 struct ResidueTaps {
   int32_t at[kWinogradTaps * kWinogradTaps];
   int32_t row, column;
@@ -159,11 +159,11 @@ struct WinogradPlan {
   int64_t boxes[3];
   int64_t box_tiles;  // room for a box's tiles
   int64_t w_group, w_out, w_in;
-  const void* bias;           // of every channel of `out`, or null
-  const ResidueTaps* taps_of; // [residue of in][residue of out]
-  int64_t kernel;             // the weight's taps, all residues together
-  bool whole_kernel;          // they are w_tap apart; otherwise w_tap is 1
-  bool kernels_follow;        // those of neighbouring channels of `in`, as memory has them
+  const void* bias;            // of every channel of `out`, or null
+  const ResidueTaps* taps_of;  // [residue of in][residue of out]
+  int64_t kernel;              // the weight's taps, all residues together
+  bool whole_kernel;           // they are w_tap apart; otherwise w_tap is 1
+  bool kernels_follow;         // those of neighbouring channels of `in`, as memory has them
   int64_t w_tap;
   int64_t row_shares;  // tasks that share a box
   bool keeps_weights;  // a thread transforms the weights once; otherwise a panel's chunk before each use

@@ -450,8 +450,7 @@ void weight_patches(const WeightPlan& plan, const T* x, const T* y, T* w, char* 
   const bool straight = p.taps == 1 && (p.raw ? p.stride[2] * p.in_axis[2] : p.move[2] * p.tile_cell) == 1;
   constexpr int64_t kItem = sizeof(T);
   const auto lines = reinterpret_cast<uintptr_t>(w) | static_cast<uintptr_t>((p.w_group | p.w_row | in_row) * kItem);
-  const bool past_caches =
-      chunks == 1 && lines % 64 == 0 && p.groups * p.rows * in_row * kItem >= kPastCaches;
+  const bool past_caches = chunks == 1 && lines % 64 == 0 && p.groups * p.rows * in_row * kItem >= kPastCaches;
   HeldTile held;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t share = task % plan.row_tasks, block = task / plan.row_tasks % blocks;

@@ -148,7 +148,8 @@ Problem with_kernel_in_plane(Problem p) {
 constexpr int64_t kMostParts = 9;  // of a kernel along all axes, and taps along z
 
 // The two sides, the taps and where their weights stand. False where there is no such algorithm.
-bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& plan, std::vector<ResidueTaps>& taps_of) {
+bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& plan,
+              std::vector<ResidueTaps>& taps_of) {
   const Axis& planes = p.axis[0];
   if (planes.stride != 1 || p.axis[1].stride * p.axis[2].stride > 16) return false;
   const bool transposed = pass == Pass::kInput;
@@ -378,7 +379,8 @@ bool set_even_boxes(WinogradPlan& p, int64_t most, int64_t threads) {
   return false;
 }
 
-PlanPtr plan_products(const WinogradPlan& described, std::vector<ResidueTaps> taps_of, double cost, const ConvKernels& k) {
+PlanPtr plan_products(const WinogradPlan& described, std::vector<ResidueTaps> taps_of, double cost,
+                      const ConvKernels& k) {
   auto made = std::make_unique<Winograd>(k);
   made->cost = cost;
   made->taps_of = std::move(taps_of);
@@ -425,7 +427,8 @@ constexpr int64_t kBoxesTried = 8;
 
 // Boxes of kGradientProducts at most, such that the shares have about as many tiles.
 void set_boxes_of_shares(WinogradPlan& p) {
-  const int64_t most = std::min(parts(tile_count(p), p.shares), kGradientProducts / p.products), step = parts(most, 3 * kBoxesTried);
+  const int64_t most = std::min(parts(tile_count(p), p.shares), kGradientProducts / p.products),
+                step = parts(most, 3 * kBoxesTried);
   int64_t best = 0, best_size = most;
   for (int64_t size = most; 3 * size > 2 * most; size -= step) {
     set_boxes(p, size);
@@ -444,7 +447,8 @@ void set_boxes_of_shares(WinogradPlan& p) {
 
 // Sums over the tiles are split at boxes and shares, which must not depend on the number of threads. Blocks of chunks
 // and panels may: each repeats the other side's transforms.
-PlanPtr plan_gradient(const WinogradPlan& described, std::vector<ResidueTaps> taps_of, double cost, const ConvKernels& k) {
+PlanPtr plan_gradient(const WinogradPlan& described, std::vector<ResidueTaps> taps_of, double cost,
+                      const ConvKernels& k) {
   auto made = std::make_unique<WinogradGradient>(k);
   made->cost = cost;
   made->taps_of = std::move(taps_of);
@@ -466,7 +470,8 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<ResidueTaps> ta
       const int64_t in = parts(chunks(plan), plan.in_blocks), out = parts(panels(plan), plan.out_blocks);
       const int64_t sums = plan.shares < box_count(plan) ? in * out : 0;
       plan.at_sums = plan.at_products + aligned(plan.products * kWinogradWeights * 4);
-      plan.at_kernels = plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps[0] * plan.taps[1] * 4);
+      plan.at_kernels =
+          plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps[0] * plan.taps[1] * 4);
       plan.at_inputs = plan.at_kernels + aligned(kWinogradChunk * kWinogradPanel * plan.kernel * 4);
       plan.at_outputs = plan.at_inputs + aligned(box_bytes(plan, kWinogradChunk));
       plan.scratch = plan.at_outputs + aligned(out * box_bytes(plan, kWinogradPanel));
