@@ -630,6 +630,14 @@ inline void copy_run(const T* from, int64_t step, int64_t count, Sum* to) {
       for (; i + kLanes < count; i += kLanes) {
         store(to + i, evens<Sum>(load(from + 2 * i), load(from + 2 * i + kLanes)));
       }
+#if CONVARITH_BYTES >= 32
+      if (i < count) {
+        const int64_t rest = count - i, last = 2 * rest - 1 - kLanes;  // in the second vector
+        const auto low = load_wide_some(from + 2 * i, least<int64_t>(kLanes, 2 * rest - 1));
+        const auto high = last > 0 ? load_wide_some(from + 2 * i + kLanes, last) : low;
+        return store_some(to + i, evens<Sum>(low, high), rest);
+      }
+#endif
     } else if (step == 4) {
       for (; i + kLanes < count; i += kLanes) {
         const T* in = from + 4 * i;
