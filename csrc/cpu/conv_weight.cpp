@@ -12,6 +12,7 @@ constexpr int64_t kPanelBytes = int64_t{32} << 10;     // of a block of columns 
 constexpr int64_t kDotPanelBytes = int64_t{28} << 10;  // of the columns of a box that are multiplied together
 constexpr int64_t kLongRow = 96;                       // of y, which is read in place
 constexpr int64_t kListedOutputs = 4096;               // most outputs that every thread lists, for patches
+constexpr int64_t kPatchRows = 24;                     // to be worth packing patches again
 constexpr int64_t kDotSums = int64_t{1} << 20;         // bytes of vectors of sums, of a thread
 
 struct WeightGradient : Plan {
@@ -250,7 +251,7 @@ PlanPtr plan_patches(const Problem& p, const ConvKernels& k) {
   plan.patches = true;
   plan.box_pixels = even_part(outputs, std::clamp<int64_t>(kPanelBytes / (width * k.sum_item), 128, 256));
   // Shares of the rows pack patches again: no more of them than it takes to have all threads do as much.
-  const int64_t threads = thread_count(), most = parts(g.rows, width);
+  const int64_t threads = thread_count(), most = std::max<int64_t>(1, g.rows / kPatchRows);
   made->tasks = g.groups * parts(parts(g.channels * g.taps, k.lanes), k.outer_vectors);
   plan.row_tasks = 1;
   while (plan.row_tasks < most && made->tasks * plan.row_tasks < 4 * threads &&
