@@ -1,5 +1,6 @@
 """The CPU engine: every algorithm, forced, on every instruction set, against plain loops over awkward shapes."""
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -640,6 +641,56 @@ def test_weight_gradient_confines_what_is_not_finite(algorithm):
             tensor[place] = 1
 
 
+# In which zeros that x and y do not have are multiplied by none, one, or both of them. N, C, K, input, kernel, stride,
+# padding
+GRADIENTS = {
+    "a-product": (2, 40, 70, (14, 13), (1, 1), (1, 1), (0, 0)),
+    "swapped": (2, 70, 40, (40, 60), (1, 1), (1, 1), (0, 0)),
+    "strided": (3, 33, 20, (15, 27), (1, 1), (2, 2), (0, 0)),
+    "padded": (2, 33, 20, (9, 11), (1, 1), (1, 1), (1, 2)),
+    "few-outputs": (2, 21, 35, (7, 6), (1, 1), (1, 1), (0, 0)),
+    "few-outputs-of-taps": (1, 30, 50, (4, 5), (3, 2), (1, 1), (0, 0)),
+    "few-outputs-of-padded-taps": (1, 30, 50, (3, 4), (3, 2), (1, 1), (1, 1)),
+    "columns-of-taps": (2, 9, 12, (40, 130), (3, 1), (1, 1), (1, 0)),
+    "long-rows": (1, 3, 20, (9, 213), (3, 3), (1, 1), (0, 0)),
+    "short-rows": (2, 2, 20, (9, 21), (3, 3), (1, 1), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_an_infinity_is_in_the_gradients_of_what_meets_it_only(name, dtype, memory_format):
+    n, c, k, size, kernel, stride, padding = GRADIENTS[name]
+    geometry = (kernel, stride, [p for p in padding for _ in range(2)], (1, 1), 1)
+    x = (torch.rand(n, c, *size) + 1).to(dtype).to(memory_format=memory_format)
+    y = torch.nn.functional.conv2d(x, torch.zeros(k, c, *kernel, dtype=dtype), None, stride, padding)
+    y = (torch.rand(y.shape) + 1).to(dtype).to(memory_format=memory_format)
+    for tensor in (x, y):
+        for place in [(0, 0, 0, 0), (-1, -1, -1, -1), (0, 1, size[0] // 3, 1)]:
+            kept = tensor[place].clone()
+            tensor[place] = float("inf")
+            got, expected = (by(a, "conv_weight", x, y, *geometry) for a in ("auto", "reference"))
+            assert torch.equal(got.isnan(), expected.isnan())
+            assert torch.equal(got.isinf(), expected.isinf())
+            tensor[place] = kept
+
+
+@pytest.mark.parametrize(
+    ("channels", "outs", "size", "kernel"),
+    [(1024, 1032, (7, 7), (1, 1)), (1040, 1030, (3, 5), (1, 1)), (256, 72, (2, 1), (8, 8)), (64, 64, (40, 50), (1, 1))],
+    ids=["past-the-caches", "parts-of-lines", "taps", "in-parts"],
+)
+def test_the_gradient_of_few_outputs_is_of_integers(channels, outs, size, kernel):
+    x = integers((1, channels, *(i + t - 1 for i, t in zip(size, kernel, strict=True))), 1)
+    y = integers((1, outs, *size), 2)
+    w = torch.zeros(outs, channels, *kernel, requires_grad=True)
+    (expected,) = torch.autograd.grad(torch.nn.functional.conv2d(x, w), w, y)
+    for threads in (1, 2, 3):
+        with threads_of(threads):
+            assert torch.equal(by("outer", "conv_weight", x, y, kernel, (1, 1), [0] * 4, (1, 1), 1), expected)
+
+
 # Threads and processes -----------------------------------------------------------------------------------------------
 
 LAYERS = [
@@ -648,7 +699,19 @@ LAYERS = [
     ((4, 64, 28, 28), (64, 64, 3, 3), 1),
     ((2, 40, 12, 12), (130, 40, 1, 1), 1),
     ((32, 6, 14, 14), (16, 6, 5, 5), 1),
+    ((1, 32, 28, 28), (136, 32, 1, 1), 1),
+    ((1, 60, 37, 23), (90, 20, 3, 3), 3),
 ]
+
+
+@contextlib.contextmanager
+def threads_of(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def all_passes(x, w, groups):
@@ -666,16 +729,12 @@ def all_passes(x, w, groups):
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_the_number_of_threads_does_not_change_a_bit(layer):
     x, w = torch.randn(layer[0]), torch.randn(layer[1])
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads_of(1):
         one = all_passes(x, w, layer[2])
-        torch.set_num_threads(2)
-        two = all_passes(x, w, layer[2])
-    finally:
-        torch.set_num_threads(before)
-    for a, b in zip(one, two, strict=True):
-        assert torch.equal(a, b)
+    for count in (2, 3, 7):
+        with threads_of(count):
+            for a, b in zip(one, all_passes(x, w, layer[2]), strict=True):
+                assert torch.equal(a, b)
 
 
 def test_concurrent_calls():
