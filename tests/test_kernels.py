@@ -643,7 +643,7 @@ def test_weight_gradient_confines_what_is_not_finite(algorithm):
 
 # In which zeros that x and y do not have are multiplied by none, one, or both of them. N, C, K, input, kernel, stride,
 # padding
-GRADIENTS = {
+WITH_AN_INFINITY = {
     "a-product": (2, 40, 70, (14, 13), (1, 1), (1, 1), (0, 0)),
     "swapped": (2, 70, 40, (40, 60), (1, 1), (1, 1), (0, 0)),
     "strided": (3, 33, 20, (15, 27), (1, 1), (2, 2), (0, 0)),
@@ -659,9 +659,9 @@ GRADIENTS = {
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", WITH_AN_INFINITY)
 def test_an_infinity_is_in_the_gradients_of_what_meets_it_only(name, dtype, memory_format):
-    n, c, k, size, kernel, stride, padding = GRADIENTS[name]
+    n, c, k, size, kernel, stride, padding = WITH_AN_INFINITY[name]
     geometry = (kernel, stride, [p for p in padding for _ in range(2)], (1, 1), 1)
     x = (torch.rand(n, c, *size) + 1).to(dtype).to(memory_format=memory_format)
     y = torch.nn.functional.conv2d(x, torch.zeros(k, c, *kernel, dtype=dtype), None, stride, padding)

@@ -98,6 +98,22 @@ double cycles_of(const std::vector<Gather>& gathers, AmxInputs inputs) {
   return total;
 }
 
+// Into how many shares of `blocks`, at most so many, a task is split: what costs least by cost(split). A thread alone
+// takes all.
+template <typename Cost>
+int64_t even_split(int64_t blocks, int64_t most, int64_t threads, const Cost& cost) {
+  int64_t best = 1;
+  double best_cost = 0;
+  for (int64_t split = 1; split <= (threads == 1 ? 1 : std::min(blocks, most)); ++split) {
+    const double of_all = cost(split);
+    if (split == 1 || of_all < best_cost) {
+      best = split;
+      best_cost = of_all;
+    }
+  }
+  return best;
+}
+
 // Into how many shares of its row blocks a task is split: a share costs a tile.
 int64_t row_split(const AmxGather& a, int64_t plans, int64_t threads) {
   const GatherPlan& g = a.plan.gather;

@@ -708,16 +708,26 @@ void gather_nothing(const GatherPlan& p, const GatherTask& task, T* out, char* s
   }
 }
 
+template <typename T>
+void gather_task(const GatherPlan& p, const GatherTask& task, const T* in, const typename FactorOf<T>::type* packed,
+                 T* out, char* scratch, HeldTile& held) {
+  if (p.taps == 0) return gather_nothing<T>(p, task, out, scratch);
+  if (p.outer) return gather_outer<T>(p, task, in, packed, out, scratch, held);
+  if constexpr (sizeof(T) == sizeof(typename SumOf<T>::type)) {
+    if (p.direct) return gather_direct<T>(p, task, in, packed, out, scratch, held);
+  }
+  gather_offset<T>(p, task, in, packed, out, scratch, held);
+}
+
 // The boxes of several plans in turn, of each in proportion: the phases of a transposed convolution write neighbouring
 // elements. A box is counted once for every group.
 template <typename T>
 void gather(const GatherPlan* plans, int64_t count, const int64_t* cuts, int64_t slices, const void* in,
             const void* packed_data, void* out_data, char* scratch, HeldTile& held, int64_t begin, int64_t end) {
-  typedef typename SumOf<T>::type Sum;
   const T* from = static_cast<const T*>(in);
   const auto* packed = static_cast<const typename FactorOf<T>::type*>(packed_data);
   T* out = static_cast<T*>(out_data);
-  const int64_t blocks = row_blocks<Sum>(plans[0]);
+  const int64_t blocks = row_blocks<typename SumOf<T>::type>(plans[0]);
   for (int64_t slice = begin; slice < end; ++slice) {
     const int64_t* cut = cuts + slice;
     const auto boxes_of = [&](int64_t plan) {
@@ -733,19 +743,10 @@ void gather(const GatherPlan* plans, int64_t count, const int64_t* cuts, int64_t
         const int64_t boxes = boxes_of(i), first = c[0] / blocks;
         const int64_t last_box = first + block_begin(turn + 1, boxes, turns);
         for (int64_t box = first + block_begin(turn, boxes, turns); box < last_box; ++box) {
-          const GatherTask task = {box_at(p, box / p.groups), box % p.groups, most<int64_t>(0, c[0] - box * blocks),
-                                   least(blocks, c[1] - box * blocks)};
-          if (p.taps == 0) {
-            gather_nothing<T>(p, task, out, scratch);
-          } else if (p.outer) {
-            gather_outer<T>(p, task, from, packed, out, scratch, held);
-          } else if (p.direct) {
-            if constexpr (sizeof(T) == sizeof(Sum)) {
-              gather_direct<T>(p, task, from, packed, out, scratch, held);
-            }
-          } else {
-            gather_offset<T>(p, task, from, packed, out, scratch, held);
-          }
+          gather_task<T>(p,
+                         {box_at(p, box / p.groups), box % p.groups, most<int64_t>(0, c[0] - box * blocks),
+                          least(blocks, c[1] - box * blocks)},
+                         from, packed, out, scratch, held);
         }
       }
     }

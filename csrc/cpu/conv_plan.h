@@ -173,6 +173,7 @@ struct WinogradPlan {
   int64_t shares, in_blocks, out_blocks, w_count;
   int64_t workers;      // threads that there is scratch for
   bool stores_kernels;  // whole ones of several channels; otherwise their taps one by one
+  int64_t chunk_taps;   // of those of a chunk's channels
 
   int64_t chunk_size;  // elements of a chunk of a box's transformed inputs
   // Of a thread, in bytes.
@@ -310,7 +311,8 @@ struct ConvKernels {
   void (*transpose)(const void* from, int64_t from_pitch, int64_t rows, int64_t count, void* to, int64_t to_pitch);
   int64_t (*pack_tasks)(const GatherPlan& plan);
   void (*pack)(const GatherPlan* plans, int64_t count, const void* w, void* packed, int64_t begin, int64_t end);
-  // A task is a slice of the work of every plan; cuts are [plan][slices + 1], see slice_begin() in conv_gathers.cpp.
+  // A task is a slice of the work of every plan, between two of its cuts, [plan][slices + 1]: in row blocks, of every
+  // group of every box.
   void (*gather)(const GatherPlan* plans, int64_t count, const int64_t* cuts, int64_t slices, const void* in,
                  const void* packed, void* out, char* scratch, HeldTile& held, int64_t begin, int64_t end);
   // The same by AMX; null without it.

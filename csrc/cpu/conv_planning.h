@@ -155,22 +155,6 @@ inline int64_t gather_macs(const GatherPlan& g) {
   return 2 * products - (g.pair_alone ? products / g.pair_apart : 0);
 }
 
-// Into how many shares of `blocks`, at most so many, a task is split: what costs least by cost(split). A thread alone
-// takes all.
-template <typename Cost>
-int64_t even_split(int64_t blocks, int64_t most, int64_t threads, const Cost& cost) {
-  int64_t best = 1;
-  double best_cost = 0;
-  for (int64_t split = 1; split <= (threads == 1 ? 1 : std::min(blocks, most)); ++split) {
-    const double of_all = cost(split);
-    if (split == 1 || of_all < best_cost) {
-      best = split;
-      best_cost = of_all;
-    }
-  }
-  return best;
-}
-
 // Of an array that is cut into boxes: its entries in the boxes before box `index`.
 template <int kBoxAxes>
 int64_t entries_before(const int64_t (&boxes)[kBoxAxes], const int64_t (&box)[kBoxAxes],
@@ -211,8 +195,9 @@ struct Plan {
   virtual bool add_bias(const void*) { return false; }
   // Whether the weights that run() was given, or made, are finite; none, before and after, where it does not find out.
   virtual std::optional<bool> finite_weights() const { return std::nullopt; }
-  // Of the weight's gradient, whether zeros that x and y do not have are multiplied, where the problem pads or not.
-  virtual bool multiplies_zeros(bool) const { return true; }
+  // Of the weight's gradient, whether zeros that x and y do not have are multiplied where the problem pads, or does
+  // not.
+  virtual bool multiplies_zeros(bool /*pads*/) const { return true; }
   // As run_fast() in conv_engine.h. A plan runs once.
   virtual void run(const void* input, int64_t input_count, const void* other, int64_t other_count, void* output) = 0;
 };

@@ -287,7 +287,7 @@ struct WeightGradientOfTaps : Plan {
   }
 
   // A tap's product has the inputs that exist.
-  bool multiplies_zeros(bool) const override {
+  bool multiplies_zeros(bool /*pads*/) const override {
     return std::any_of(taps.begin(), taps.end(), [](const Tap& tap) { return tap.plan->multiplies_zeros(false); });
   }
 

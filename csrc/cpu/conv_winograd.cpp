@@ -221,6 +221,7 @@ bool describe(const Problem& p, Pass pass, const ConvKernels& k, WinogradPlan& p
   // Where a chunk has all residues of its channels.
   plan.stores_kernels = plan.whole_kernel && (plan.w_out == 1 || plan.kernels_follow) &&
                         (residues_of(plan.in) == 1 || kWinogradChunk % (residues_of(plan.in) * plan.in.block) == 0);
+  plan.chunk_taps = plan.stores_kernels ? kWinogradChunk / residues_of(plan.in) * plan.kernel : 0;
   // Of both sides' residues, the first ones are the summed side's, and the others x's.
   for (int64_t residue = 0; residue < summed.residues[0] * x.residues[1] * x.residues[2]; ++residue) {
     const int64_t first[2] = {residue / x.residues[2] % x.residues[1], residue % x.residues[2]};
@@ -472,7 +473,7 @@ PlanPtr plan_gradient(const WinogradPlan& described, std::vector<ResidueTaps> ta
       plan.at_sums = plan.at_products + aligned(plan.products * kWinogradWeights * 4);
       plan.at_kernels =
           plan.at_sums + aligned(sums * kWinogradChunk * kWinogradPanel * plan.taps[0] * plan.taps[1] * 4);
-      plan.at_inputs = plan.at_kernels + aligned(kWinogradChunk * kWinogradPanel * plan.kernel * 4);
+      plan.at_inputs = plan.at_kernels + aligned(plan.chunk_taps * kWinogradPanel * 4);
       plan.at_outputs = plan.at_inputs + aligned(box_bytes(plan, kWinogradChunk));
       plan.scratch = plan.at_outputs + aligned(out * box_bytes(plan, kWinogradPanel));
       if (plan.scratch > kThreadBytes) continue;

@@ -381,6 +381,9 @@ struct Leaving {
   float* to = nullptr;
   int64_t rows, length;  // of the kernels of all channels
 
+  // Elements between vectors of rows.
+  static int64_t apart(const WinogradPlan& p) { return p.chunk_taps * kCellLanes; }
+
   template <typename T>
   static bool may(const WinogradPlan& p, const T* w) {
     constexpr int64_t kItem = sizeof(T);
@@ -393,8 +396,8 @@ struct Leaving {
     if (to == nullptr) return;
     const int64_t blocks = block_count(length, kCellLanes), all = blocks * block_count(rows, kCellLanes);
     for (int64_t b = block_begin(share, all, shares); b < block_begin(share + 1, all, shares); ++b) {
-      const int64_t row = b / blocks * kCellLanes, at = b % blocks * kCellLanes;
-      transpose<true>(kernels + row * kWinogradChunk * p.kernel + at * kCellLanes, kCellLanes,
+      const int64_t vector = b / blocks, row = vector * kCellLanes, at = b % blocks * kCellLanes;
+      transpose<true>(kernels + vector * apart(p) + at * kCellLanes, kCellLanes,
                       least<int64_t>(kCellLanes, length - at), least<int64_t>(kCellLanes, rows - row),
                       to + row * p.w_out + at, p.w_out);
     }
@@ -486,22 +489,22 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
   const bool whole = p.stores_kernels;
   float taps[kWinogradTaps * kWinogradTaps * kCellLanes];
   bool finite = true;
-  w += panel * kWinogradPanel * p.w_out + first_channel * p.w_in;
+  const int64_t first_row = panel * kWinogradPanel;
+  w += first_row * p.w_out + first_channel * p.w_in;
   const bool leaves = last && whole && Leaving::may(p, w);
-  if (leaves) {
-    leaving = {reinterpret_cast<float*>(w), last_row - panel * kWinogradPanel, channels * p.kernel};
-  }
-  for (int64_t row = panel * kWinogradPanel; row < last_row; row += kCellLanes, w += kCellLanes * p.w_out) {
+  if (leaves) leaving = {reinterpret_cast<float*>(w), last_row - first_row, channels * p.kernel};
+  for (int64_t row = first_row; row < last_row; row += kCellLanes) {
+    T* const w_rows = w + (row - first_row) * p.w_out;
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row);
     Finite seen;
-    const float* from = products + row % kWinogradPanel;
-    float* sum = sums + row % kWinogradPanel;
+    const float* from = products + (row - first_row);
+    float* sum = sums + (row - first_row);
     for (int64_t block = lane_begin; block < lane_end; block += p.in.block) {
       const ResidueTaps& tap_of = p.taps_of[residue_of(p.in, block)];
       const int64_t channel = channel_of(p.in, block) - first_channel;
       const float* end = from + least(p.in.block, lane_end - block) * kWinogradPanel;
       float* kernel = kernels + channel * p.kernel * kCellLanes;
-      T* to = w + channel * p.w_in;
+      T* to = w_rows + channel * p.w_in;
       for (; from < end; from += kWinogradPanel, kernel += p.kernel * kCellLanes, to += p.w_in) {
         // Products that a lane does not have count in its missing taps only.
         if (first && last && whole && tap_of.all) {
@@ -526,7 +529,7 @@ bool store_gradient(const WinogradPlan& p, int64_t panel, int64_t chunk, const f
     }
     if (last && whole) {
       seen.see(kernels, channels * p.kernel);
-      leaves ? void(kernels += kCellLanes * kWinogradChunk * p.kernel) : store_kernels(p, kernels, channels, rows, w);
+      leaves ? void(kernels += Leaving::apart(p)) : store_kernels(p, kernels, channels, rows, w_rows);
     }
     finite = finite && seen.first(rows);
   }

@@ -632,10 +632,10 @@ inline void copy_run(const T* from, int64_t step, int64_t count, Sum* to) {
       }
 #if CONVARITH_BYTES >= 32
       if (i < count) {
-        const int64_t rest = count - i, last = 2 * rest - 1 - kLanes;  // in the second vector
-        const auto low = load_wide_some(from + 2 * i, least<int64_t>(kLanes, 2 * rest - 1));
-        const auto high = last > 0 ? load_wide_some(from + 2 * i + kLanes, last) : low;
-        return store_some(to + i, evens<Sum>(low, high), rest);
+        const int64_t rest = count - i, more = 2 * rest - 1 - kLanes;  // more: of the second vector
+        const auto low = more < 0 ? load_wide_some(from + 2 * i, 2 * rest - 1) : load(from + 2 * i);
+        const auto v = evens<Sum>(low, more > 0 ? load_wide_some(from + 2 * i + kLanes, more) : low);
+        return rest == kLanes ? store(to + i, v) : store_some(to + i, v, rest);
       }
 #endif
     } else if (step == 4) {
