@@ -48,12 +48,11 @@ def heading(data: dict[str, Any]) -> str:
     options = data["options"]
     environment = data["environment"]
     parts = [environment["cpu"], environment["isa"], f"{options['threads']} threads", options.get("dtype", "float32")]
-    handoffs = handoffs_of(data)
-    return ", ".join(
-        parts
-        + ["channels_last"] * bool(options.get("channels_last"))
-        + [f"{statistics.median(handoffs):.0f} ns from thread to thread"] * bool(handoffs)
-    )
+    if options.get("channels_last"):
+        parts.append("channels_last")
+    if handoffs := handoffs_of(data):
+        parts.append(f"{statistics.median(handoffs):.0f} ns from thread to thread")
+    return ", ".join(parts)
 
 
 def handoffs_of(data: dict[str, Any]) -> list[float]:
