@@ -52,6 +52,7 @@ bench: $(VENV)/.built  ## measure the operators against torch's own
 	$(LAYERS) --seconds 0.6 --rounds 9 --out $(OUT)/layers.json
 	$(LAYERS) --threads 1 --out $(OUT)/layers_1_thread.json
 	$(LAYERS) --dtype bfloat16 --out $(OUT)/layers_bfloat16.json
+	$(LAYERS) --dtype float16 --seconds 0.3 --rounds 3 --out $(OUT)/layers_float16.json
 	$(LAYERS) --channels-last --out $(OUT)/layers_channels_last.json
 	$(LAYERS) --dtype bfloat16 --channels-last --out $(OUT)/layers_bfloat16_channels_last.json
 	$(BIN)/python benchmarks/run.py --suite networks --seconds 0.12 --out $(OUT)/networks.json
