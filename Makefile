@@ -56,6 +56,7 @@ bench: $(VENV)/.built  ## measure the operators against torch's own
 	$(LAYERS) --channels-last --out $(OUT)/layers_channels_last.json
 	$(LAYERS) --dtype bfloat16 --channels-last --out $(OUT)/layers_bfloat16_channels_last.json
 	$(BIN)/python benchmarks/run.py --suite networks --seconds 0.12 --out $(OUT)/networks.json
+	$(BIN)/python benchmarks/run.py --suite networks --threads 1 --seconds 0.12 --out $(OUT)/networks_1_thread.json
 	$(BIN)/python benchmarks/run.py --suite lenet --passes forward --backends torch ours ours:matrix unfold csr scipy assemble copy_csr \
 	  --seconds 0.5 --out $(OUT)/matrix.json
 	$(BIN)/python benchmarks/models.py --seconds 3 --out $(OUT)/models.json
