@@ -8,6 +8,7 @@ import torch
 from cases import CASES, Case, case, cases
 from hypothesis import given
 from hypothesis import strategies as st
+from threads import threads_of
 
 from torch_convarith import GeometryError, _ops, functional, zero_insert
 from torch_convarith.functional.conv import CONV_METHODS, CONV_TRANSPOSE_METHODS
@@ -407,11 +408,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
             )
         ]
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads_of(1):
         expected = results()
-        torch.set_num_threads(threads)
+    with threads_of(threads):
         assert all(map(torch.equal, results(), expected))
-    finally:
-        torch.set_num_threads(before)

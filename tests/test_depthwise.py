@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_kernels import ISAS, OPS, by, integers, plain_conv, run_with
+from threads import threads_of
 
 import torch_convarith as tc
 
@@ -91,15 +92,11 @@ def check_lanes_along_channels(case, dtype):
     x, w, geometry, y, gradient = lanes_along_channels(case, dtype)
     dx = by("reference", "conv_transpose", gradient, w, x.shape[2:], *geometry)
     dw = by("reference", "conv_weight", x, gradient, w.shape[2:], *geometry)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
+    for count in (1, 2, 5):
+        with threads_of(count):
             assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
             assert torch.equal(by("depthwise", "conv_transpose", gradient, w, x.shape[2:], *geometry), dx)
             assert torch.equal(by("depthwise", "conv_weight", x, gradient, w.shape[2:], *geometry), dw)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -111,16 +108,12 @@ def test_lanes_along_channels_give_the_same_bits_with_any_number_of_threads(kern
     args = (x, w, bias, 1, kernel // 2, 1, 68 // members)
     backward = ((2, 1), (kernel // 2,) * 4, (1, 1), 68 // members)
     small = OPS.conv(x, w, *backward)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
+    for count in (1, 2, 5):
+        with threads_of(count):
             results.append(
                 (tc.functional.conv2d(*args), by("depthwise", "conv_transpose", small, w, (19, 23), *backward))
             )
-    finally:
-        torch.set_num_threads(threads)
     exact = torch.nn.functional.conv2d(*(t.double() if isinstance(t, torch.Tensor) else t for t in args))
     torch.testing.assert_close(results[0][0].double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
     for y, dx in results[1:]:

@@ -1,6 +1,5 @@
 """The CPU engine: every algorithm, forced, on every instruction set, against plain loops over awkward shapes."""
 
-import contextlib
 import itertools
 import os
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import threads_of
 
 import torch_convarith as tc
 from torch_convarith import _ops, backends
@@ -376,14 +376,11 @@ def test_gradients_by_amx_are_integers_whatever_the_threads(name, memory_format)
     assert how.algorithm == "amx"
     assert how.scratch_bytes <= 64 * 2**20
     real = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).bfloat16().to(memory_format=memory_format)
-    threads, got = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
+    got = []
+    for count in (1, 2, 5):
+        with threads_of(count):
             assert torch.equal(by("amx", "conv_weight", x, grad, *geometry), expected.bfloat16()), count
             got.append(by("amx", "conv_weight", real, grad, *geometry))
-    finally:
-        torch.set_num_threads(threads)
     for other in got[1:]:  # what is rounded is summed in the same order
         assert torch.equal(got[0], other)
 
@@ -702,16 +699,6 @@ LAYERS = [
     ((1, 32, 28, 28), (136, 32, 1, 1), 1),
     ((1, 60, 37, 23), (90, 20, 3, 3), 3),
 ]
-
-
-@contextlib.contextmanager
-def threads_of(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def all_passes(x, w, groups):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_kernels import OPS, by, integers
+from threads import threads_of
 
 import torch_convarith as tc
 from torch_convarith import _ops, backends
@@ -137,13 +138,9 @@ def check_winograd(n, c, k, size, kernel, geometry, memory):
         scale = by("outer", operator, a.double().abs(), b.double().abs(), *args).max()
         result = by("winograd", operator, a, b, *args)
         assert (result - exact).abs().max() <= NORMAL_BOUND * scale
-        threads = torch.get_num_threads()
-        try:
-            for count in (1, 5):
-                torch.set_num_threads(count)
+        for count in (1, 5):
+            with threads_of(count):
                 assert torch.equal(by("winograd", operator, a, b, *args), result)
-        finally:
-            torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
