@@ -151,9 +151,11 @@ def test_lanes_along_channels_on_every_instruction_set(isa):
 import sys
 sys.path.insert(0, {__file__.rsplit("/", 1)[0]!r})
 import torch, test_depthwise as t
-for case in t.LAST_CASES:
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for case in t.LAST_CASES:
         t.test_lanes_along_channels_give_the_plain_loops_integers(case, dtype)
+    for case in t.PLANE_CASES[::3]:
+        t.test_planes_give_the_integers_of_the_plain_kernels(case, dtype)
 """
     done = run_with(isa, script)
     assert done.returncode == 0, done.stderr
@@ -193,6 +195,60 @@ def test_rows_in_place_give_the_integers_of_the_plain_kernels(case, dtype):
     assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
     assert torch.equal(by("depthwise", "conv_transpose", gradient, w, size, *geometry), dx)
     assert torch.equal(by("depthwise", "conv_weight", x, gradient, (kernel, kernel), *geometry), dw)
+
+
+# Channels, input, kernel, stride, padding, dilation: planes that are transposed. Rows of 1 to 25 outputs, which blocks
+# of 16 or 12 cut in every way; planes of fewer inputs or outputs than a vector has; runs of one to more taps than are
+# taken together, of one residue of the columns or of several; inputs that no output sees; rows of nothing but padding;
+# more rows than a tile has; more weights than a thread keeps; results that outgrow what they come from.
+PLANE_CASES = (
+    [
+        (channels, (height, width), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
+        for channels in (9, 24)
+        for height, width in [(1 + i % 6, i) for i in range(1, 26)]
+    ]
+    + [
+        (20, (9, 11), kernel, stride, (kernel[0] // 2, kernel[0] // 3, kernel[1] // 3, kernel[1] // 2), dilation)
+        for kernel in ((1, 1), (2, 3), (3, 4), (5, 5), (7, 9), (1, 8), (9, 1))
+        for stride in ((1, 1), (2, 2), (3, 1), (1, 3), (4, 5))
+        for dilation in ((1, 1), (2, 3))
+        if all((k - 1) * d < i + 2 * (k // 3) for k, d, i in zip(kernel, dilation, (9, 11), strict=True))
+    ]
+    + [
+        (16, (7, 6), (3, 3), (2, 2), (-1, 0, -2, 1), (1, 1)),
+        (18, (5, 8), (3, 5), (1, 1), (9, 2, 0, 12), (1, 1)),
+        (17, (150, 18), (5, 5), (2, 2), (2, 2, 2, 2), (1, 1)),
+        (16, (90, 30), (3, 3), (3, 3), (1, 1, 1, 1), (1, 1)),
+        (1100, (5, 4), (8, 7), (1, 1), (4, 4, 3, 3), (1, 1)),
+        (9, (160, 150), (12, 11), (12, 13), (0, 0, 0, 0), (1, 1)),
+        (9, (2, 500), (2, 3), (1, 4), (0, 0, -300, -100), (1, 1)),
+    ]
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", PLANE_CASES, ids=str)
+def test_planes_give_the_integers_of_the_plain_kernels(case, dtype):
+    channels, size, kernel, stride, padding, dilation = case
+    geometry = (stride, padding, dilation, channels)
+    x = integers((3, channels, *size), 1, dtype, 1)
+    w = integers((channels, 1, *kernel), 2, dtype, 1)
+    y = by("reference", "conv", x, w, *geometry)
+    gradient = integers(y.shape, 3, dtype, 1)
+    dx = by("reference", "conv_transpose", gradient, w, size, *geometry)
+    for count in (1, 2, 5):
+        with threads_of(count):
+            assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
+            assert torch.equal(by("depthwise", "conv_transpose", gradient, w, size, *geometry), dx)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_planes_add_the_bias_and_read_views(dtype):
+    """Channels that are a slice, weights that are transposed: planes that are dense all the same."""
+    x, bias = integers((2, 40, 7, 9), 1, dtype, 2)[:, 7:31], integers((24,), 4, dtype)
+    w = integers((24, 1, 5, 3), 2, dtype, 2).transpose(2, 3)
+    expected = torch.nn.functional.conv2d(x.double(), w.double(), bias.double(), 1, 1, 1, 24)
+    assert torch.equal(tc.functional.conv2d(x, w, bias, 1, 1, 1, 24).double(), expected)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["planes", "channels_last"])

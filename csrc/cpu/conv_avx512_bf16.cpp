@@ -8,6 +8,7 @@
 #include "conv_channelwise.h"
 #include "conv_depthwise.h"
 #include "conv_depthwise_in_place.h"
+#include "conv_planes.h"
 #include "conv_products.h"
 #endif
 
@@ -25,6 +26,7 @@ ConvKernels conv_kernels(int dtype) {
     k.depthwise_in_place = depthwise_in_place<Brain16>;
     k.channelwise = channelwise<Brain16>;
     k.channelwise_sum = channelwise_sum<Brain16>;
+    k.planes = planes<Brain16>;
   }
   return k;
 }

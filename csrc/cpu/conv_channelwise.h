@@ -1,5 +1,6 @@
 // Depthwise convolutions and small groups with lanes along the channels: every output is a pixel of some vectors of
-// channels. Memory in channels_last has them, small planes are transposed to and fro. See ChannelwisePlan.
+// channels. Memory in channels_last has them; for the weight's gradient small planes are transposed. See
+// ChannelwisePlan, and conv_planes.h for the outputs of small planes.
 #pragma once
 
 #include "conv_factor.h"
@@ -272,14 +273,12 @@ class PixelTile {
   typedef typename SumOf<T>::type In;
   static constexpr int kLanes = Simd<In>::kLanes;
 
-  PixelTile(const ChannelwisePlan& p, const PixelBox& box, const T* in, In* cells, In* flat)
+  PixelTile(const ChannelwisePlan& p, const PixelBox& box, const T* in, In* cells)
       : columns(p.cells),
         pixel(p.members * kLanes),
         p_(p),
-        channels_(box.channels.size),
         more_(box.channels.first + kLanes < p.channels),
-        cells_(cells),
-        flat_(flat) {
+        cells_(cells) {
     int64_t seen[2];
     for (int i = 0; i < 2; ++i) seen[i] = box.first[i] / p.out_step[i] * p.in_step[i] + p.low[i];
     filled_ = most<int64_t>(0, seen[0]);
@@ -295,21 +294,13 @@ class PixelTile {
   // The row of the image, once it was filled; null where there is none.
   const In* row(int64_t y) const { return y < 0 || y >= p_.source[0] ? nullptr : place(y); }
 
-  // Rows before `end`, and some more.
+  // Rows before `end`.
   void fill(int64_t end) {
-    end = least(end, last_);
-    while (filled_ < end) {
-      const int64_t rows = least(p_.fill_rows, last_ - filled_), count = right_ - left_;
-      if (p_.transposing && p_.fill_rows > 1) {
-        transpose(in_ + filled_ * count, p_.in_channel, channels_, rows * count, flat_, kLanes);
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        In* cells = place(filled_ + r);
-        clear_cells(cells, left_);
-        fill_row(r, cells + left_ * pixel);
-        clear_cells(cells + right_ * pixel, p_.cells - right_);
-      }
-      filled_ += rows;
+    for (; filled_ < least(end, last_); ++filled_) {
+      In* cells = place(filled_);
+      clear_cells(cells, left_);
+      fill_row(in_ + filled_ * p_.in_axis[0], cells + left_ * pixel);
+      clear_cells(cells + right_ * pixel, p_.cells - right_);
     }
   }
 
@@ -322,17 +313,9 @@ class PixelTile {
     for (int64_t i = 0; i < count * pixel; i += kLanes) store(cells + i, typename Simd<In>::Vec{});
   }
 
-  void fill_row(int64_t r, In* to) const {
+  void fill_row(const T* line, In* to) const {
     const int64_t count = right_ - left_;
-    const T* line = in_ + (filled_ + r) * p_.in_axis[0];
-    if (p_.transposing) {
-      if (p_.fill_rows == 1) {
-        transpose(line, p_.in_channel, channels_, count, to, kLanes);
-      } else {
-        const In* from = flat_ + r * count * kLanes;
-        for (int64_t i = 0; i < count; ++i) store(to + i * kLanes, load(from + i * kLanes));
-      }
-    } else if (p_.members == 1) {
+    if (p_.members == 1) {
       fill_members<1>(line, count, to);
     } else if (p_.members == 2) {
       fill_members<2>(line, count, to);
@@ -360,12 +343,11 @@ class PixelTile {
   }
 
   const ChannelwisePlan& p_;
-  const int64_t channels_;
   const bool more_;        // vectors of channels
   int64_t filled_, last_;  // rows of the image
   int64_t left_, right_;   // cells of a row that are inputs
   const T* in_;
-  In *cells_, *flat_;
+  In* cells_;
 };
 
 // The rows that row `j` of a phase's outputs sees; returns how many there are.
@@ -394,24 +376,6 @@ void pack_lanes(const ChannelwisePlan& p, const T* w, int64_t channel, int64_t c
       for (int64_t l = 0; l < channels; ++l) {
         const int64_t group = (channel + l) / p.members, row = (channel + l) % p.members;
         packed[l] = widen(tap[group * p.w_group + row * p.w_row + c * p.w_member]);
-      }
-    }
-  }
-}
-
-// Pixels of one vector to rows of `channels` planes.
-template <typename T>
-void pixels_to_memory(const ChannelwisePlan& p, const typename SumOf<T>::type* pixels, int64_t count, int64_t channels,
-                      T* planes, typename SumOf<T>::type* flat) {
-  constexpr int kLanes = PixelTile<T>::kLanes;
-  if constexpr (sizeof(T) != 2) {
-    transpose(pixels, kLanes, count, channels, planes, p.out_channel);
-  } else {
-    for (int64_t i = 0; i < count; i += p.flat_pixels) {
-      const int64_t some = least(p.flat_pixels, count - i);
-      transpose(pixels + i * kLanes, kLanes, some, channels, flat, p.flat_pixels);
-      for (int64_t c = 0; c < channels; ++c) {
-        scatter_run(flat + c * p.flat_pixels, some, planes + c * p.out_channel + i, 1);
       }
     }
   }
@@ -485,13 +449,10 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
   const T* in = static_cast<const T*>(in_data);
   Sum* w = reinterpret_cast<Sum*>(scratch);
   Sum* cells = reinterpret_cast<Sum*>(scratch + p.at_input);
-  Sum* flat = reinterpret_cast<Sum*>(scratch + p.at_flat);
-  Sum* results = reinterpret_cast<Sum*>(scratch + p.at_output);
   uint32_t* pairs = reinterpret_cast<uint32_t*>(scratch + p.at_pairs);
   void* lines = scratch + p.at_lines;
   const int64_t vector_weights = p.kernel[0] * p.kernel[1] * p.members * kLanes;
-  if (p.channels < kLanes) fill_zero(w, p.at_output / static_cast<int64_t>(sizeof(Sum)));  // lanes of no channel
-  int64_t packed = -1;                                                                     // block
+  int64_t packed = -1;  // block
   for (int64_t task = begin; task < end; ++task) {
     const PixelBox box = pixel_box(p, task, kLanes);
     const ChannelBlock& c = box.channels;
@@ -513,14 +474,8 @@ void channelwise(const ChannelwisePlan& p, const void* in_data, const void* w_da
              box.first[0] * p.out_axis[0] + box.first[1] * p.out_axis[1];
     if (p.direct) {
       channelwise_box(p, box, PixelImage<T>(p, box, in), w, pairs, lines, out, p.out_axis[0], p.out_axis[1]);
-      continue;
-    }
-    const PixelTile<T> tile(p, box, in, cells, flat);
-    if (p.transposing) {  // boxes are whole rows
-      channelwise_box(p, box, tile, w, pairs, lines, results, p.grid[1] * kLanes, kLanes);
-      pixels_to_memory(p, results, (box.end[0] - box.first[0]) * p.grid[1], c.size, out, flat);
     } else {
-      channelwise_box(p, box, tile, w, pairs, lines, out, p.out_axis[0], p.out_axis[1]);
+      channelwise_box(p, box, PixelTile<T>(p, box, in, cells), w, pairs, lines, out, p.out_axis[0], p.out_axis[1]);
     }
   }
 }

@@ -1,11 +1,10 @@
 // Depthwise convolutions and small groups: which problems they serve, their plan and their run.
-#include "conv_planning.h"
+#include "conv_phases.h"
 
 namespace convarith::cpu {
 namespace {
 
 constexpr int64_t kMostChannels = 4;  // of a group, in and out
-constexpr int64_t kMostPhases = 16;   // along an axis
 constexpr int64_t kMostResidues = 8;  // as conv_depthwise.h has room for
 constexpr int64_t kMostColumns = 1024;
 constexpr int64_t kStripBytes = int64_t{24} << 10;
@@ -70,302 +69,12 @@ void Depthwise::run(const void* in, int64_t, const void* other, int64_t, void* o
            [&](int64_t begin, int64_t end) { k.depthwise_store(plan, sums.get(), out, begin, end); });
 }
 
-// One axis of outputs: the phases, and for each the taps and the inputs that its first output sees through them.
-struct AxisPhases {
-  struct Tap {
-    int64_t input, tap;
-  };
-  int64_t out_step = 1, in_step = 1;
-  int64_t low = 0, high = 0;  // of those inputs
-  std::vector<std::vector<Tap>> taps;
-};
-
-AxisPhases axis_phases(const Axis& a, int64_t outputs, bool transposed, bool rows) {
-  AxisPhases result;
-  if (a.stride == 1) {  // rows of the same residue see the same rows of the input
-    result.out_step = result.in_step = rows ? a.dilation : 1;
-  } else if (transposed) {
-    result.out_step = a.stride;
-  } else {
-    result.in_step = a.stride;
-  }
-  result.taps.resize(std::min(result.out_step, outputs));
-  bool first = true;
-  for (size_t r = 0; r < result.taps.size(); ++r) {
-    for (int64_t t = 0; t < a.kernel; ++t) {
-      const int64_t output = static_cast<int64_t>(r);
-      const int64_t scaled = transposed ? output + a.lo - t * a.dilation : input_index(a, output, t);
-      const int64_t input = transposed ? floor_div(scaled, a.stride) : scaled;
-      if (transposed && scaled != input * a.stride) continue;
-      result.taps[r].push_back({input, t});
-      result.low = first ? input : std::min(result.low, input);
-      result.high = first ? input : std::max(result.high, input);
-      first = false;
-    }
-    if (transposed) std::reverse(result.taps[r].begin(), result.taps[r].end());
-  }
-  return result;
-}
-
-// Taps of a column of the kernel in runs of inputs that are `step` apart, none longer than `most`.
-std::vector<std::vector<AxisPhases::Tap>> runs_of(std::vector<AxisPhases::Tap> taps, int64_t step, int64_t most) {
-  std::vector<std::vector<AxisPhases::Tap>> runs;
-  while (!taps.empty()) {
-    std::vector<AxisPhases::Tap> run, rest;
-    for (const auto& tap : taps) {
-      const bool next = run.empty() || tap.input == run.back().input + step;
-      (next && static_cast<int64_t>(run.size()) < most ? run : rest).push_back(tap);
-    }
-    runs.push_back(std::move(run));
-    taps = std::move(rest);
-  }
-  return runs;
-}
-
-// Lanes along the channels ------------------------------------------------------------------------------------------
-
-struct Channelwise : Plan {
-  explicit Channelwise(const ConvKernels& kernels) : k(kernels) {}
-  Explanation explain() const override {
-    const int64_t sums_bytes = pass == Pass::kWeight ? sums() * k.sum_item : 0;
-    return {Algorithm::kDepthwise, sums_bytes + thread_count() * plan.scratch, plan.out_step[0] * plan.out_step[1],
-            macs};
-  }
-  bool add_bias(const void* bias) override {
-    plan.bias = bias;
-    return true;
-  }
-  void run(const void* in, int64_t in_count, const void* other, int64_t other_count, void* out) override;
-  int64_t sums() const { return plan.parts * plan.channels * plan.members * plan.kernel[0] * plan.kernel[1]; }
-
-  const ConvKernels& k;
-  Pass pass = Pass::kOutput;
-  ChannelwisePlan plan = {};
-  std::vector<RowTap> row_tap;
-  std::vector<ColumnRun> column_run;
-  std::vector<int64_t> row_begin, column_begin;
-  int64_t macs = 0;
-};
-
-void Channelwise::run(const void* in, int64_t, const void* other, int64_t, void* out) {
-  if (pass != Pass::kWeight) {
-    parallel(plan.batch * plan.boxes[0] * plan.boxes[1] * plan.blocks, macs, [&](int64_t begin, int64_t end) {
-      const Buffer mine(plan.scratch);
-      k.channelwise(plan, in, other, out, mine.get(), begin, end);
-    });
-    return;
-  }
-  const Buffer all(sums() * k.sum_item);
-  parallel(plan.parts * plan.blocks, macs, [&](int64_t begin, int64_t end) {
-    const Buffer mine(plan.scratch);
-    k.channelwise_sum(plan, in, other, all.get(), mine.get(), begin, end);
-  });
-  parallel(plan.channels, sums(),
-           [&](int64_t begin, int64_t end) { k.channelwise_store(plan, all.get(), out, begin, end); });
-}
-
-// Whole boxes: as equal as can be, multiples of `step`.
-int64_t whole(int64_t size, int64_t part, int64_t step) {
-  return parts(even_part(size, part), step) * step;
-}
-
-// The taps of all phases of both axes.
-void tabulate(Channelwise& result, const std::array<AxisPhases, 2>& axes, int64_t lanes) {
-  ChannelwisePlan& d = result.plan;
-  for (const auto& taps : axes[0].taps) {
-    result.row_begin.push_back(static_cast<int64_t>(result.row_tap.size()));
-    for (const auto& tap : taps) result.row_tap.push_back({tap.input, tap.tap});
-  }
-  result.row_begin.push_back(static_cast<int64_t>(result.row_tap.size()));
-  d.row_tap = result.row_tap.data();
-  d.row_begin = result.row_begin.data();
-  if (result.pass == Pass::kWeight) return;
-  const int64_t first = d.direct ? 0 : d.low[1];
-  for (const auto& taps : axes[1].taps) {
-    result.column_begin.push_back(static_cast<int64_t>(result.column_run.size()));
-    for (size_t t = 0; t < taps.size();) {
-      size_t size = 1;
-      while (d.in_step[1] == 1 && t + size < taps.size() &&
-             taps[t + size].input == taps[t].input + static_cast<int64_t>(size)) {
-        ++size;
-      }
-      size = size >= 7 ? 7 : size >= 5 ? 5 : size >= 3 ? 3 : 1;
-      const int64_t apart = size > 1 ? taps[t + 1].tap - taps[t].tap : 0;
-      for (int64_t c = 0; c < d.members; ++c) {
-        result.column_run.push_back({static_cast<int64_t>(size), taps[t].input - first, c * lanes,
-                                     (taps[t].tap * d.members + c) * lanes, apart * d.members * lanes});
-      }
-      t += size;
-    }
-  }
-  result.column_begin.push_back(static_cast<int64_t>(result.column_run.size()));
-  int64_t paired = 0;
-  for (size_t i = 0; d.pair_taps > 0 && i < result.column_run.size(); ++i) {
-    const ColumnRun& run = result.column_run[i];
-    for (int64_t t = 0; t < run.taps; ++t) d.pair_weight[paired++] = run.weight + t * run.weight_step;
-  }
-  d.column_run = result.column_run.data();
-  d.column_begin = result.column_begin.data();
-}
-
-// ChannelwisePlan::pair_taps, where products are of pairs.
-int64_t paired_taps(const ChannelwisePlan& d) {
-  const int64_t taps = d.kernel[1];
-  const bool neighbours = d.high[1] - d.low[1] == taps - 1 && d.out_step[1] == 1 && d.in_step[1] <= 2;
-  return d.direct && d.members == 1 && neighbours && (taps == 3 || taps == 5 || taps == 7) ? taps : 0;
-}
-
-constexpr int64_t kTileBytes = int64_t{32} << 10, kMostTileBytes = int64_t{1} << 18;
-constexpr int64_t kBoxBytes = int64_t{384} << 10;  // of all channels of the inputs that a box sees
-
-// Of the weights and biases of a block, and of the lines that a row of outputs sees.
-int64_t weight_bytes(const ChannelwisePlan& d, const ConvKernels& k) {
-  const int64_t unit = d.pair_taps > 0 ? 2 : 1;  // vectors that stay together
-  const int64_t vectors = d.direct ? unit * parts(parts(d.channels, unit * k.lanes), d.blocks) : 1;
-  return aligned(vectors * (d.kernel[0] * d.kernel[1] * d.members + 1) * k.lanes * k.sum_item);
-}
-
-int64_t line_bytes(const ChannelwisePlan& d) {
-  return aligned(2 * d.kernel[0] * static_cast<int64_t>(sizeof(void*)));
-}
-
-// Boxes, tile and scratch of a plan for outputs; false where a tile would be too large.
-bool lay_out_tile(ChannelwisePlan& d, const ConvKernels& k) {
-  const int64_t vector = k.lanes * k.sum_item, cell = d.members * vector;
-  const int64_t window = d.high[0] - d.low[0] + 1, span = d.high[1] - d.low[1];
-  // Short rows are transposed together, then copied to the tile.
-  const bool short_rows = d.transposing && 4 * d.source[1] < 3 * k.lanes && d.low[1] <= 0 &&
-                          d.high[1] + (d.grid[1] - 1) / d.out_step[1] * d.in_step[1] + 1 >= d.source[1];
-  d.fill_rows = short_rows ? parts(4 * k.lanes, d.source[1]) : 1;
-  d.tile_rows = std::min(d.source[0], window + d.fill_rows - 1);
-  const int64_t columns = (kTileBytes / (std::max<int64_t>(1, d.tile_rows) * cell) - span) / d.in_step[1];
-  constexpr int64_t kLeastColumns = 14;
-  d.box[1] =
-      d.transposing ? d.grid[1] : whole(d.grid[1], std::max(kLeastColumns, columns) * d.out_step[1], d.out_step[1]);
-  d.cells = (parts(d.box[1], d.out_step[1]) - 1) * d.in_step[1] + span + 1;
-  d.tile_pitch = spread(d.cells * d.members * k.lanes, k);
-  const int64_t tile_bytes = d.tile_rows * d.tile_pitch * k.sum_item;
-  if (tile_bytes > kMostTileBytes) return false;
-  const int64_t rows = kBoxBytes / (d.source[1] * (d.transposing ? vector : d.channels * k.item)) / d.in_step[0];
-  d.box[0] = whole(d.grid[0], std::max(4 * window, rows) * d.out_step[0], d.out_step[0]);
-  for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
-  d.flat_pixels = std::max(4 * k.lanes, d.fill_rows * d.source[1]);
-  d.at_input = weight_bytes(d, k);
-  d.at_output = d.at_input + aligned(tile_bytes);
-  d.at_flat = d.at_output + (d.transposing ? d.box[0] * d.grid[1] * vector : 0);
-  d.at_lines = d.at_flat + (d.transposing ? d.flat_pixels * vector : 0);
-  d.scratch = d.at_lines + line_bytes(d);
-  return true;
-}
-
-// Bytes of a box's rows; where pairs are summed, to add a box's sums would take as long as to make those of few rows.
-constexpr int64_t kPixelBytes = int64_t{256} << 10, kPairSumBytes = int64_t{1024} << 10;
-
-// Where pixels are read in place: rows whose channels stay in the second cache with what they see, and blocks of
-// channels whose weights stay in the first with it. Memory hands out neighbours sooner, so blocks are small only where
-// there would be few tasks. The last vector has the one before it in its block.
-void cut_in_place(ChannelwisePlan& d, const ConvKernels& k, int64_t images, int64_t box_bytes) {
-  constexpr int64_t kNear = int64_t{16} << 20;  // bytes of all pixels
-  d.asks = d.batch * d.channels * k.item * (d.source[0] * d.source[1] + d.grid[0] * d.grid[1]) > kNear;
-  constexpr int64_t kWeightBytes = int64_t{24} << 10, kEnough = 16;
-  const int64_t row_bytes = d.channels * k.item * (d.grid[1] + d.source[1]);
-  d.box[0] = whole(d.grid[0], std::max(2 * d.kernel[0], box_bytes / row_bytes), d.out_step[0]);
-  d.box[1] = d.grid[1];
-  for (int i = 0; i < 2; ++i) d.boxes[i] = parts(d.grid[i], d.box[i]);
-  const int64_t vectors = parts(d.channels, k.lanes);
-  const int64_t wanted = std::max(parts(vectors * d.kernel[0] * d.kernel[1] * k.lanes * k.sum_item, kWeightBytes),
-                                  parts(kEnough, images * d.boxes[0]));
-  d.blocks = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, vectors / 2));
-}
-
-// The same, and scratch, of a plan for outputs.
-void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
-  cut_in_place(d, k, d.batch, kPixelBytes);
-  d.at_pairs = weight_bytes(d, k);
-  // Pairs take less room than the weights they are made of.
-  d.at_lines = d.at_pairs + (d.pair_taps > 0 ? weight_bytes(d, k) : 0);
-  d.scratch = d.at_lines + line_bytes(d);
-}
-
-// The same of a plan for the weight's gradient.
-void lay_out_sums(ChannelwisePlan& d, const ConvKernels& k) {
-  d.box[0] = d.grid[0];
-  d.boxes[0] = 1;
-  if (d.direct) cut_in_place(d, k, 1, d.pair_taps > 0 ? kPairSumBytes : kPixelBytes);
-  // Parts are small enough for that, and have sums far smaller than themselves.
-  const int64_t pixels = d.batch * d.grid[0] * d.grid[1], taps = d.kernel[0] * d.kernel[1];
-  d.parts = std::clamp<int64_t>(pixels / (8 * taps), 1, d.batch * d.boxes[0]);
-  d.at_input = weight_bytes(d, k);
-  d.at_output = d.at_input + aligned(d.transposing ? d.source[0] * d.source[1] * k.lanes * k.sum_item : 0);
-  d.at_lines = d.at_output + aligned(d.transposing ? d.grid[0] * d.grid[1] * k.lanes * k.sum_item : 0);
-  d.scratch = d.at_lines + line_bytes(d);
-}
-
-// Planes up to this size are transposed; with a stride, where the sweeps would split rows, larger ones are.
-constexpr int64_t kTransposedPixels = 256, kTransposedStridedPixels = 4096;
-// Where outputs that are neighbours do not see the same inputs, kernels of many taps read them from a copy.
-constexpr int64_t kDirectTaps = 9;
-
-PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
-  const bool transposed = pass == Pass::kInput, sums = pass == Pass::kWeight;
-  const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
-  if (p.in_channels != p.out_channels || p.in_channels == 3 || k.lanes % p.in_channels != 0) return nullptr;
-  auto made = std::make_unique<Channelwise>(k);
-  Channelwise& result = *made;
-  result.pass = pass;
-  ChannelwisePlan& d = result.plan;
-  d.batch = p.batch;
-  d.members = p.in_channels;
-  d.channels = p.groups * d.members;
-  std::array<AxisPhases, 2> axes;
-  for (int i = 0; i < 2; ++i) {
-    const Axis& a = p.axis[i + 1];
-    d.kernel[i] = a.kernel;
-    d.grid[i] = transposed ? a.input : p.output[i + 1];
-    d.source[i] = transposed ? p.output[i + 1] : a.input;
-    d.in_axis[i] = in.axis[i + 1];
-    d.out_axis[i] = out.axis[i + 1];
-    d.w_axis[i] = p.w.axis[i + 1];
-    if (a.stride > kMostPhases) return nullptr;
-    axes[i] = axis_phases(a, d.grid[i], transposed, false);
-    d.out_step[i] = axes[i].out_step;
-    d.in_step[i] = axes[i].in_step;
-    d.low[i] = axes[i].low;
-    d.high[i] = axes[i].high;
-  }
-  const auto plane = [](const Strides& s, const int64_t* size) {
-    return (s.axis[2] == 1 || size[1] == 1) && (s.axis[1] == size[1] || size[0] == 1);
-  };
-  const int64_t pixels = std::max(d.source[0] * d.source[1], d.grid[0] * d.grid[1]);
-  const bool last = in.channel == 1 && out.channel == 1 && d.channels >= k.lanes && pixels > 1;
-  d.transposing = !last;
-  if (d.transposing && sums && k.item != k.sum_item) return nullptr;
-  const bool strided = p.axis[1].stride > 1 || p.axis[2].stride > 1;
-  if (d.transposing && (pixels > (strided ? kTransposedStridedPixels : kTransposedPixels) || d.members > 1 ||
-                        2 * d.channels < k.lanes || k.sum_item != 4 || !plane(in, d.source) || !plane(out, d.grid))) {
-    return nullptr;
-  }
-  d.in_batch = in.batch;
-  d.in_channel = in.channel;
-  d.out_batch = out.batch;
-  d.out_channel = out.channel;
-  d.w_group = p.out_channels * p.w.batch;
-  d.w_row = transposed ? p.w.channel : p.w.batch;
-  d.w_member = transposed ? p.w.batch : p.w.channel;
-  result.macs = d.batch * d.channels * d.members * p.output_numel() * p.kernel_numel();
-  const bool slides = p.axis[2].stride == 1 && p.axis[2].dilation == 1;
-  d.direct = !d.transposing && (sums || (d.members == 1 && (slides || p.kernel_numel() <= kDirectTaps)));
-  if (k.pairs) d.pair_taps = paired_taps(d);
-  d.blocks = parts(d.channels, k.lanes);
-  if (sums) {
-    lay_out_sums(d, k);
-  } else if (d.direct) {
-    lay_out_direct(d, k);
-  } else if (!lay_out_tile(d, k)) {
-    return nullptr;
-  }
-  tabulate(result, axes, k.lanes);
-  return made;
+// Whether there are kernels for rows that are read where they stand.
+bool has_kernels_in_place(const Problem& p, const ConvKernels& k) {
+  const int64_t stride = p.axis[2].stride, side = p.axis[2].kernel;
+  if (side < 3 || side > k.most_in_place || side % 2 == 0 || stride > (side == 3 ? 2 : 1)) return false;
+  return std::all_of(p.axis.begin() + 1, p.axis.end(),
+                     [&](const Axis& a) { return a.kernel == side && a.stride == stride && a.dilation == 1; });
 }
 
 // Rows that are read where they stand: DepthwisePlan::in_place. False where they cannot be.
@@ -373,14 +82,11 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   DepthwisePlan& d = result.plan;
   const ConvKernels& k = result.k;
   const bool transposed = result.pass == Pass::kInput;
-  if (d.in_axis[1] != 1 || d.out_axis[1] != 1) return false;
+  if (d.in_axis[1] != 1 || d.out_axis[1] != 1 || !has_kernels_in_place(p, k)) return false;
   if (std::max(d.source[1], d.grid[1]) > INT32_MAX) return false;  // columns are compared as 32 bits
   const int64_t stride = p.axis[2].stride, side = p.axis[2].kernel;
-  if (side < 3 || side > k.most_in_place || side % 2 == 0) return false;
-  if (stride > (side == 3 ? 2 : 1)) return false;
   for (int i = 0; i < 2; ++i) {
     const Axis& a = p.axis[i + 1];
-    if (a.kernel != side || a.stride != stride || a.dilation != 1) return false;
     d.out_step[i] = transposed ? stride : 1;
     d.in_step[i] = transposed ? 1 : stride;
     d.low[i] = transposed && stride == 1 ? a.lo - (side - 1) : -a.lo;
@@ -413,6 +119,16 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
   d.parts = std::clamp<int64_t>(kTasks / d.groups, 1, d.batch * d.boxes[0]);
   result.point();
   return true;
+}
+
+// Whether planes are so small that rows would leave lanes empty, or rows are split by a stride, which costs more than
+// to transpose them.
+bool wants_planes(const Problem& p, const ConvKernels& k) {
+  const int64_t channels = p.groups * p.in_channels * p.out_channels, width = p.axis[2].input;
+  if (channels > p.groups || 2 * channels < k.lanes) return false;
+  if (has_kernels_in_place(p, k)) return 4 * width <= (p.axis[2].kernel > 3 ? 7 : 6) * k.lanes;
+  const int64_t stride = std::max(p.axis[1].stride, p.axis[2].stride);
+  return stride > 2 || width <= (stride == 2 ? 7 : 3) * k.lanes;
 }
 
 }  // namespace
@@ -455,6 +171,9 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   // Gathers and dots have products of pairs, these kernels have not; but dots copy what has its channels innermost.
   const bool pairs_pay = !wanted && k.pairs && d.channels > 1;
   if (pairs_pay && pass == Pass::kWeight && p.x.channel != 1) return nullptr;
+  if (wants_planes(p, k)) {
+    if (PlanPtr plan = plan_planes(p, pass, k)) return plan;
+  }
   const bool narrow = 2 * d.grid[1] <= k.lanes * (transposed ? p.axis[2].stride : 1);  // most lanes would be empty
   if (!narrow && !pairs_pay && lay_out_in_place(result, p)) return made;
   if (PlanPtr plan = plan_channelwise(p, pass, k)) return plan;

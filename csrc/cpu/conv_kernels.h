@@ -3,6 +3,7 @@
 #include "ceiling.h"
 #include "conv_channelwise.h"
 #include "conv_depthwise.h"
+#include "conv_planes.h"
 #if CONVARITH_BYTES == 64
 #include "conv_depthwise_in_place_weight.h"
 #endif
@@ -28,6 +29,7 @@ ConvKernels kernels() {
   k.sweep_vectors = kSweepVectors;
   k.sweep_height = kSweepHeight;
   k.weigh_height = kWeighHeight;
+  k.plane_taps = kPlaneTaps;
   k.multiply_adds = multiply_adds<Sum>;
   k.finite = finite<T>;
   set_products<T>(k);
@@ -43,6 +45,7 @@ ConvKernels kernels() {
   k.channelwise = channelwise<T>;
   k.channelwise_sum = channelwise_sum<T>;
   k.channelwise_store = channelwise_store<T>;
+  if constexpr (sizeof(Sum) == sizeof(float)) k.planes = planes<T>;
   return k;
 }
 

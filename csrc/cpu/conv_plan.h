@@ -265,7 +265,7 @@ struct ChannelwisePlan {
   int64_t out_batch, out_channel, out_axis[2];
   int64_t w_group, w_row, w_member, w_axis[2];
   const void* bias;  // of every channel, or null
-  bool transposing;  // planes are transposed to pixels of one vector; otherwise channels are neighbours in memory
+  bool transposing;  // of x and y: planes, to pixels of one vector; otherwise channels are neighbours in memory
   bool direct;       // pixels are read where they stand; otherwise from a copy
   bool asks;         // ahead, for pixels that are read and written far from the caches
   int64_t blocks;    // of channels
@@ -283,13 +283,45 @@ struct ChannelwisePlan {
   // Outputs. The tile is a ring of rows, as many as a row of outputs sees.
   int64_t low[2], high[2];               // of the inputs that output 0 of all phases sees
   int64_t cells, tile_pitch, tile_rows;  // cells of a row; the pitch in elements
-  int64_t fill_rows;                     // that are filled together
-  int64_t flat_pixels;                   // room to transpose in
 
   // The weight's gradient: pixels are not copied, and those beside the edges see fewer taps.
   int64_t parts;  // of images and boxes
 
-  int64_t at_input, at_output, at_flat, at_pairs, at_lines, scratch;  // in bytes; weights or their sums stand at 0
+  int64_t at_input, at_output, at_pairs, at_lines, scratch;  // in bytes; weights or their sums stand at 0
+};
+
+// Depthwise convolutions of small planes with lanes along the channels: a tile has a vector for every input of some
+// rows of the planes, padded, and columns are split by their residues modulo the step, so that neighbouring outputs of
+// a phase see neighbouring cells. Phases as in DepthwisePlan.
+struct PlaneRun {  // taps of a row of the kernel that see neighbouring cells, as many as the kernels take together
+  int64_t row;     // of the input that a phase's output row 0 sees
+  int64_t in;      // elements from where the tile's first row and column stand
+  int64_t weight, weight_step;  // elements of the packed weights, and from one tap to the next
+  int64_t taps;
+};
+
+struct PlanePhase {
+  int64_t first[2];              // output
+  int64_t runs_begin, runs_end;  // by rows
+};
+
+struct PlanesPlan {
+  int64_t batch, channels;
+  int64_t kernel[2], grid[2], source[2];
+  int64_t in_batch, in_channel, out_batch, out_channel;  // planes are dense
+  int64_t w_channel, w_axis[2];
+  const void* bias;       // of every channel, or null
+  int64_t blocks;         // vectors of channels
+  int64_t packed_blocks;  // whose weights a thread keeps: all, or one
+  int64_t box, boxes;     // rows of outputs
+  int64_t out_step[2], in_step[2];
+  int64_t phases;
+  const PlanePhase* phase;
+  const PlaneRun* run;
+  const int32_t* column;  // where a column of the input stands in a row of the tile
+  int64_t low;            // first row that output row 0 sees
+  int64_t tile_rows, tile_row;
+  int64_t at_places, at_tile, at_results, scratch;  // in bytes; weights stand at 0
 };
 
 // The kernels of one instruction set for one dtype. Pointers are to the dtype, `packed` and sums to the sums' type.
@@ -304,6 +336,7 @@ struct ConvKernels {
   int64_t sweep_rows, sweep_vectors;   // of a block of depthwise outputs
   int64_t most_in_place;               // side of the largest kernel whose rows are read in place, or 0
   int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
+  int64_t plane_taps;                  // most taps of a PlaneRun
 
   int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
   bool (*finite)(const void* data, int64_t count);
@@ -360,6 +393,9 @@ struct ConvKernels {
   void (*channelwise_sum)(const ChannelwisePlan& plan, const void* x, const void* y, void* sums, char* scratch,
                           int64_t begin, int64_t end);
   void (*channelwise_store)(const ChannelwisePlan& plan, const void* sums, void* w, int64_t begin, int64_t end);
+  // Null for float64.
+  void (*planes)(const PlanesPlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
+                 int64_t end);
 };
 
 }  // namespace convarith::cpu
