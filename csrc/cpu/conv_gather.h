@@ -15,6 +15,7 @@ constexpr int kRowBlock = CONVARITH_REGISTERS >= 32 ? 8 : 6;
 
 // Vectors of a sweep with so many rows: their sums fill the registers.
 constexpr int most_vectors(int64_t rows) {
+  if (rows <= 1 && CONVARITH_REGISTERS >= 32) return 16;
   if (rows <= (CONVARITH_REGISTERS >= 32 ? 4 : 2)) return 6;
   return CONVARITH_REGISTERS >= 32 || rows <= 4 ? 3 : 2;
 }
@@ -303,8 +304,11 @@ Multiply<T> multiply_vectors(int64_t vectors) {
     case 3:
       if constexpr (most_vectors(kRows) >= 3) return multiply<T, kRows, 3>;
       __builtin_unreachable();
+    case 6:
+      if constexpr (most_vectors(kRows) >= 6) return multiply<T, kRows, 6>;
+      __builtin_unreachable();
     default:
-      if constexpr (most_vectors(kRows) > 3) return multiply<T, kRows, most_vectors(kRows)>;
+      if constexpr (most_vectors(kRows) > 6) return multiply<T, kRows, most_vectors(kRows)>;
       __builtin_unreachable();
   }
 }
@@ -588,7 +592,7 @@ class BlockBias {
 // Of `left` vectors, how many are swept next with a block of rows. Two and two are faster than three and one.
 inline int64_t sweep_vectors(int64_t left, int64_t widest) {
   if (left == 4) return 2;
-  return left >= widest ? widest : least<int64_t>(left, 3);
+  return left >= widest ? widest : left >= 6 && widest > 6 ? 6 : least<int64_t>(left, 3);
 }
 
 // The most vectors of a sweep: registers that few rows leave are for more of them.

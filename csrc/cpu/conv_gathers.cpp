@@ -12,6 +12,7 @@ constexpr int64_t kMostTile = int64_t{1} << 20;    // of inputs that every threa
 constexpr int64_t kMostRaw = int64_t{1} << 23;     // or reads where they stand
 constexpr int64_t kFirstCache = int64_t{1} << 15;  // most of it
 constexpr int64_t kDirectDepth = 1024;             // most channels * taps of sums that are stored directly
+constexpr int64_t kTileOfAll = int64_t{3} << 17;   // bytes of a tile of all channels, which several phases see
 constexpr int64_t kDirectTile = 3 << 14;           // outputs * channels of a box of these, about
 
 // Images, channels and where they stand: of y = C x, or of x = C^T y.
@@ -347,7 +348,11 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const bool fills_registers = sweep == k.vectors || row_block * sweep >= k.row_block * k.vectors / 2;
   const double run_waste = static_cast<double>(run_vectors) * lanes / static_cast<double>(g.grid[2]);
   const double direct = channels * (taps * (rows / lanes / 2 * run_waste + 0.07) + copied) + 0.2 * rows;
-  b.direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth && direct < cells;
+  // A block of rows alone reads every input but once, where it stands.
+  const bool reads_once = gather.shifts.size() == 1 && stride == 1 && g.in_axis[2] == 1 && g.rows <= k.row_block;
+  const bool can_be_direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth;
+  b.direct = can_be_direct && (reads_once || direct < cells);
+  b.may_be_raw = b.direct && reads_once;
   // Blocks of rows that do not fill vectors are packed slowly, for however few outputs; those of few rows that follow
   // each other in memory bring a line for each channel.
   const double weight = few_registers(k) && g.w_row == 1 ? 0.8 : 0.3;
@@ -388,6 +393,53 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   return b;
 }
 
+// Gathers that read something.
+int64_t reading(const std::vector<Gather>& gathers) {
+  return std::count_if(gathers.begin(), gathers.end(), [](const Gather& a) { return !a.shifts.empty(); });
+}
+
+// Lays out gathers, each with a tile of its own. False where one would be too large.
+bool lay_out_alone(std::vector<Gather>& gathers, Blocking blocking, const ConvKernels& k) {
+  const bool one = reading(gathers) < 2;
+  for (Gather& gather : gathers) {
+    GatherPlan& g = gather.plan;
+    if (blocking.outer) blocking.may_be_raw = (gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1;
+    if (!lay_out(gather, blocking, k)) return false;
+    g.one_tile = one && (g.raw || g.taps == 0 || g.channel_block == g.channels);
+  }
+  return true;
+}
+
+// Lays them out such that all see one tile, of all channels, which the tasks of a box copy but once. False where they
+// cannot.
+bool lay_out_together(std::vector<Gather>& gathers, Blocking blocking, const ConvKernels& k) {
+  if (reading(gathers) < 2) return false;
+  const GatherPlan& any = gathers[deepest_of(gathers)].plan;
+  std::vector<std::array<int64_t, 3>> seen;
+  int64_t tile_grid[kAxes] = {};
+  for (const Gather& gather : gathers) {
+    if (gather.shifts.empty()) continue;
+    seen.insert(seen.end(), gather.shifts.begin(), gather.shifts.end());
+    for (int i = 0; i < kAxes; ++i) tile_grid[i] = std::max(tile_grid[i], gather.plan.grid[i]);
+  }
+  std::sort(seen.begin(), seen.end());
+  seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+  blocking.seen = &seen;
+  blocking.tile_grid = tile_grid;
+  if (!blocking.outer) {
+    blocking.pixels = std::min(blocking.pixels, std::max(13 * k.lanes, kTileOfAll / (any.channels * k.sum_item)));
+    blocking.share = std::min(blocking.share, blocking.pixels);
+  }
+  if (!lay_out_alone(gathers, blocking, k)) return false;
+  for (Gather& gather : gathers) {
+    GatherPlan& g = gather.plan;
+    const bool all_channels = g.raw || g.channel_block == g.channels;
+    if (g.taps > 0 && (!all_channels || !std::equal(g.boxes, g.boxes + 4, any.boxes))) return false;
+    g.one_tile = true;
+  }
+  return true;
+}
+
 std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k, bool merging) {
   std::vector<Gather> gathers;
   if (pass == Pass::kInput) {
@@ -408,28 +460,11 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
   const Gather& deepest = gathers[deepest_of(gathers)];
   Blocking blocking = gather_blocking(deepest, k, threads, wanted_algorithm());
   if (!blocking.outer && merged_phases(deepest.plan) > 1) return gathers_of(p, pass, k, /*merging=*/false);
-  // A box's tasks see one tile where that has all channels; so do phases that are equally large.
-  std::vector<std::array<int64_t, 3>> seen;
-  bool one_tile = gathers.size() == 1 || (blocking.outer && sees_one_tile(gathers));
-  if (one_tile && gathers.size() > 1) {
-    for (const Gather& gather : gathers) seen.insert(seen.end(), gather.shifts.begin(), gather.shifts.end());
-    std::sort(seen.begin(), seen.end());
-    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
-    blocking.seen = &seen;
-  }
-  for (Gather& gather : gathers) {
-    GatherPlan& g = gather.plan;
-    blocking.may_be_raw = blocking.outer && ((gather.shifts.size() == 1 && g.stride[2] == 1) || g.in_channel == 1);
-    if (!lay_out(gather, blocking, k)) return {};
-    one_tile = one_tile && (g.raw || g.taps == 0 || g.channel_block == g.channels);
-  }
+  if (!lay_out_together(gathers, blocking, k) && !lay_out_alone(gathers, blocking, k)) return {};
   // The tile stays while other plans take their turn.
   int64_t tile = 0;
   for (const Gather& gather : gathers) tile = std::max(tile, gather.plan.at_own);
-  for (Gather& gather : gathers) {
-    gather.plan.one_tile = one_tile;
-    gather.plan.at_own = gather.plan.at_sums = tile;
-  }
+  for (Gather& gather : gathers) gather.plan.at_own = gather.plan.at_sums = tile;
   return gathers;
 }
 

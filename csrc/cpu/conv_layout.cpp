@@ -32,12 +32,12 @@ void set_boxes(GatherPlan& g, const std::vector<std::array<int64_t, 3>>& shifts,
   };
   std::array<int, 4> order = {3, 2, 1, 0};
   if (spans(0) && !spans(1)) std::swap(order[1], order[2]);
-  const int64_t extent[4] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
+  const int64_t extent[4] = {g.batch, g.tile_grid[0], g.tile_grid[1], g.tile_grid[2]};
   int64_t left = std::max<int64_t>(pixels, 1), inner = 1;
   for (int i : order) {
     g.box[i] = whole_vectors(extent[i], left, inner, i == 3 || !g.direct ? lanes : 1);
-    g.boxes[i] = parts(extent[i], g.box[i]);
-    left = g.boxes[i] > 1 ? 1 : left / g.box[i];
+    g.boxes[i] = parts(i == 0 ? g.batch : g.grid[i - 1], g.box[i]);
+    left = g.box[i] < extent[i] ? 1 : left / g.box[i];
     inner *= g.box[i];
   }
 }
@@ -100,6 +100,7 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   g.compact = blocking.compact;
   g.outer = blocking.outer;
   g.direct = blocking.direct && g.taps > 0 && stores_directly(g, k);
+  std::copy_n(blocking.tile_grid ? blocking.tile_grid : g.grid, kAxes, g.tile_grid);
 
   // Where every residue modulo the stride is read, the outer product needs no split: it reads cells wherever they are.
   const int64_t all_residues = g.stride[0] * g.stride[1] * g.stride[2];

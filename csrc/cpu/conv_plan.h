@@ -55,7 +55,8 @@ struct GatherPlan {
   bool direct;   // sums are stored where they go, from registers; runs have a vector of them at least
   bool fills;    // a zero follows every output: the phase after has no taps
 
-  bool one_tile;  // plans of a call that have this set see the same tile, of all channels
+  bool one_tile;         // plans of a call that have this set see the same tile, of all channels
+  int64_t tile_grid[3];  // outputs that tiles are for: of such plans, as many as any has
 
   int64_t move[3];  // cells between neighbouring outputs: the stride, or 1 where the tile is split
   int64_t low[3];   // first cell of a box's tile, relative to the box's first output's

@@ -255,7 +255,9 @@ struct Blocking {
   bool may_be_inner;                // channels may be a tile's innermost axis, which of the outer product they may, too
   bool without_tile;                // outputs are all that is laid out
   bool without_offsets;             // of a tile's channels, but for those of the first one
-  const std::vector<std::array<int64_t, 3>>* seen = nullptr;  // what a tile has to show; otherwise the gather's shifts
+  // What a tile has to show, and to how many outputs; otherwise the gather's own.
+  const std::vector<std::array<int64_t, 3>>* seen = nullptr;
+  const int64_t* tile_grid = nullptr;
 };
 
 // Boxes, tile, offsets. False where the tile would be too large.

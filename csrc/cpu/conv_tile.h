@@ -78,7 +78,8 @@ void pad_tile_along(const GatherPlan& p, const Box& b, const T* in, int64_t g, i
   int64_t cells[3], step[3], first[kMembers][3], apart[5] = {};
   apart[p.pair_axis] = p.pair_apart;
   for (int i = 0; i < 3; ++i) {
-    cells[i] = p.cells[i] - (p.box[i + 1] - b.size[i + 1]) * p.move[i];
+    const int64_t outputs = least(p.box[i + 1], p.tile_grid[i] - b.first[i + 1]);
+    cells[i] = p.cells[i] - (p.box[i + 1] - outputs) * p.move[i];
     step[i] = p.stride[i] / p.move[i];
     for (int m = 0; m < kMembers; ++m) first[m][i] = (b.first[i + 1] + m * apart[i + 1]) * p.move[i] + p.low[i];
   }
