@@ -123,6 +123,14 @@ CASES = {
     "3-phases": (1, 30, 40, 2, (36,), (3,), (3,), (0, 0), (1,)),
     "9-phases": (1, 20, 3, 1, (2, 36), (2, 9), (1, 9), (0, 0, 0, 0), (1, 1)),
     "2x2x2-phases": (1, 5, 9, 1, (4, 6, 8), (2, 2, 2), (2, 2, 2), (0, 0, 0, 0, 0, 0), (1, 1, 1)),
+    # Few rows of a single tap, read in place: whole runs, and runs whose rest is less than a vector, which are not.
+    "few-rows": (2, 3, 65, 1, (50, 50), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "few-rows-short-rest": (4, 3, 240, 1, (27, 27), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "one-row": (1, 1, 40, 2, (600,), (1,), (1,), (0, 0), (1,)),
+    # Transposed, phases of one tap each and of different sizes that see one tile; boxes that one phase has more of.
+    "3x3-phases-of-one-tap": (2, 5, 70, 1, (29, 28), (3, 3), (3, 3), (0, 0, 0, 0), (2, 2)),
+    "phases-of-odd-sizes": (3, 6, 9, 2, (15, 33), (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    "phases-and-rest": (1, 4, 300, 1, (61,), (2,), (4,), (0, 0), (1,)),
     # What pairs of outputs can be made of, for the weight's gradient in bfloat16: images, rows, planes, half rows; an
     # odd one out; or nothing. "one-channel" and others have odd numbers of channels.
     "4-images": (4, 3, 20, 1, (7, 9), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),

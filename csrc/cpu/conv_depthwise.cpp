@@ -131,6 +131,14 @@ bool wants_planes(const Problem& p, const ConvKernels& k) {
   return stride > 2 || width <= (stride == 2 ? 7 : 3) * k.lanes;
 }
 
+// Whether a group's channels had better be a gather's: where rows are split by a stride, and its tile is copied for all
+// of its rows.
+bool gathers_pay(const Problem& p, Pass pass, const ConvKernels& k) {
+  const bool strided = p.axis[1].stride > 1 || p.axis[2].stride > 1;
+  if (!strided || pass == Pass::kWeight || has_kernels_in_place(p, k)) return false;
+  return pass == Pass::kOutput || (p.in_channels == kMostChannels && p.axis[2].input <= 3 * k.lanes);
+}
+
 }  // namespace
 
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
@@ -142,6 +150,7 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   const bool lanes_along_outputs = p.x.axis[2] == 1 && p.y.axis[2] == 1;
   if (!wanted && lanes_along_outputs && 2 * channels > k.row_block) return nullptr;
   if (!wanted && p.groups == 1 && p.in_channels * p.out_channels > 1) return nullptr;
+  if (!wanted && channels > 1 && lanes_along_outputs && gathers_pay(p, pass, k)) return nullptr;
   const Axis& plane = p.axis[0];
   if (plane.input != 1 || plane.kernel != 1 || p.output[0] != 1 || plane.lo != 0) return nullptr;
 

@@ -429,6 +429,7 @@ bool lay_out_together(std::vector<Gather>& gathers, Blocking blocking, const Con
   if (!blocking.outer) {
     blocking.pixels = std::min(blocking.pixels, std::max(13 * k.lanes, kTileOfAll / (any.channels * k.sum_item)));
     blocking.share = std::min(blocking.share, blocking.pixels);
+    blocking.depth = kDirectDepth / 2;
   }
   if (!lay_out_alone(gathers, blocking, k)) return false;
   for (Gather& gather : gathers) {

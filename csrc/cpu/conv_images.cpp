@@ -9,8 +9,11 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr double kProduct = 0.57, kLatency = 4;   // cycles: of a vector's product, and until another can be added to it
-constexpr double kTranspose = 0.7;                // of an element
+constexpr double kProduct = 0.57, kLatency = 4;  // cycles: of a vector's product, and until another can be added to it
+// Of an element that is transposed: in the second cache, or from and to where images drive each other out of the first
+// one, or memory.
+constexpr double kTranspose = 0.7, kFarTranspose = 2.5;
+constexpr int64_t kNear = int64_t{2} << 20;       // bytes of both sides
 constexpr int64_t kTileBytes = int64_t{1} << 19;  // of a task's inputs and sums, which stay in the second cache
 
 // Rows or columns of both sides. Cells are outputs, or, transposed, the outputs of all phases together.
@@ -101,8 +104,14 @@ Images::Images(const Problem& p, Pass pass, const ConvKernels& kernels)
   const Window& lines = window[0];
   const int64_t inputs = in.channels * std::min(lines.inputs, in.rows) * std::min(window[1].inputs, in.columns);
   const int64_t outputs = out.channels * lines.cells * lines.outputs * out.columns;
+  const bool apart = out.batch * k.item % 4096 != 0 && in.batch * k.item % 4096 != 0;
+  const bool near =
+      batch * (in.channels * in.rows * in.columns + out.channels * out.rows * out.columns) * k.item <= kNear;
+  const double transpose = near && apart ? kTranspose : kFarTranspose;
+  const int64_t weights = p.groups * p.in_channels * p.out_channels * p.kernel_numel();
   cost = static_cast<double>(tasks()) * (product_cycles(images / k.lanes) * static_cast<double>(task_macs() / k.lanes) +
-                                         kTranspose * static_cast<double>((inputs + outputs) * images));
+                                         transpose * static_cast<double>((inputs + outputs) * images) +
+                                         0.3 * weight_vector_cycles(weights, k));  // packed by every task, from near
   // Enough tasks for every thread; after the cost, for what that decides must not depend on the threads.
   set_rows(std::min(lines.cells, parts(lines.all, parts(thread_count(), parts(batch, images)))));
 }

@@ -142,11 +142,12 @@ bool lay_out(Gather& gather, const Blocking& blocking, const ConvKernels& k) {
   g.direct = g.direct && whole_runs();
 
   // Read in place: the outer product reads nothing but what it multiplies, in any order of memory. Vectors of outputs
-  // come from a tile: there channels that stand pages apart do not drive each other out of the first cache.
+  // that are multiplied more than once come from a tile: there channels that stand pages apart do not drive each other
+  // out of the first cache.
   const int64_t reach = (g.box[0] - 1) * g.in_batch + (g.source[0] - 1) * g.in_axis[0] +
                         (g.source[1] - 1) * g.in_axis[1] + (g.source[2] - 1) * g.in_axis[2];
-  g.raw = blocking.may_be_raw && inside && g.taps > 0 && (k.item == k.sum_item || g.in_words) &&
-          g.channels * g.in_channel + reach < (int64_t{1} << 31);
+  g.raw = blocking.may_be_raw && (g.outer || g.direct) && inside && g.taps > 0 &&
+          (k.item == k.sum_item || g.in_words) && g.channels * g.in_channel + reach < (int64_t{1} << 31);
 
   const int64_t cells = g.cells[0] * g.cells[1] * g.cells[2] * g.box[0] * std::max<int64_t>(1, g.residues);
   const int64_t taps = std::max<int64_t>(1, g.taps);
