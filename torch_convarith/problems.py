@@ -289,6 +289,26 @@ r2plus1d.space n1 c64 k144 i8x56x56 f1x3x3 p0x1x1
 r2plus1d.time n1 c144 k64 i8x56x56 f3x1x1 p1x0x0
 r2plus1d.conv1 n1 c3 k45 i8x112x112 f1x7x7 s1x2x2 p0x3x3
 """,
+    # Tan and Le, EfficientNet, arXiv:1905.11946, table 1: the depthwise layers of B0.
+    "efficientnet": """
+efficientnet.dw2 n8 c32 k32 i112 f3 p1 g32
+efficientnet.dw3 n8 c96 k96 i112 f3 s2 p1 g96
+efficientnet.dw4 n8 c144 k144 i56 f5 s2 p2 g144
+efficientnet.dw4b n8 c240 k240 i28 f5 p2 g240
+efficientnet.dw5 n8 c240 k240 i28 f3 s2 p1 g240
+efficientnet.dw5b n8 c480 k480 i14 f3 p1 g480
+efficientnet.dw6 n8 c480 k480 i14 f5 p2 g480
+efficientnet.dw7 n8 c672 k672 i14 f5 s2 p2 g672
+efficientnet.dw7b n8 c1152 k1152 i7 f5 p2 g1152
+efficientnet.dw8 n8 c1152 k1152 i7 f3 p1 g1152
+""",
+    # Liu et al., A ConvNet for the 2020s, arXiv:2201.03545, table 9: the depthwise layers of ConvNeXt-T.
+    "convnext": """
+convnext.2 n8 c96 k96 i56 f7 p3 g96
+convnext.3 n8 c192 k192 i28 f7 p3 g192
+convnext.4 n8 c384 k384 i14 f7 p3 g384
+convnext.5 n8 c768 k768 i7 f7 p3 g768
+""",
     # Baidu's DeepBench, the distinct shapes of its training set: speech, characters, faces, images, speakers. Its
     # batches of 4 to 32 are 4 here, or 1 where a layer is large.
     "deepbench": """
