@@ -432,12 +432,14 @@ bool lay_out_together(std::vector<Gather>& gathers, Blocking blocking, const Con
     blocking.depth = kDirectDepth / 2;
   }
   if (!lay_out_alone(gathers, blocking, k)) return false;
-  for (Gather& gather : gathers) {
-    GatherPlan& g = gather.plan;
-    const bool all_channels = g.raw || g.channel_block == g.channels;
-    if (g.taps > 0 && (!all_channels || !std::equal(g.boxes, g.boxes + 4, any.boxes))) return false;
-    g.one_tile = true;
+  bool same_boxes = true;  // which depend on the threads, as the order in which channels are summed must not
+  for (const Gather& gather : gathers) {
+    const GatherPlan& g = gather.plan;
+    if (g.taps == 0) continue;
+    if (!g.raw && g.channel_block < g.channels) return false;
+    same_boxes = same_boxes && std::equal(g.boxes, g.boxes + 4, any.boxes);
   }
+  for (Gather& gather : gathers) gather.plan.one_tile = same_boxes;
   return true;
 }
 
