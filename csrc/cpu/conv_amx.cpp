@@ -24,6 +24,14 @@ struct AmxGather {
   AmxPlan plan;
 };
 
+// Whether phases see one tile, being equally large.
+bool sees_one_tile(const std::vector<Gather>& gathers) {
+  const GatherPlan& any = gathers[deepest_of(gathers)].plan;
+  return std::all_of(gathers.begin(), gathers.end(), [&](const Gather& a) {
+    return a.shifts.empty() || std::equal(a.plan.grid, a.plan.grid + kAxes, any.grid);
+  });
+}
+
 int64_t row_blocks(const GatherPlan& g) {
   return parts(g.rows, kAmxRows);
 }

@@ -185,22 +185,14 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
   Channelwise& result = *made;
   result.pass = pass;
   ChannelwisePlan& d = result.plan;
-  d.batch = p.batch;
   d.members = p.in_channels;
   d.channels = p.groups * d.members;
+  set_sides(p, transposed, d);
   std::array<AxisPhases, 2> axes;
+  if (!set_phases(p, transposed, d, axes)) return nullptr;
   for (int i = 0; i < 2; ++i) {
-    const Axis& a = p.axis[i + 1];
-    d.kernel[i] = a.kernel;
-    d.grid[i] = transposed ? a.input : p.output[i + 1];
-    d.source[i] = transposed ? p.output[i + 1] : a.input;
     d.in_axis[i] = in.axis[i + 1];
     d.out_axis[i] = out.axis[i + 1];
-    d.w_axis[i] = p.w.axis[i + 1];
-    if (a.stride > kMostPhases) return nullptr;
-    axes[i] = axis_phases(a, d.grid[i], transposed, false);
-    d.out_step[i] = axes[i].out_step;
-    d.in_step[i] = axes[i].in_step;
     d.low[i] = axes[i].low;
     d.high[i] = axes[i].high;
   }
@@ -213,10 +205,6 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
                         !dense_plane(in, d.source) || !dense_plane(out, d.grid))) {
     return nullptr;
   }
-  d.in_batch = in.batch;
-  d.in_channel = in.channel;
-  d.out_batch = out.batch;
-  d.out_channel = out.channel;
   d.w_group = p.out_channels * p.w.batch;
   d.w_row = transposed ? p.w.channel : p.w.batch;
   d.w_member = transposed ? p.w.batch : p.w.channel;

@@ -160,20 +160,14 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   DepthwisePlan& d = result.plan;
   const bool transposed = pass == Pass::kInput;
   const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
-  d.batch = p.batch;
+  set_sides(p, transposed, d);
   d.groups = p.groups;
   d.rows = transposed ? p.in_channels : p.out_channels;
   d.channels = transposed ? p.out_channels : p.in_channels;
-  d.in_batch = in.batch;
-  d.in_channel = in.channel;
-  d.out_batch = out.batch;
-  d.out_channel = out.channel;
   d.w_group = p.out_channels * p.w.batch;
   d.w_row = transposed ? p.w.channel : p.w.batch;
   d.w_channel = transposed ? p.w.batch : p.w.channel;
   for (int i = 0; i < 2; ++i) {
-    d.grid[i] = transposed ? p.axis[i + 1].input : p.output[i + 1];
-    d.source[i] = transposed ? p.output[i + 1] : p.axis[i + 1].input;
     d.in_axis[i] = in.axis[i + 1];
     d.out_axis[i] = out.axis[i + 1];
   }

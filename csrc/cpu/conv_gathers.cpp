@@ -224,13 +224,6 @@ size_t deepest_of(const std::vector<Gather>& gathers) {
   return std::max_element(gathers.begin(), gathers.end(), fewer_taps) - gathers.begin();
 }
 
-bool sees_one_tile(const std::vector<Gather>& gathers) {
-  const GatherPlan& any = gathers[deepest_of(gathers)].plan;
-  return std::all_of(gathers.begin(), gathers.end(), [&](const Gather& a) {
-    return a.shifts.empty() || std::equal(a.plan.grid, a.plan.grid + kAxes, any.grid);
-  });
-}
-
 std::vector<Gather> plain_gathers(const Problem& p, bool transposed) {
   if (transposed) return transposed_gathers(p, false);
   return {forward_gather(p, false)};

@@ -65,6 +65,36 @@ inline int64_t whole(int64_t size, int64_t part, int64_t step) {
   return parts(even_part(size, part), step) * step;
 }
 
+// What is read and what is written: of x = C^T y where `transposed`, otherwise of y = C x or the weight's gradient.
+template <typename D>
+void set_sides(const Problem& p, bool transposed, D& d) {
+  const Strides &in = transposed ? p.y : p.x, &out = transposed ? p.x : p.y;
+  d.batch = p.batch;
+  d.in_batch = in.batch;
+  d.in_channel = in.channel;
+  d.out_batch = out.batch;
+  d.out_channel = out.channel;
+  for (int i = 0; i < 2; ++i) {
+    d.grid[i] = transposed ? p.axis[i + 1].input : p.output[i + 1];
+    d.source[i] = transposed ? p.output[i + 1] : p.axis[i + 1].input;
+  }
+}
+
+// The kernel and the phases of both axes, once the sides are set; false where these are too many.
+template <typename D>
+bool set_phases(const Problem& p, bool transposed, D& d, std::array<AxisPhases, 2>& axes) {
+  for (int i = 0; i < 2; ++i) {
+    const Axis& a = p.axis[i + 1];
+    if (a.stride > kMostPhases) return false;
+    axes[i] = axis_phases(a, d.grid[i], transposed, false);
+    d.kernel[i] = a.kernel;
+    d.w_axis[i] = p.w.axis[i + 1];
+    d.out_step[i] = axes[i].out_step;
+    d.in_step[i] = axes[i].in_step;
+  }
+  return true;
+}
+
 // Whether the rows of a plane follow each other in memory.
 inline bool dense_plane(const Strides& s, const int64_t* size) {
   return (s.axis[2] == 1 || size[1] == 1) && (s.axis[1] == size[1] || size[0] == 1);

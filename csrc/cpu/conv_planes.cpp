@@ -41,25 +41,11 @@ PlanPtr plan_planes(const Problem& p, Pass pass, const ConvKernels& k) {
   if (pass == Pass::kWeight || k.planes == nullptr) return nullptr;
   auto made = std::make_unique<Planes>(k);
   PlanesPlan& d = made->plan;
-  d.batch = p.batch;
-  d.channels = p.groups;
+  set_sides(p, transposed, d);
   std::array<AxisPhases, 2> axes;
-  for (int i = 0; i < 2; ++i) {
-    const Axis& a = p.axis[i + 1];
-    d.kernel[i] = a.kernel;
-    d.grid[i] = transposed ? a.input : p.output[i + 1];
-    d.source[i] = transposed ? p.output[i + 1] : a.input;
-    d.w_axis[i] = p.w.axis[i + 1];
-    if (a.stride > kMostPhases) return nullptr;
-    axes[i] = axis_phases(a, d.grid[i], transposed, false);
-    d.out_step[i] = axes[i].out_step;
-    d.in_step[i] = axes[i].in_step;
-  }
+  if (!set_phases(p, transposed, d, axes)) return nullptr;
   if (!dense_plane(in, d.source) || !dense_plane(out, d.grid)) return nullptr;
-  d.in_batch = in.batch;
-  d.in_channel = in.channel;
-  d.out_batch = out.batch;
-  d.out_channel = out.channel;
+  d.channels = p.groups;
   d.w_channel = p.w.batch;
   made->macs = p.batch * p.groups * p.output_numel() * p.kernel_numel();
 
@@ -90,16 +76,10 @@ PlanPtr plan_planes(const Problem& p, Pass pass, const ConvKernels& k) {
       const auto begin = static_cast<int64_t>(made->runs.size());
       for (const auto& row : axes[0].taps[y]) {
         const int64_t in = (row.input - axes[0].low) * d.tile_row, weight = row.tap * d.kernel[1];
-        for (int64_t residue = 0; residue < d.in_step[1]; ++residue) {
-          std::vector<AxisPhases::Tap> taps;
-          for (const auto& tap : axes[1].taps[x]) {
-            if ((tap.input - axes[1].low) % d.in_step[1] == residue) taps.push_back(tap);
-          }
-          for (const auto& some : runs_of(taps, d.in_step[1], k.plane_taps)) {
-            const int64_t apart = some.size() > 1 ? some[1].tap - some[0].tap : 0;
-            made->runs.push_back({row.input, in + place(some[0].input - axes[1].low), (weight + some[0].tap) * k.lanes,
-                                  apart * k.lanes, static_cast<int64_t>(some.size())});
-          }
+        for (const auto& some : runs_of(axes[1].taps[x], d.in_step[1], k.plane_taps)) {
+          const int64_t apart = some.size() > 1 ? some[1].tap - some[0].tap : 0;
+          made->runs.push_back({row.input, in + place(some[0].input - axes[1].low), (weight + some[0].tap) * k.lanes,
+                                apart * k.lanes, static_cast<int64_t>(some.size())});
         }
       }
       made->phase.push_back(

@@ -232,9 +232,8 @@ inline Problem swap_sides(Problem p) {
 // The gathers of conv or conv_transpose as they are, before they are blocked.
 std::vector<Gather> plain_gathers(const Problem& p, bool transposed);
 
-// Of phases, the one with most taps; and whether they see one tile, being equally large.
+// Of phases, the one with most taps.
 size_t deepest_of(const std::vector<Gather>& gathers);
-bool sees_one_tile(const std::vector<Gather>& gathers);
 
 // Where products are made of pairs (GatherPlan): of an axis, as `box`, or 4, the channels; and which of the outputs'
 // axes leaves fewest alone.
