@@ -303,36 +303,55 @@ void transform_outputs(const WinogradPlan& p, const TileBox& b, int64_t panel, c
 
 // Weights -------------------------------------------------------------------------------------------------------------
 
+// Of vectors: 0, or NaN where one is infinite or NaN. Several sums, for each waits for the one before.
+__attribute__((noinline)) Vector rest_of(const float* vectors, int64_t count) {
+  Vector rest[4] = {};
+  for (; count >= 4; count -= 4, vectors += 4 * kCellLanes) {
+    CONVARITH_UNROLL for (int i = 0; i < 4; ++i) {
+      const Vector v = load(vectors + i * kCellLanes);
+      rest[i] += v - v;
+    }
+  }
+  for (; count > 0; --count, vectors += kCellLanes) rest[0] += load(vectors) - load(vectors);
+  return rest[0] + rest[1] + rest[2] + rest[3];
+}
+
 // Of vectors that are seen: whether they all are finite.
 struct Finite {
-  Vector rest[4] = {};  // 0, or NaN after an infinity or a NaN; several, for each waits for the one before
+  Vector rest = {};
 
-  void see(Vector v) { rest[0] += v - v; }
-  void see(const float* vectors, int64_t count) {
-    for (; count >= 4; count -= 4, vectors += 4 * kCellLanes) {
-      CONVARITH_UNROLL for (int i = 0; i < 4; ++i) {
-        const Vector v = load(vectors + i * kCellLanes);
-        rest[i] += v - v;
-      }
-    }
-    for (; count > 0; --count, vectors += kCellLanes) see(load(vectors));
-  }
+  void see(Vector v) { rest += v - v; }
+  void see(const float* vectors, int64_t count) { rest += rest_of(vectors, count); }
   bool first(int64_t lanes) const {
-    const Vector all = rest[0] + rest[1] + rest[2] + rest[3];
     bool finite = true;
-    for (int64_t i = 0; i < lanes; ++i) finite = finite && all[i] == 0;
+    for (int64_t i = 0; i < lanes; ++i) finite = finite && rest[i] == 0;
     return finite;
   }
 };
+
+constexpr int64_t kMostRowTaps = 64;
 
 // How many channels' kernels are read together: as memory has them.
 inline int64_t kernels_at_once(const WinogradPlan& p) {
   return p.kernels_follow ? kKernelsAtOnce : 1;
 }
 
+// Whether a channel's kernels of all rows follow each other in memory.
+inline bool rows_follow(const WinogradPlan& p) {
+  return p.w_tap == 1 && p.w_out == p.kernel && p.kernel <= kMostRowTaps;
+}
+
 // Kernels as a thread holds them: [channel][tap][row], of neighbouring channels and of kCellLanes rows at most.
 template <typename T>
 inline void load_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t rows, float* kernels) {
+  if (rows_follow(p)) {
+    for (int64_t c = 0; c < channels; ++c, kernels += p.kernel * kCellLanes) {
+      float* tap_to[kMostRowTaps];
+      for (int64_t t = 0; t < p.kernel; ++t) tap_to[t] = kernels + t * kCellLanes;
+      split_columns(w + c * p.w_in, rows, p.kernel, tap_to);
+    }
+    return;
+  }
   if (p.w_out == 1) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < p.kernel; ++t, kernels += kCellLanes) {
@@ -347,14 +366,15 @@ inline void load_kernels(const WinogradPlan& p, const T* w, int64_t channels, in
   }
 }
 
-// Asks for a share of the kernels that follow those of `channels` channels: a few lines at a time, while others are
-// transformed, for memory is longer about all of them than the transforms are.
+// Asks for some of the kernels from w on, while others are transformed, for memory is longer about all of them than the
+// transforms are: of a channel whose rows follow; or of row `row` of several channels, a line of taps for each call.
 template <typename T>
-inline void ask_for_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t share, int64_t shares,
-                            int64_t rows) {
+inline void ask_for_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t row, int64_t rows) {
   if (p.w_out == 1) return;
+  if (rows_follow(p)) return prefetch(w, rows * p.kernel);
   const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;
-  for (int64_t r = block_begin(share, rows, shares); r < block_begin(share + 1, rows, shares); ++r) {
+  const int64_t end = p.kernels_follow ? least(row + 1, rows) : rows;
+  for (int64_t r = row; r < end; ++r) {
     for (int64_t t = 0; t < runs; ++t) prefetch(w + r * p.w_out + t * p.w_tap, channels * length);
   }
 }
@@ -426,6 +446,7 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
     // Vectors that differ in the residue only see the same kernels.
     if (whole) alike = least(out_residues - residue, block_count(last_row - row, kCellLanes));
+    const T* const w_rows = w + channel_of(p.out, row) * p.w_out;
     seen = {};
     int64_t loaded = 0, end = 0;
     for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
@@ -449,12 +470,12 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
         if (channel < loaded || channel >= end) {
           loaded = channel;
           end = least(channel + at_once, p.in.channels);
-          load_kernels(p, w + channel_of(p.out, row) * p.w_out + channel * p.w_in, end - loaded, rows, kernels);
+          load_kernels(p, w_rows + channel * p.w_in, end - loaded, rows, kernels);
           seen.see(kernels, (end - loaded) * p.kernel);
         }
         if (loaded + kKernelsAtOnce < p.in.channels) {
-          ask_for_kernels(p, w + channel_of(p.out, row) * p.w_out + (loaded + kKernelsAtOnce) * p.w_in,
-                          least(at_once, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, at_once, rows);
+          ask_for_kernels(p, w_rows + (loaded + kKernelsAtOnce) * p.w_in,
+                          least(at_once, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, rows);
         }
         const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
         for (int64_t v = 0; v < alike; ++v) {

@@ -584,10 +584,21 @@ inline void split_columns_by(From from, int64_t rows, int64_t columns, To* const
     for (int64_t begin = 0; begin < columns; begin += kWide) {
       const int64_t first = least(begin, columns - wide);
       V v[kWide];
-      CONVARITH_UNROLL for (int i = 0; i < kWide; ++i) {
-        const int64_t at = (row + i * kTogether) * columns + first, left = rows * columns - at;
-        v[i] = left >= kLanes ? load_wide(from + at) : left > 0 ? load_wide_some(from + at, left) : V{};
-        if (kTogether > 1) v[i] = __builtin_shuffle(v[i], places);
+      const int64_t at = row * columns + first, apart = kTogether * columns;
+      if (high == kLanes) {  // all but the last are whole, for kWide < 2 * columns
+        CONVARITH_UNROLL for (int i = 0; i < kWide - 1; ++i) v[i] = load_wide(from + (at + i * apart));
+        const int64_t last = at + (kWide - 1) * apart, left = rows * columns - last;
+        v[kWide - 1] = left >= kLanes ? load_wide(from + last) : load_wide_some(from + last, left);
+      } else {
+        CONVARITH_UNROLL for (int i = 0; i < kWide; ++i) {
+          const int64_t left = rows * columns - at - i * apart;
+          v[i] = left >= kLanes ? load_wide(from + (at + i * apart))
+                 : left > 0     ? load_wide_some(from + (at + i * apart), left)
+                                : V{};
+        }
+      }
+      if (kTogether > 1) {
+        CONVARITH_UNROLL for (int i = 0; i < kWide; ++i) v[i] = __builtin_shuffle(v[i], places);
       }
       CONVARITH_UNROLL for (int stage = 1; stage < kWide; stage *= 2) {
         V next[kWide];
