@@ -236,10 +236,12 @@ def test_planes_give_the_integers_of_the_plain_kernels(case, dtype):
     y = by("reference", "conv", x, w, *geometry)
     gradient = integers(y.shape, 3, dtype, 1)
     dx = by("reference", "conv_transpose", gradient, w, size, *geometry)
+    dw = by("reference", "conv_weight", x, gradient, kernel, *geometry)
     for count in (1, 2, 5):
         with threads_of(count):
             assert torch.equal(by("depthwise", "conv", x, w, *geometry), y)
             assert torch.equal(by("depthwise", "conv_transpose", gradient, w, size, *geometry), dx)
+            assert torch.equal(by("depthwise", "conv_weight", x, gradient, kernel, *geometry), dw)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -27,6 +27,8 @@ ConvKernels conv_kernels(int dtype) {
     k.channelwise = channelwise<Brain16>;
     k.channelwise_sum = channelwise_sum<Brain16>;
     k.planes = planes<Brain16>;
+    k.planes_sum = planes_sum<Brain16>;
+    k.planes_store = planes_store<Brain16>;
   }
   return k;
 }

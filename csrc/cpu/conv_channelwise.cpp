@@ -156,21 +156,13 @@ void lay_out_direct(ChannelwisePlan& d, const ConvKernels& k) {
 
 // The same of a plan for the weight's gradient.
 void lay_out_sums(ChannelwisePlan& d, const ConvKernels& k) {
-  d.box[0] = d.grid[0];
-  d.boxes[0] = 1;
-  if (d.direct) cut_in_place(d, k, 1, d.pair_taps > 0 ? kPairSumBytes : kPixelBytes);
+  cut_in_place(d, k, 1, d.pair_taps > 0 ? kPairSumBytes : kPixelBytes);
   // Parts are small enough for that, and have sums far smaller than themselves.
   const int64_t pixels = d.batch * d.grid[0] * d.grid[1], taps = d.kernel[0] * d.kernel[1];
   d.parts = std::clamp<int64_t>(pixels / (8 * taps), 1, d.batch * d.boxes[0]);
-  d.at_input = weight_bytes(d, k);
-  d.at_output = d.at_input + aligned(d.transposing ? d.source[0] * d.source[1] * k.lanes * k.sum_item : 0);
-  d.at_lines = d.at_output + aligned(d.transposing ? d.grid[0] * d.grid[1] * k.lanes * k.sum_item : 0);
+  d.at_lines = weight_bytes(d, k);
   d.scratch = d.at_lines + line_bytes(d);
 }
-
-// Planes up to this size are transposed for the weight's gradient; with a stride, where the sweeps would split rows,
-// larger ones are.
-constexpr int64_t kTransposedPixels = 256, kTransposedStridedPixels = 4096;
 
 // Where outputs that are neighbours do not see the same inputs, kernels of many taps read them from a copy.
 constexpr int64_t kDirectTaps = 9;
@@ -196,21 +188,14 @@ PlanPtr plan_channelwise(const Problem& p, Pass pass, const ConvKernels& k) {
     d.low[i] = axes[i].low;
     d.high[i] = axes[i].high;
   }
-  const int64_t pixels = std::max(d.source[0] * d.source[1], d.grid[0] * d.grid[1]);
-  const bool last = in.channel == 1 && out.channel == 1 && d.channels >= k.lanes && pixels > 1;
-  d.transposing = !last;
-  const bool strided = p.axis[1].stride > 1 || p.axis[2].stride > 1;
-  if (d.transposing && (!sums || k.item != k.sum_item || k.sum_item != 4 || d.members > 1 || 2 * d.channels < k.lanes ||
-                        pixels > (strided ? kTransposedStridedPixels : kTransposedPixels) ||
-                        !dense_plane(in, d.source) || !dense_plane(out, d.grid))) {
-    return nullptr;
-  }
+  const bool last = in.channel == 1 && out.channel == 1;
+  if (!last || d.channels < k.lanes || std::max(d.source[0] * d.source[1], d.grid[0] * d.grid[1]) <= 1) return nullptr;
   d.w_group = p.out_channels * p.w.batch;
   d.w_row = transposed ? p.w.channel : p.w.batch;
   d.w_member = transposed ? p.w.batch : p.w.channel;
   result.macs = d.batch * d.channels * d.members * p.output_numel() * p.kernel_numel();
   const bool slides = p.axis[2].stride == 1 && p.axis[2].dilation == 1;
-  d.direct = !d.transposing && (sums || (d.members == 1 && (slides || p.kernel_numel() <= kDirectTaps)));
+  d.direct = sums || (d.members == 1 && (slides || p.kernel_numel() <= kDirectTaps));
   if (k.pairs) d.pair_taps = paired_taps(d);
   d.blocks = parts(d.channels, k.lanes);
   if (sums) {

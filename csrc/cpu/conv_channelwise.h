@@ -168,9 +168,8 @@ inline ChannelBlock channel_block(const ChannelwisePlan& p, int64_t index, int64
     const int64_t size = least(block_begin(index + 1, units, p.blocks) * unit, p.channels) - begin;
     return {begin, size, block_count(size, lanes), 0};
   }
-  const int64_t begin = index * lanes;
-  const int64_t first = p.transposing ? begin : least(begin, p.channels - lanes);
-  return {first, least(lanes, p.channels - first), 1, begin - first};
+  const int64_t first = least(index * lanes, p.channels - lanes);
+  return {first, lanes, 1, index * lanes - first};
 }
 
 // Whether vector v of a block and the one behind it are multiplied in pairs.
@@ -595,12 +594,6 @@ void weigh_lines(const ChannelwisePlan& p, const TapLine<T>* lines, int64_t x_pi
   }
 }
 
-// Planes of a block of channels to pixels of one vector.
-template <typename T>
-inline void planes_to_pixels(const T* planes, int64_t pitch, int64_t channels, int64_t count, T* pixels) {
-  transpose(planes, pitch, channels, count, pixels, Simd<T>::kLanes);
-}
-
 // The rows of taps that meet the input at a row of outputs.
 template <typename T>
 inline int64_t tap_lines(const ChannelwisePlan& p, int64_t output, const T* in, int64_t in_row,
@@ -688,16 +681,7 @@ void channelwise_sum(const ChannelwisePlan& p, const void* x_data, const void* y
       const int64_t y0 = i % p.boxes[0] * p.box[0], y1 = least(p.grid[0], y0 + p.box[0]);
       const T* x = static_cast<const T*>(x_data) + i / p.boxes[0] * p.in_batch + c.first * p.in_channel;
       const T* y = static_cast<const T*>(y_data) + i / p.boxes[0] * p.out_batch + c.first * p.out_channel;
-      if (!p.transposing) {
-        weigh_rows<T>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
-      } else if constexpr (sizeof(T) == sizeof(Sum)) {
-        T* pixels = reinterpret_cast<T*>(scratch + p.at_input);
-        T* gradient = reinterpret_cast<T*>(scratch + p.at_output);
-        planes_to_pixels(x, p.in_channel, c.size, p.source[0] * p.source[1], pixels);
-        planes_to_pixels(y, p.out_channel, c.size, p.grid[0] * p.grid[1], gradient);
-        weigh_rows<T>(p, c, pixels, p.source[1] * kLanes, kLanes, gradient, p.grid[1] * kLanes, kLanes, lanes, lines,
-                      y0, y1);
-      }
+      weigh_rows<T>(p, c, x, p.in_axis[0], p.in_axis[1], y, p.out_axis[0], p.out_axis[1], lanes, lines, y0, y1);
     }
     Sum* sums = static_cast<Sum*>(sums_data) + (part * p.channels + c.first) * taps;
     if constexpr (PixelPairs<T>::kExist) {

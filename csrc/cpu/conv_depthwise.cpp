@@ -122,11 +122,13 @@ bool lay_out_in_place(Depthwise& result, const Problem& p) {
 }
 
 // Whether planes are so small that rows would leave lanes empty, or rows are split by a stride, which costs more than
-// to transpose them.
-bool wants_planes(const Problem& p, const ConvKernels& k) {
+// to transpose them, of which the weight's gradient has two.
+bool wants_planes(const Problem& p, Pass pass, const ConvKernels& k) {
   const int64_t channels = p.groups * p.in_channels * p.out_channels, width = p.axis[2].input;
   if (channels > p.groups || 2 * channels < k.lanes) return false;
-  if (has_kernels_in_place(p, k)) return 4 * width <= (p.axis[2].kernel > 3 ? 7 : 6) * k.lanes;
+  if (has_kernels_in_place(p, k)) {
+    return 4 * width <= (p.axis[2].kernel > 3 ? 7 : 6) * k.lanes - (pass == Pass::kWeight ? k.lanes : 0);
+  }
   const int64_t stride = std::max(p.axis[1].stride, p.axis[2].stride);
   return stride > 2 || width <= (stride == 2 ? 7 : 3) * k.lanes;
 }
@@ -174,7 +176,7 @@ PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k) {
   // Gathers and dots have products of pairs, these kernels have not; but dots copy what has its channels innermost.
   const bool pairs_pay = !wanted && k.pairs && d.channels > 1;
   if (pairs_pay && pass == Pass::kWeight && p.x.channel != 1) return nullptr;
-  if (wants_planes(p, k)) {
+  if (wants_planes(p, pass, k)) {
     if (PlanPtr plan = plan_planes(p, pass, k)) return plan;
   }
   const bool narrow = 2 * d.grid[1] <= k.lanes * (transposed ? p.axis[2].stride : 1);  // most lanes would be empty

@@ -30,6 +30,9 @@ ConvKernels kernels() {
   k.sweep_height = kSweepHeight;
   k.weigh_height = kWeighHeight;
   k.plane_taps = kPlaneTaps;
+  k.tap_rows = kTapRows;
+  k.tap_columns = kTapColumns;
+  k.tap_sums = kTapSums;
   k.multiply_adds = multiply_adds<Sum>;
   k.finite = finite<T>;
   set_products<T>(k);
@@ -41,11 +44,15 @@ ConvKernels kernels() {
   k.depthwise_in_place = depthwise_in_place<T>;
   k.depthwise_in_place_sum = depthwise_in_place_sum<T>;
 #endif
-  if constexpr (sizeof(Sum) == sizeof(float)) set_winograd<T>(k);
   k.channelwise = channelwise<T>;
   k.channelwise_sum = channelwise_sum<T>;
   k.channelwise_store = channelwise_store<T>;
-  if constexpr (sizeof(Sum) == sizeof(float)) k.planes = planes<T>;
+  if constexpr (sizeof(Sum) == sizeof(float)) {
+    set_winograd<T>(k);
+    k.planes = planes<T>;
+    k.planes_sum = planes_sum<T>;
+    k.planes_store = planes_store<T>;
+  }
   return k;
 }
 

@@ -243,10 +243,10 @@ struct DepthwisePlan {
   int64_t gradient_pitch, gradient_rows, parts;
 };
 
-// Depthwise convolutions, and groups of as many outputs as inputs, with lanes along the channels. Phases as in
-// DepthwisePlan. A tile, the padded inputs that a box of outputs of some channels sees, has a vector for every pixel,
-// and of groups one for every member: lane l of member m is the group's m-th channel, the group being that of channel
-// l.
+// Depthwise convolutions, and groups of as many outputs as inputs, with lanes along the channels, which are neighbours
+// in memory. Phases as in DepthwisePlan. A tile, the padded inputs that a box of outputs of some channels sees, has a
+// vector for every pixel, and of groups one for every member: lane l of member m is the group's m-th channel, the group
+// being that of channel l.
 struct RowTap {
   int64_t input, weight;  // row of the input that output 0 of the phase sees, row of the kernel
 };
@@ -266,7 +266,6 @@ struct ChannelwisePlan {
   int64_t out_batch, out_channel, out_axis[2];
   int64_t w_group, w_row, w_member, w_axis[2];
   const void* bias;  // of every channel, or null
-  bool transposing;  // of x and y: planes, to pixels of one vector; otherwise channels are neighbours in memory
   bool direct;       // pixels are read where they stand; otherwise from a copy
   bool asks;         // ahead, for pixels that are read and written far from the caches
   int64_t blocks;    // of channels
@@ -288,7 +287,7 @@ struct ChannelwisePlan {
   // The weight's gradient: pixels are not copied, and those beside the edges see fewer taps.
   int64_t parts;  // of images and boxes
 
-  int64_t at_input, at_output, at_pairs, at_lines, scratch;  // in bytes; weights or their sums stand at 0
+  int64_t at_input, at_pairs, at_lines, scratch;  // in bytes; weights or their sums stand at 0
 };
 
 // Depthwise convolutions of small planes with lanes along the channels: a tile has a vector for every input of some
@@ -306,6 +305,12 @@ struct PlanePhase {
   int64_t runs_begin, runs_end;  // by rows
 };
 
+// Of the weight's gradient: taps of a few rows of the kernel, neighbours as in a PlaneRun.
+struct PlaneTaps {
+  int64_t row, in, weight, weight_step;  // as in a PlaneRun, of the first row; sums stand as weights do
+  int64_t rows, columns;
+};
+
 struct PlanesPlan {
   int64_t batch, channels;
   int64_t kernel[2], grid[2], source[2];
@@ -319,8 +324,11 @@ struct PlanesPlan {
   int64_t phases;
   const PlanePhase* phase;
   const PlaneRun* run;
-  const int32_t* column;  // where a column of the input stands in a row of the tile
-  int64_t low;            // first row that output row 0 sees
+  const PlaneTaps* tap_block;
+  int64_t tap_blocks, tap_rows;  // tap_rows: of the input, between rows of taps
+  int64_t parts;                 // of the images, which have sums of their own
+  const int32_t* column;         // where a column of the input stands in a row of the tile
+  int64_t low;                   // first row that output row 0 sees
   int64_t tile_rows, tile_row;
   int64_t at_places, at_tile, at_results, scratch;  // in bytes; weights stand at 0
 };
@@ -338,6 +346,8 @@ struct ConvKernels {
   int64_t most_in_place;               // side of the largest kernel whose rows are read in place, or 0
   int64_t sweep_height, weigh_height;  // most taps of TapRows, in a sweep and for the weight's gradient
   int64_t plane_taps;                  // most taps of a PlaneRun
+  int64_t tap_rows, tap_columns;       // most of PlaneTaps
+  int64_t tap_sums;                    // and of both together
 
   int64_t (*multiply_adds)(int64_t rounds, void* result);  // the ceiling: see ceiling.h; result has room for lanes
   bool (*finite)(const void* data, int64_t count);
@@ -397,6 +407,9 @@ struct ConvKernels {
   // Null for float64.
   void (*planes)(const PlanesPlan& plan, const void* in, const void* w, void* out, char* scratch, int64_t begin,
                  int64_t end);
+  void (*planes_sum)(const PlanesPlan& plan, const void* x, const void* y, void* sums, char* scratch, int64_t begin,
+                     int64_t end);
+  void (*planes_store)(const PlanesPlan& plan, void* sums, void* w, int64_t begin, int64_t end);  // of blocks
 };
 
 }  // namespace convarith::cpu
