@@ -4,6 +4,7 @@
     python benchmarks/report.py results/*.json --summary
     python benchmarks/report.py results/layers.json --plots out/
     python benchmarks/report.py results/choices.json --choices
+    python benchmarks/report.py results/random.json --below 0.95
 
 A ratio is the baseline's time divided by ours: above 1, ours is faster. matplotlib is needed for the plots only.
 """
@@ -138,6 +139,20 @@ def choices(data: dict[str, Any], statistic: str) -> str:
     return "\n".join([*head, *(line for _, line in sorted(lines, reverse=True)), last])
 
 
+def below(data: dict[str, Any], bar: float, baseline: str, ours: str, statistic: str) -> str:
+    """What takes longer than the bar allows, the slowest first."""
+    cells = []
+    for row in data["results"]:
+        times = row["times"]
+        if "problem" in row and baseline in times and ours in times:
+            kernel = row["kernel"]["algorithm"]
+            cells.append((times[baseline][statistic] / times[ours][statistic], row["problem"], row["pass"], kernel))
+    slow = sorted(cell for cell in cells if cell[0] < bar)
+    head = [f"{heading(data)}: {len(slow)} of {len(cells)} below {bar}.", "", "| layer | pass | algorithm | |"]
+    lines = (f"| {' | '.join(names)} | {ratio:.2f} |" for ratio, *names in slow)
+    return "\n".join([*head, "|---|---|---|---|", *lines])
+
+
 def suite_of(name: str) -> str:
     """The suite that a problem belongs to: the two main ones, or its network."""
     from torch_convarith import problems
@@ -201,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--summary", action="store_true", help="mean and worst of every suite, of all files")
     parser.add_argument("--choices", action="store_true", help="of run.py --choices: what the cost model loses")
+    parser.add_argument("--below", type=float, metavar="RATIO", help="only what has a lower ratio, with its algorithm")
     parser.add_argument("--baseline", default="torch")
     parser.add_argument("--ours", default="ours")
     parser.add_argument("--statistic", choices=["median", "minimum"], default="median")
@@ -221,6 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not ratios(data, *contestants, options.statistic):
             print(f"no problem in {file} was run by both {contestants[0]} and {contestants[1]}", file=sys.stderr)
             return 2
+        if options.below is not None:
+            print(below(data, options.below, *contestants, options.statistic))
+            continue
         print(markdown(data, *contestants, options.statistic))
         if options.plots:
             plots(data, *contestants, options.statistic, options.plots)

@@ -12,6 +12,7 @@ a round is one replay between two events. `bound` is the time that the card's ow
     python benchmarks/run.py --suite layers transposed --threads 1 --out results/one_thread.json
     python benchmarks/run.py --suite deepbench --batch 8
     python benchmarks/run.py --suite networks --choices --out out/choices.json
+    python benchmarks/run.py --random 150 --seed 1 --seconds 0.1 --out out/random.json
     python benchmarks/run.py --suite lenet --backends torch ours ours:matrix unfold csr scipy assemble copy_csr --quick
     python benchmarks/run.py --device cuda --dtype tf32 --channels-last --suite layers --out out/cuda_tf32.json
 """
@@ -25,6 +26,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from measure import (
     measure_cuda,
     remark,
 )
+from random_layers import random_layers
 
 import torch_convarith as tc
 from torch_convarith import _ops, problems
@@ -285,6 +288,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", nargs="+", default=["layers"], help="suites of problems.py, or beginnings of names")
+    parser.add_argument("--random", type=int, metavar="COUNT", help="so many layers of random_layers.py instead")
+    parser.add_argument("--seed", type=int, default=0, help="of --random")
     parser.add_argument("--batch", type=int, help="instead of the problems' own")
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument(
@@ -313,6 +318,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         options.seconds, options.rounds = 0.1, 3
     if options.threads < 1:
         parser.error("--threads must be positive")
+    if options.random is not None and options.random < 1:
+        parser.error("--random must be positive")
     if options.batch is not None and options.batch < 1:
         parser.error("--batch must be positive")
     if options.device == "cpu" and options.dtype == "tf32":
@@ -331,7 +338,10 @@ def main(arguments: list[str] | None = None) -> int:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.dtype == "tf32"
     try:
-        chosen = [problem for name in options.suite for problem in problems.find(name)]
+        if options.random:
+            chosen = list(islice(random_layers(options.seed), options.random))
+        else:
+            chosen = [problem for name in options.suite for problem in problems.find(name)]
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

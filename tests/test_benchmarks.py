@@ -52,6 +52,24 @@ def test_choices(tmp_path):
     assert run("report.py", file, "--choices").rstrip().endswith(f"| **{excess:.3f}** |")
 
 
+def test_random_layers(tmp_path):
+    """A seed's layers are measured by what draws them, and those below a bar are listed with their lines."""
+    file = tmp_path / "random.json"
+    run("run.py", "--random", 2, "--seed", 3, "--quick", "--threads", 1, "--passes", "forward", "--out", file)
+    first, second = json.loads(file.read_text())["results"]
+    assert first["problem"] != second["problem"]
+    for row in (first, second):
+        assert 300_000 <= row["macs"] <= 1_200_000_000
+    ratio = {r["problem"]: r["times"]["torch"]["median"] / r["times"]["ours"]["median"] for r in (first, second)}
+    slow = min(ratio, key=ratio.__getitem__)
+    bar = (ratio[slow] * max(ratio.values())) ** 0.5
+    table = run("report.py", file, "--below", bar).splitlines()
+    assert f"1 of 2 below {bar}" in table[0]
+    assert table[-1].startswith(f"| {slow} | forward | ")
+    assert table[-1].endswith(f" | {ratio[slow]:.2f} |")
+    subprocess.run([sys.executable, "-m", "doctest", BENCHMARKS / "random_layers.py"], check=True, timeout=300)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 def test_memory(tmp_path):
     file = tmp_path / "memory.json"
