@@ -118,7 +118,7 @@ constexpr int64_t kWinogradTiles[2] = {5, 8};  // the smallest and the largest
 constexpr int64_t kWinogradTaps = 5;           // the most
 constexpr int64_t kWinogradChunk = 64;  // channels: transformed inputs are [chunk][product][tile][channel of the chunk]
 constexpr int64_t kWinogradPanel = 32;  // rows: products are [product][tile][row of the panel]
-constexpr int64_t kKernelsAtOnce = 16;  // channels whose kernels are loaded together, where they follow each other
+constexpr int64_t kKernelsAtOnce = 16;  // channels whose kernels are loaded together
 // Between the products of a block: a multiple of 4 KB would put all of them into the same lines of the first cache.
 constexpr int64_t kWinogradApart = 16;
 constexpr int64_t kWinogradWeights = kWinogradChunk * kWinogradPanel + kWinogradApart;  // from product to product

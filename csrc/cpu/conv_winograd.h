@@ -329,12 +329,7 @@ struct Finite {
   }
 };
 
-constexpr int64_t kMostRowTaps = 64;
-
-// How many channels' kernels are read together: as memory has them.
-inline int64_t kernels_at_once(const WinogradPlan& p) {
-  return p.kernels_follow ? kKernelsAtOnce : 1;
-}
+constexpr int64_t kMostRowTaps = 128;
 
 // Whether a channel's kernels of all rows follow each other in memory.
 inline bool rows_follow(const WinogradPlan& p) {
@@ -344,38 +339,43 @@ inline bool rows_follow(const WinogradPlan& p) {
 // Kernels as a thread holds them: [channel][tap][row], of neighbouring channels and of kCellLanes rows at most.
 template <typename T>
 inline void load_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t rows, float* kernels) {
-  if (rows_follow(p)) {
-    for (int64_t c = 0; c < channels; ++c, kernels += p.kernel * kCellLanes) {
+  const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;  // of a channel
+  if (p.kernels_follow && p.w_out != 1) {
+    for (int64_t t = 0; t < runs; ++t) {
+      transpose(w + t * p.w_tap, p.w_out, rows, channels * length, kernels + t * kCellLanes, runs * kCellLanes);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c, w += p.w_in, kernels += p.kernel * kCellLanes) {
+    if (p.w_out == 1) {
+      for (int64_t t = 0; t < p.kernel; ++t) copy_run(w + t * p.w_tap, 1, rows, kernels + t * kCellLanes);
+    } else if (rows_follow(p)) {
       float* tap_to[kMostRowTaps];
       for (int64_t t = 0; t < p.kernel; ++t) tap_to[t] = kernels + t * kCellLanes;
-      split_columns(w + c * p.w_in, rows, p.kernel, tap_to);
-    }
-    return;
-  }
-  if (p.w_out == 1) {
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t t = 0; t < p.kernel; ++t, kernels += kCellLanes) {
-        copy_run(w + c * p.w_in + t * p.w_tap, 1, rows, kernels);
+      split_columns(w, rows, p.kernel, tap_to);
+    } else {
+      for (int64_t t = 0; t < runs; ++t) {
+        transpose(w + t * p.w_tap, p.w_out, rows, length, kernels + t * kCellLanes, runs * kCellLanes);
       }
     }
-    return;
-  }
-  const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;  // of a channel
-  for (int64_t t = 0; t < runs; ++t) {
-    transpose(w + t * p.w_tap, p.w_out, rows, channels * length, kernels + t * kCellLanes, runs * kCellLanes);
   }
 }
 
-// Asks for some of the kernels from w on, while others are transformed, for memory is longer about all of them than the
-// transforms are: of a channel whose rows follow; or of row `row` of several channels, a line of taps for each call.
+// Asks for a share of the kernels of `channels` channels from w on: a row's or a channel's, while others are
+// transformed, for memory is longer about all of them than the transforms are.
 template <typename T>
-inline void ask_for_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t row, int64_t rows) {
+inline void ask_for_kernels(const WinogradPlan& p, const T* w, int64_t channels, int64_t share, int64_t rows) {
   if (p.w_out == 1) return;
-  if (rows_follow(p)) return prefetch(w, rows * p.kernel);
   const int64_t runs = p.w_tap == 1 ? 1 : p.kernel, length = p.kernel / runs;
-  const int64_t end = p.kernels_follow ? least(row + 1, rows) : rows;
-  for (int64_t r = row; r < end; ++r) {
-    for (int64_t t = 0; t < runs; ++t) prefetch(w + r * p.w_out + t * p.w_tap, channels * length);
+  if (p.kernels_follow) {
+    for (int64_t t = 0; t < runs && share < rows; ++t) prefetch(w + share * p.w_out + t * p.w_tap, channels * length);
+    return;
+  }
+  if (share >= channels) return;
+  w += share * p.w_in;
+  if (rows_follow(p)) return prefetch(w, rows * p.kernel);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t t = 0; t < runs; ++t) prefetch(w + r * p.w_out + t * p.w_tap, length);
   }
 }
 
@@ -440,7 +440,6 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   const int64_t last_row = least(p.out.lanes, (panel + 1) * kWinogradPanel);
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
   const bool whole = p.whole_kernel && p.out.block > 1;
-  const int64_t at_once = kernels_at_once(p);
   bool finite = true;
   for (int64_t row = panel * kWinogradPanel, alike = 1; row < last_row; row += alike * kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
@@ -469,13 +468,13 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
         }
         if (channel < loaded || channel >= end) {
           loaded = channel;
-          end = least(channel + at_once, p.in.channels);
+          end = least(channel + kKernelsAtOnce, p.in.channels);
           load_kernels(p, w_rows + channel * p.w_in, end - loaded, rows, kernels);
           seen.see(kernels, (end - loaded) * p.kernel);
         }
         if (loaded + kKernelsAtOnce < p.in.channels) {
           ask_for_kernels(p, w_rows + (loaded + kKernelsAtOnce) * p.w_in,
-                          least(at_once, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, rows);
+                          least(kKernelsAtOnce, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, rows);
         }
         const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
         for (int64_t v = 0; v < alike; ++v) {
