@@ -330,6 +330,7 @@ struct Finite {
 };
 
 constexpr int64_t kMostRowTaps = 128;
+constexpr int64_t kPagePart = 2048;  // bytes
 
 // Whether a channel's kernels of all rows follow each other in memory.
 inline bool rows_follow(const WinogradPlan& p) {
@@ -441,11 +442,16 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
   const int64_t last = least(p.in.lanes, (chunk + 1) * kWinogradChunk);
   const bool whole = p.whole_kernel && p.out.block > 1;
   bool finite = true;
-  for (int64_t row = panel * kWinogradPanel, alike = 1; row < last_row; row += alike * kCellLanes) {
+  const int64_t first_row = panel * kWinogradPanel;
+  // Those of the panel are asked for together where they are a small part of a page: another channel's are in others.
+  const int64_t panel_bytes = kWinogradPanel * p.kernel * static_cast<int64_t>(sizeof(T));
+  const bool asks_once = rows_follow(p) && out_residues == 1 && panel_bytes <= kPagePart;
+  for (int64_t row = first_row, alike = 1; row < last_row; row += alike * kCellLanes) {
     const int64_t rows = least<int64_t>(kCellLanes, last_row - row), residue = residue_of(p.out, row);
     // Vectors that differ in the residue only see the same kernels.
     if (whole) alike = least(out_residues - residue, block_count(last_row - row, kCellLanes));
     const T* const w_rows = w + channel_of(p.out, row) * p.w_out;
+    const int64_t asked = !asks_once ? rows : row == first_row ? last_row - row : 0;
     seen = {};
     int64_t loaded = 0, end = 0;
     for (int64_t block = chunk * kWinogradChunk; block < last; block += p.in.block) {
@@ -474,7 +480,7 @@ bool transform_weights(const WinogradPlan& p, int64_t panel, int64_t chunk, cons
         }
         if (loaded + kKernelsAtOnce < p.in.channels) {
           ask_for_kernels(p, w_rows + (loaded + kKernelsAtOnce) * p.w_in,
-                          least(kKernelsAtOnce, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, rows);
+                          least(kKernelsAtOnce, p.in.channels - loaded - kKernelsAtOnce), channel - loaded, asked);
         }
         const float* kernel = kernels + (channel - loaded) * p.kernel * kCellLanes;
         for (int64_t v = 0; v < alike; ++v) {
