@@ -155,7 +155,7 @@ struct OfInputs {
 template <int kTile, int kTaps>
 struct OfKernels {
   static constexpr int kIn = kTaps, kOut = kTile;
-  static constexpr bool kAsks = true;
+  static constexpr bool kAsks = false;
   static inline __attribute__((always_inline)) void run(const Vector (&in)[kIn], Vector (&out)[kOut]) {
     to_points(kKernel<kTile, kTaps>, in, out);
   }
