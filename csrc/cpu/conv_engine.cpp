@@ -83,10 +83,9 @@ bool wants_reference(const Problem& p) {
 // The choice among the families; null where only conv_direct.h serves.
 PlanPtr choose(const Problem& p, Pass pass, const ConvKernels& k) {
   if (PlanPtr plan = plan_depthwise(p, pass, k)) return plan;
-  if (PlanPtr plan = plan_scatter(p, pass, k)) return plan;
   Cheapest cheapest = {p, pass, k};
   PlanPtr best;
-  for (const auto& plan_family : {plan_images, plan_amx, plan_amx_weight, plan_winograd}) {
+  for (const auto& plan_family : {plan_scatter, plan_images, plan_amx, plan_amx_weight, plan_winograd}) {
     PlanPtr plan = plan_family(p, pass, k, cheapest);
     if (!plan) continue;
     cheapest.cycles = plan->cycles();

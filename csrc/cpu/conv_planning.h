@@ -334,11 +334,11 @@ int64_t line_parts(const Gather& gather);
 PlanPtr plan_gathers(std::vector<Gather> gathers, const ConvKernels& k, int64_t threads = thread_count());
 PlanPtr plan_weight(const Problem& p, const ConvKernels& k);
 
-// Where they can, the fastest.
+// Where it can, the fastest.
 PlanPtr plan_depthwise(const Problem& p, Pass pass, const ConvKernels& k);
-PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k);
 
 // Where they are cheaper.
+PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest);
 PlanPtr plan_images(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest);
 PlanPtr plan_amx(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest);
 PlanPtr plan_amx_weight(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest);

@@ -7,8 +7,7 @@
 namespace convarith::cpu {
 namespace {
 
-constexpr int64_t kHeavyBytes = int64_t{4} << 20;  // of weights: more than the second cache holds
-constexpr int64_t kTermsPerPixel = 4;  // the least number of terms of a product, so that scattering it costs little
+constexpr double kScatterCycles = 5;  // of a product's entry, to be added to where it belongs
 
 // The product's row of a pixel is [in channel][tap].
 Problem product_of(const Problem& p, int64_t pitch) {
@@ -25,12 +24,14 @@ Problem product_of(const Problem& p, int64_t pitch) {
 }
 
 struct Scatter : Plan {
-  Scatter(const Problem& problem, PlanPtr plan, int64_t row, const ConvKernels& kernels)
-      : p(problem), product(std::move(plan)), pitch(row), k(kernels) {
+  Scatter(const Problem& problem, PlanPtr plan, int64_t row, double all_cycles, const ConvKernels& kernels)
+      : p(problem), product(std::move(plan)), pitch(row), cost(all_cycles), k(kernels) {
     for (int i = 0; i < kAxes; ++i) {
       for (int64_t o = 0; o < p.output[i]; ++o) taps[i].push_back(taps_of_output(p.axis[i], o));
     }
   }
+
+  double cycles() const override { return cost; }
 
   Explanation explain() const override {
     Explanation e = product->explain();
@@ -97,6 +98,7 @@ struct Scatter : Plan {
   const Problem p;
   const PlanPtr product;
   const int64_t pitch;  // from one pixel's products to the next's
+  const double cost;
   const ConvKernels& k;
   const void* bias = nullptr;
   std::vector<Range> taps[kAxes];
@@ -104,17 +106,18 @@ struct Scatter : Plan {
 
 }  // namespace
 
-PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k) {
-  const int64_t taps = p.kernel_numel(), pixels = p.batch * p.output_numel();
-  const int64_t channels = p.groups * p.in_channels, weights = channels * p.out_channels * taps;
+PlanPtr plan_scatter(const Problem& p, Pass pass, const ConvKernels& k, Cheapest& cheapest) {
+  const int64_t taps = p.kernel_numel(), pixels = p.batch * p.output_numel(), channels = p.groups * p.in_channels;
   if (pass != Pass::kInput || wanted_algorithm() || k.item != k.sum_item || taps == 1) return nullptr;
-  if (weights * k.item <= kHeavyBytes || kTermsPerPixel * pixels > p.out_channels) return nullptr;
   const std::array<int64_t, kAxes> kernel = {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel};
   if (!contiguous_axes(p.w, kernel)) return nullptr;
   const int64_t pitch = spread(channels * taps, k);
   if (pixels * pitch * k.item > kPackedBytes) return nullptr;
-  PlanPtr product = plan_gathers(gathers_of(product_of(p, pitch), pass, k), k);
-  return product ? std::make_unique<Scatter>(p, std::move(product), pitch, k) : nullptr;
+  const Problem products = product_of(p, pitch);
+  const double cost = gather_cycles(products, pass, k) + kScatterCycles * static_cast<double>(pixels * channels * taps);
+  if (!cheapest.beaten_by(cost)) return nullptr;
+  PlanPtr product = plan_gathers(gathers_of(products, pass, k), k);
+  return product ? std::make_unique<Scatter>(p, std::move(product), pitch, cost, k) : nullptr;
 }
 
 }  // namespace convarith::cpu
