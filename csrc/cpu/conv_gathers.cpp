@@ -323,13 +323,17 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   double copied = g.stride[2] * g.in_axis[2] > 2 ? std::min(taps, stride) : 0;
   // Where channels are neighbours there, vectors of them are transposed.
   if (g.in_channel == 1 && stride == 1) copied *= std::min(1.0, 0.4 * vectors_of(g.channels) * lanes / channels);
+  // Of a tap alone, what the outer product reads where it stands: a channel of many small images in as many places.
+  const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1;
+  if (by_lines && stride == 1) {
+    copied = (g.batch > 1 && g.grid[0] * g.grid[1] * g.grid[2] <= 4 * k.lanes ? 16 : 4) / lanes;
+  }
   // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
   const double store = merged_phases(g) > 1 || g.out_channel == 1 ? 0.3
                        : g.out_channel * k.item % 4096 == 0       ? 1.6
                        : k.pairs                                  ? 1.2
                                                                   : 0.7;
   // Where registers are few, so are the vectors that lines of a tap alone, read where they stand, are multiplied by.
-  const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1;
   const bool lines_cost = few_registers(k) && by_lines && stride == 1 && merged_phases(g) == 1;
   const double outer_cost = vectors < 2 ? 1.5 : lines_cost ? 1.1 : 1;
   const double sweep_cost = few_registers(k) ? 1.05 : k.pairs ? 1.1 : 1.15;
@@ -340,9 +344,10 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const int64_t sweep = std::min(g.grid[2] / k.lanes, k.vectors);
   const bool fills_registers = sweep == k.vectors || row_block * sweep >= k.row_block * k.vectors / 2;
   const double run_waste = static_cast<double>(run_vectors) * lanes / static_cast<double>(g.grid[2]);
-  const double direct = channels * (taps * (rows / lanes / 2 * run_waste + 0.07) + copied) + 0.2 * rows;
   // A block of rows alone reads every input but once, where it stands.
   const bool reads_once = gather.shifts.size() == 1 && stride == 1 && g.in_axis[2] == 1 && g.rows <= k.row_block;
+  const double swept = taps * (rows / lanes / 2 * run_waste + 0.07);
+  const double direct = channels * (swept + (reads_once ? 0 : copied)) + 0.2 * rows;
   const bool can_be_direct = stores_directly(g, k) && fills_registers && channels * taps <= kDirectDepth;
   b.direct = can_be_direct && (reads_once || direct < cells);
   b.may_be_raw = b.direct && reads_once;
@@ -380,7 +385,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const int64_t row_tasks = b.outer ? parts(g.rows, k.outer_vectors * k.lanes) : g.rows / k.row_block;
   b.share = b.pixels;
   if (row_tasks < 4 * threads) {
-    const int64_t least = b.outer ? 128 : k.vectors * k.lanes;
+    const int64_t least = b.outer ? std::clamp<int64_t>(outputs / threads, 32, 128) : k.vectors * k.lanes;
     b.share = std::clamp<int64_t>(outputs / (4 * threads), std::min(b.pixels, least), b.pixels);
   }
   return b;
