@@ -284,6 +284,8 @@ void lay_out_sums(GatherPlan& g, const ConvKernels& k) {
 
 // Of a vector, from and to memory: an input that the outer product reads where it stands; a result.
 constexpr double kReadCycles = 5, kWriteCycles = 6;
+// And of one from the tile, which begins anywhere: as long as its products with two rows.
+constexpr double kLoadCycles = 1.2;
 
 // How to block a gather, and along what to have the lanes.
 Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t threads, std::optional<Algorithm> wanted) {
@@ -338,7 +340,8 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const double outer_cost = vectors < 2 ? 1.5 : lines_cost ? 1.1 : 1;
   const double sweep_cost = few_registers(k) ? 1.05 : k.pairs ? 1.1 : 1.15;
   const double outer = channels * taps * vectors / 2 * outer_cost + store * rows;
-  const double cells = channels * (taps * rows / lanes / 2 * waste * sweep_cost + copied) + 0.7 * rows;
+  const double swept_cells = std::max(rows / 2 * sweep_cost, kLoadCycles) * waste / lanes;
+  const double cells = channels * (taps * swept_cells + copied) + 0.7 * rows;
   // Stored directly, runs are whole vectors, of which a sweep should fill the registers, and all channels are summed.
   const int64_t row_block = even_part(g.rows, k.row_block), run_vectors = parts(g.grid[2], k.lanes);
   const int64_t sweep = std::min(g.grid[2] / k.lanes, k.vectors);
@@ -427,7 +430,7 @@ bool lay_out_together(std::vector<Gather>& gathers, Blocking blocking, const Con
   if (!blocking.outer) {
     blocking.pixels = std::min(blocking.pixels, std::max(13 * k.lanes, kTileOfAll / (any.channels * k.sum_item)));
     blocking.share = std::min(blocking.share, blocking.pixels);
-    blocking.depth = kDirectDepth / 2;
+    blocking.depth = kDirectDepth;
   }
   if (!lay_out_alone(gathers, blocking, k)) return false;
   bool same_boxes = true;  // which depend on the threads, as the order in which channels are summed must not
@@ -478,7 +481,8 @@ std::vector<Gather> gathers_of(const Problem& p, Pass pass, const ConvKernels& k
 double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k) {
   if (pass == Pass::kInput && !few_phases(p)) return std::numeric_limits<double>::infinity();
   std::vector<Gather> gathers = plain_gathers(p, pass == Pass::kInput);
-  const auto lanes = static_cast<double>(k.lanes);
+  const auto lanes = static_cast<double>(k.lanes), count = static_cast<double>(gathers.size());
+  const auto most_taps = static_cast<int64_t>(gathers[deepest_of(gathers)].shifts.size());
   double total = 0;
   int64_t weights = 0;
   for (Gather& gather : gathers) {
@@ -488,8 +492,9 @@ double gather_cycles(const Problem& p, Pass pass, const ConvKernels& k) {
     if (k.pairs) pair_channels(gather);
     const Blocking blocking = gather_blocking(gather, k, 1, std::nullopt);
     const auto outputs = static_cast<double>(g.batch * g.groups * g.grid[0] * g.grid[1] * g.grid[2]);
-    // Phases of the outer product see one tile.
-    const double copy = blocking.outer ? kReadCycles / static_cast<double>(gathers.size()) : kCopyCycles;
+    // Phases see one tile, which with lanes along the outputs must have all channels.
+    const bool together = blocking.outer || g.channels * most_taps <= 2 * kDirectDepth;
+    const double copy = (blocking.outer ? kReadCycles : kCopyCycles) / (together ? count : 1);
     total += outputs * (blocking.cycles + kWriteCycles * static_cast<double>(g.rows) / lanes) + inputs * copy / lanes;
   }
   // Pairs are packed by words, half as many, and nothing is done to them.
