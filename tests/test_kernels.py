@@ -510,34 +510,41 @@ def test_large_layers_give_torchs_integers(name, memory_format, dtype):
         assert torch.equal(by(algorithm, "conv_weight", x, grad, weight_shape[2:], *geometry), dw.to(dtype)), algorithm
 
 
-# As CASES: more weights than 4 MB, and four times as many channels as outputs.
-HEAVY = {
-    "phases": (2, 300, 512, 1, (11, 8), (4, 3), (2, 1), (1, 2, 1, 0), (1, 1)),
-    "stride-above-kernel": (1, 600, 520, 1, (16, 19), (2, 2), (3, 4), (0, 0, -1, 2), (1, 1)),
-    "dilation": (3, 240, 512, 1, (9, 7), (3, 3), (1, 2), (0, 1, 2, 0), (3, 2)),
-    "groups": (2, 240, 260, 2, (7, 6), (3, 3), (1, 1), (0, 1, 0, 1), (1, 1)),
-    "1d": (2, 500, 450, 1, (90,), (5,), (2,), (3, 1), (1,)),
-    "3d": (1, 70, 512, 1, (4, 5, 6), (3, 2, 5), (2, 1, 2), (1, 1, 0, 1, 2, 2), (1, 1, 1)),
+# As CASES: kernels that meet few outputs, whose products are scattered.
+FEW_OUTPUTS = {
+    "square": (8, 128, 160, 1, (8, 8), (7, 7), (1, 1), (0, 0, 0, 0), (1, 1)),
+    "phases": (2, 30, 512, 1, (11, 8), (8, 6), (2, 1), (1, 2, 1, 0), (1, 1)),
+    "dilation": (3, 40, 512, 1, (13, 13), (5, 6), (1, 2), (0, 1, 2, 0), (3, 2)),
+    "groups": (2, 24, 260, 2, (9, 10), (8, 9), (1, 1), (0, 1, 0, 1), (1, 1)),
+    "heavy": (3, 240, 512, 1, (9, 7), (3, 3), (1, 2), (0, 1, 2, 0), (3, 2)),
+    "1d": (2, 40, 450, 1, (30,), (25,), (2,), (3, 1), (1,)),
+    "3d": (1, 70, 512, 1, (4, 5, 6), (4, 4, 5), (2, 1, 2), (1, 1, 0, 1, 2, 2), (1, 1, 1)),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", HEAVY)
-def test_heavy_weights_over_few_outputs(name, dtype):
-    x, w, geometry = tensors(HEAVY[name], dtype)
+@pytest.mark.parametrize("name", FEW_OUTPUTS)
+def test_products_that_are_scattered(name, dtype):
+    x, w, geometry = tensors(FEW_OUTPUTS[name], dtype)
     y = by("reference", "conv", x, w, *geometry).sign()
     expected = by("reference", "conv_transpose", y, w, x.shape[2:], *geometry)
-    for layout in (y, y.transpose(1, -1).contiguous().transpose(1, -1)):
-        assert torch.equal(by("auto", "conv_transpose", layout, w, x.shape[2:], *geometry), expected)
-    w[3, 1, ..., 0] = float("inf")
-    got, expected = (by(how, "conv_transpose", y, w, x.shape[2:], *geometry) for how in ("auto", "reference"))
-    assert torch.equal(got.isfinite(), expected.isfinite())
+    with backends.flags(winograd=False):
+        kernel = _ops.explain_kernel("conv_transpose", dtype, x.shape, w.shape, *geometry)
+        assert kernel["multiplications"] == y.numel() * w[0].numel()  # gathers multiply for every input
+        for layout in (y, y.transpose(1, -1).contiguous().transpose(1, -1)):
+            assert torch.equal(by("auto", "conv_transpose", layout, w, x.shape[2:], *geometry), expected)
+        w[3, 1, ..., 0] = float("inf")
+        got, expected = (by(how, "conv_transpose", y, w, x.shape[2:], *geometry) for how in ("auto", "reference"))
+        assert torch.equal(got.isfinite(), expected.isfinite())
 
 
-def test_heavy_weights_and_a_bias():
-    y, w, bias = integers((2, 512, 4, 5), 1), integers((512, 256, 3, 3), 2), integers((256,), 3, largest=100)
+def test_products_that_are_scattered_and_a_bias():
+    y, w, bias = integers((2, 512, 2, 3), 1), integers((512, 40, 9, 9), 2), integers((40,), 3, largest=100)
     expected = torch.nn.functional.conv_transpose2d(y, w, bias, 2, 1)
-    assert torch.equal(tc.functional.conv_transpose2d(y, w, bias, 2, 1), expected)
+    with backends.flags(winograd=False):
+        kernel = tc.explain_kernel((2, 40, 9, 11), w.shape, stride=2, padding=1, operator="conv_transpose")
+        assert kernel.multiplications == y.numel() * w[0].numel()
+        assert torch.equal(tc.functional.conv_transpose2d(y, w, bias, 2, 1), expected)
 
 
 def test_more_weights_than_are_packed_at_once():
@@ -818,9 +825,9 @@ def test_explain_kernel():
     assert tc.explain_kernel((1, 32, 56, 56), (32, 32, 3, 3), dtype=torch.int32).algorithm == "reference"
     assert tc.explain_kernel((4, 64, 56, 56), (64, 1, 3, 3), groups=64, operator="conv_weight").algorithm == "depthwise"
     for operator in ("conv", "conv_transpose"):  # small planes of many images
-        kernel = tc.explain_kernel((64, 6, 6, 6), (16, 6, 5, 5), operator=operator)
-        pixels = 4 if operator == "conv" else 36
-        assert (kernel.algorithm, kernel.multiplications) == ("images", 64 * 6 * 16 * 25 * pixels)
+        kernel = tc.explain_kernel((64, 6, 6, 6), (16, 6, 3, 3), operator=operator)
+        pixels = 16 if operator == "conv" else 36
+        assert (kernel.algorithm, kernel.multiplications) == ("images", 64 * 6 * 16 * 9 * pixels)
     layer = tc.Conv2dExplicit(16, 32, 5, padding=4, dilation=2)
     with backends.flags(winograd=False):
         assert tc.explain_kernel((2, 16, 20, 20), layer).algorithm in ("outer", "offset")
