@@ -218,19 +218,21 @@ struct WeightGradientOfPatches : Plan {
 };
 
 // Whether packing patches of x costs less than packing y and transposing the sums. Where neighbouring outputs do not
-// read neighbours, or patches are of several taps, they are packed one number after the other.
-bool wants_patches(const Problem& p) {
-  const int64_t outputs = p.batch * p.output_numel(), rows = p.in_channels * p.kernel_numel(), k = p.out_channels;
-  if (p.kernel_numel() > 1) return outputs <= std::min(kListedOutputs / 16, k);
+// read neighbours, or patches are of several taps, they are packed one number after the other. Few entries of a patch
+// leave most lanes empty.
+bool wants_patches(const Problem& p, const ConvKernels& k) {
+  const int64_t outputs = p.batch * p.output_numel(), entries = p.in_channels * p.kernel_numel(), rows = p.out_channels;
+  if (p.kernel_numel() > 1) return outputs <= std::min(kListedOutputs / 16, rows);
   const bool straight = unit_strides(p) && p.x.axis[2] == 1;
-  return outputs <= (straight ? kListedOutputs : kListedOutputs / 4) && outputs * (rows - k) <= 8 * rows * k;
+  return 2 * entries > k.lanes && outputs <= (straight ? kListedOutputs : kListedOutputs / 4) &&
+         outputs * (entries - rows) <= 8 * entries * rows;
 }
 
 // For those; otherwise null.
 PlanPtr plan_patches(const Problem& p, const ConvKernels& k) {
   const auto wanted = wanted_algorithm();
   if (k.item != k.sum_item || (wanted && *wanted != Algorithm::kOuter)) return nullptr;
-  if (!wants_patches(p) || !contiguous_axes(p.w, kernel_of(p))) return nullptr;
+  if (!wants_patches(p, k) || !contiguous_axes(p.w, kernel_of(p))) return nullptr;
   auto made = std::make_unique<WeightGradientOfPatches>(k);
   const int64_t outputs = p.batch * p.output_numel(), width = k.outer_vectors * k.lanes;
   made->gather = forward_gather(p, true);
