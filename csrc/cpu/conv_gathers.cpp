@@ -328,7 +328,7 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   // Of a tap alone, what the outer product reads where it stands: a channel of many small images in as many places.
   const bool by_lines = gather.shifts.size() == 1 && g.in_channel != 1;
   if (by_lines && stride == 1) {
-    copied = (g.batch > 1 && g.grid[0] * g.grid[1] * g.grid[2] <= 4 * k.lanes ? 16 : 4) / lanes;
+    copied = (g.batch > 1 && g.grid[0] * g.grid[1] * g.grid[2] <= 4 * k.lanes ? 16 : 2.5) / lanes;
   }
   // The outer product stores some of every row at a time, and such pitches put all rows into one set of the cache.
   const double store = merged_phases(g) > 1 || g.out_channel == 1 ? 0.3
