@@ -527,16 +527,19 @@ RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k, i
   bool stays = g.groups == 1;  // the tile, through all passes
   for (const Gather& gather : gathers) {
     taps += gather.plan.taps;
-    copies += gather.plan.taps > 0 && !gather.plan.raw ? 1 : 0;
+    const bool copied = gather.plan.taps > 0 && !gather.plan.raw;
+    copies = !copied ? copies : gather.plan.one_tile ? 1 : copies + 1;
     stays = stays && gather.plan.one_tile && box_count(gather.plan) == 1;
   }
   // Where the weights outweigh the input, threads read all of that, but only their own weights, and those while they
-  // are in the second cache. Passes should not copy more than they multiply.
+  // are in the second cache. Passes should not copy more than they multiply, but every thread may have one.
   const int64_t input = g.batch * g.groups * g.channels * g.source[0] * g.source[1] * g.source[2] * k.sum_item;
   if (input <= std::min(bytes, copies > 0 ? kMostTile : kMostRaw)) {
     const int64_t unit = row_unit(g, k), units = parts(g.rows, unit);
-    const int64_t least = copies > 0 && !stays ? parts(kCopyCost * copies, taps) : 1;
-    const int64_t most = std::min(units, g.rows / least);
+    // An element meets the taps of its residue.
+    const int64_t meets = std::max<int64_t>(1, taps / (g.stride[0] * g.stride[1] * g.stride[2]));
+    const int64_t least = copies > 0 && !stays ? parts(kCopyCost * (k.pairs ? 2 : 1) * copies, meets) : 1;
+    const int64_t most = std::min(units, std::max(g.rows / least, threads));
     const int64_t passes = std::min(parts(bytes, kOwnBytes * threads), most / threads) * threads;
     if (passes > 0) return {parts(units, passes) * unit, true};
   }
