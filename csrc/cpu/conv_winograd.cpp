@@ -340,8 +340,13 @@ void choose_tile(WinogradPlan& p, Pass pass, const ConvKernels& k) {
   }
 }
 
-// Where products are of pairs, beside those: half precisions of lanes that are not neighbours have a longer way.
-constexpr double kHalfCycles = 1.15;
+// Beside products of pairs, whose other costs weigh more than the model says where both sides have many lanes; half
+// precisions of lanes that are not neighbours have a longer way.
+double beside_pairs(const WinogradPlan& p, const ConvKernels& k) {
+  const bool square = p.tile[0] > 1 && p.tile[1] > 1;
+  if (square && std::min(p.in.lanes, p.out.lanes) >= 2 * k.lanes) return 0.95;
+  return p.out.channel == 1 ? 1 : 1.15;
+}
 
 // Of everything. A gradient's elements have a longer way back, the longest where each is stored by itself, and threads
 // wait, and add shares.
@@ -351,8 +356,8 @@ double all_cycles(const WinogradPlan& p, Pass pass, const ConvKernels& k) {
   if (pass == Pass::kWeight) {
     cost += 2.7 * groups * static_cast<double>(p.products * p.in.lanes * parts(p.out.lanes, k.lanes)) + 120'000;
     if (!p.stores_kernels) cost += 4 * static_cast<double>(p.w_count);
-  } else if (k.pairs && p.out.channel != 1) {
-    cost *= kHalfCycles;
+  } else if (k.pairs) {
+    cost *= beside_pairs(p, k);
   }
   return cost;
 }

@@ -329,8 +329,8 @@ struct Finite {
   }
 };
 
-constexpr int64_t kMostRowTaps = 128;
-constexpr int64_t kPagePart = 2048;  // bytes
+constexpr int64_t kMostRowTaps = 128;  // of kernels that are split as the columns of a matrix
+constexpr int64_t kPagePart = 2048;    // bytes
 
 // Whether a channel's kernels of all rows follow each other in memory.
 inline bool rows_follow(const WinogradPlan& p) {

@@ -585,7 +585,7 @@ inline void split_columns_by(From from, int64_t rows, int64_t columns, To* const
       const int64_t first = least(begin, columns - wide);
       V v[kWide];
       const int64_t at = row * columns + first, apart = kTogether * columns;
-      if (high == kLanes) {  // all but the last are whole, for kWide < 2 * columns
+      if (high == kLanes) {  // all but the last are whole, for kWide <= 2 * columns
         CONVARITH_UNROLL for (int i = 0; i < kWide - 1; ++i) v[i] = load_wide(from + (at + i * apart));
         const int64_t last = at + (kWide - 1) * apart, left = rows * columns - last;
         v[kWide - 1] = left >= kLanes ? load_wide(from + last) : load_wide_some(from + last, left);
