@@ -277,6 +277,21 @@ hifigan.up3 n1 c128 k64 i2048x f4 s2 p1 T
 hifigan.res_k11 n1 c64 k64 i4096x f11 p25 d5
 hifigan.post n1 c32 k1 i8192x f7 p3
 """,
+    # Defossez et al., arXiv:2210.13438, section 3.1: one second at 24 kHz, down by 2, 4, 5 and 8 with kernels twice as
+    # long, and up again.
+    "encodec": """
+encodec.conv1 n1 c1 k32 i24000x f7 p3
+encodec.res1 n1 c32 k32 i24000x f3 p1
+encodec.down1 n1 c32 k64 i24000x f4 s2 p1
+encodec.res2 n1 c64 k64 i12000x f3 p1
+encodec.down2 n1 c64 k128 i12000x f8 s4 p2
+encodec.down3 n1 c128 k256 i3000x f10 s5 p3
+encodec.down4 n1 c256 k512 i600x f16 s8 p4
+encodec.last n1 c512 k128 i75x f7 p3
+encodec.up1 n1 c512 k256 i75x f16 s8 p4 T
+encodec.up4 n1 c64 k32 i12000x f4 s2 p1 T
+encodec.post n1 c32 k1 i24000x f7 p3
+""",
     # Cicek et al., arXiv:1606.06650, on a smaller block.
     "unet3d": """
 unet3d.1b n1 c32 k64 i32x32x32 f3 p1
