@@ -388,7 +388,8 @@ Blocking gather_blocking(const Gather& gather, const ConvKernels& k, int64_t thr
   const int64_t row_tasks = b.outer ? parts(g.rows, k.outer_vectors * k.lanes) : g.rows / k.row_block;
   b.share = b.pixels;
   if (row_tasks < 4 * threads) {
-    const int64_t least = b.outer ? std::clamp<int64_t>(outputs / threads, 32, 128) : k.vectors * k.lanes;
+    const int64_t few = row_tasks < threads ? std::clamp<int64_t>(outputs / threads, 32, 128) : 128;
+    const int64_t least = b.outer ? few : k.vectors * k.lanes;
     b.share = std::clamp<int64_t>(outputs / (4 * threads), std::min(b.pixels, least), b.pixels);
   }
   return b;
@@ -541,7 +542,8 @@ RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k, i
     const int64_t least = copies > 0 && !stays ? parts(kCopyCost * (k.pairs ? 2 : 1) * copies, meets) : 1;
     const int64_t most = std::min(units, std::max(g.rows / least, threads));
     const int64_t passes = std::min(parts(bytes, kOwnBytes * threads), most / threads) * threads;
-    if (passes > 0) return {parts(units, passes) * unit, true};
+    const int64_t rows = passes > 0 ? parts(units, passes) * unit : 0;
+    if (passes > 0 && 4 * passes * rows <= 5 * g.rows) return {rows, true};  // about as much for every thread
   }
   if (bytes <= kPackedBytes) return {g.rows, false};
   const int64_t most = std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / g.rows));
