@@ -547,6 +547,36 @@ def test_products_that_are_scattered_and_a_bias():
         assert torch.equal(tc.functional.conv_transpose2d(y, w, bias, 2, 1), expected)
 
 
+# As CASES: more weights than 4 MB, and four times as many channels as outputs; by whatever is chosen.
+HEAVY = {
+    "phases": (2, 300, 512, 1, (11, 8), (4, 3), (2, 1), (1, 2, 1, 0), (1, 1)),
+    "stride-above-kernel": (1, 600, 520, 1, (16, 19), (2, 2), (3, 4), (0, 0, -1, 2), (1, 1)),
+    "dilation": (3, 240, 512, 1, (9, 7), (3, 3), (1, 2), (0, 1, 2, 0), (3, 2)),
+    "groups": (2, 240, 260, 2, (7, 6), (3, 3), (1, 1), (0, 1, 0, 1), (1, 1)),
+    "1d": (2, 500, 450, 1, (90,), (5,), (2,), (3, 1), (1,)),
+    "3d": (1, 70, 512, 1, (4, 5, 6), (3, 2, 5), (2, 1, 2), (1, 1, 0, 1, 2, 2), (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", HEAVY)
+def test_heavy_weights_over_few_outputs(name, dtype):
+    x, w, geometry = tensors(HEAVY[name], dtype)
+    y = by("reference", "conv", x, w, *geometry).sign()
+    expected = by("reference", "conv_transpose", y, w, x.shape[2:], *geometry)
+    for layout in (y, y.transpose(1, -1).contiguous().transpose(1, -1)):
+        assert torch.equal(by("auto", "conv_transpose", layout, w, x.shape[2:], *geometry), expected)
+    w[3, 1, ..., 0] = float("inf")
+    got, expected = (by(how, "conv_transpose", y, w, x.shape[2:], *geometry) for how in ("auto", "reference"))
+    assert torch.equal(got.isfinite(), expected.isfinite())
+
+
+def test_heavy_weights_and_a_bias():
+    y, w, bias = integers((2, 512, 4, 5), 1), integers((512, 256, 3, 3), 2), integers((256,), 3, largest=100)
+    expected = torch.nn.functional.conv_transpose2d(y, w, bias, 2, 1)
+    assert torch.equal(tc.functional.conv_transpose2d(y, w, bias, 2, 1), expected)
+
+
 def test_more_weights_than_are_packed_at_once():
     # Integers, and so exactly what torch gives.
     x, w = integers((24, 512, 4, 3), 1), integers((1536, 512, 3, 3), 2)

@@ -542,8 +542,9 @@ RowPasses row_passes(const std::vector<Gather>& gathers, const ConvKernels& k, i
     const int64_t least = copies > 0 && !stays ? parts(kCopyCost * (k.pairs ? 2 : 1) * copies, meets) : 1;
     const int64_t most = std::min(units, std::max(g.rows / least, threads));
     const int64_t passes = std::min(parts(bytes, kOwnBytes * threads), most / threads) * threads;
-    const int64_t rows = passes > 0 ? parts(units, passes) * unit : 0;
-    if (passes > 0 && 4 * passes * rows <= 5 * g.rows) return {rows, true};  // about as much for every thread
+    const int64_t rows = parts(units, std::max<int64_t>(1, passes)) * unit;
+    const bool even = 4 * passes * rows <= 5 * g.rows;  // about as much for every thread
+    if (passes > 0 && even) return {rows, true};
   }
   if (bytes <= kPackedBytes) return {g.rows, false};
   const int64_t most = std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, bytes / g.rows));

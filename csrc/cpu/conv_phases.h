@@ -60,6 +60,11 @@ inline std::vector<std::vector<AxisPhases::Tap>> runs_of(std::vector<AxisPhases:
   return runs;
 }
 
+// From one tap of a run to the next.
+inline int64_t taps_apart(const std::vector<AxisPhases::Tap>& run) {
+  return run.size() > 1 ? run[1].tap - run[0].tap : 0;
+}
+
 // Whole boxes: as equal as can be, multiples of `step`.
 inline int64_t whole(int64_t size, int64_t part, int64_t step) {
   return parts(even_part(size, part), step) * step;

@@ -325,10 +325,10 @@ struct PlanesPlan {
   const PlanePhase* phase;
   const PlaneRun* run;
   const PlaneTaps* tap_block;
-  int64_t tap_blocks, tap_rows;  // tap_rows: of the input, between rows of taps
-  int64_t parts;                 // of the images, which have sums of their own; 0 but for the weight's gradient
-  const int32_t* column;         // where a column of the input stands in a row of the tile
-  int64_t low;                   // first row that output row 0 sees
+  int64_t tap_blocks, tap_apart;  // tap_apart: rows of the input between rows of taps
+  int64_t parts;                  // of the images, which have sums of their own; 0 but for the weight's gradient
+  const int32_t* column;          // where a column of the input stands in a row of the tile
+  int64_t low;                    // first row that output row 0 sees
   int64_t tile_rows, tile_row;
   int64_t at_places, at_tile, at_results, scratch;  // in bytes; weights stand at 0
 };

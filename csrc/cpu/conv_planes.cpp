@@ -43,9 +43,8 @@ struct Planes : Plan {
         for (const auto& row : axes[0].taps[y]) {
           const int64_t in = (row.input - axes[0].low) * plan.tile_row, weight = row.tap * plan.kernel[1];
           for (const auto& some : runs_of(axes[1].taps[x], plan.in_step[1], k.plane_taps)) {
-            const int64_t apart = some.size() > 1 ? some[1].tap - some[0].tap : 0;
             runs.push_back({row.input, in + place(some[0].input - axes[1].low), (weight + some[0].tap) * k.lanes,
-                            apart * k.lanes, static_cast<int64_t>(some.size())});
+                            taps_apart(some) * k.lanes, static_cast<int64_t>(some.size())});
           }
         }
         phase.push_back({{static_cast<int64_t>(y), static_cast<int64_t>(x)}, begin, static_cast<int64_t>(runs.size())});
@@ -62,17 +61,16 @@ struct Planes : Plan {
     const int64_t height = plan.kernel[0];
     for (const auto& some : runs_of(axes[1].taps[0], plan.in_step[1], k.tap_columns)) {
       const auto columns = static_cast<int64_t>(some.size());
-      const int64_t apart = columns > 1 ? some[1].tap - some[0].tap : 0;
       const int64_t rows = even_part(height, std::min(k.tap_rows, k.tap_sums / columns));
       for (int64_t row = 0; row < height; row += rows) {
         const int64_t input = axes[0].taps[0][row].input, weight = row * plan.kernel[1] + some[0].tap;
         tap_blocks.push_back({input, (input - axes[0].low) * plan.tile_row + place(some[0].input - axes[1].low),
-                              weight * k.lanes, apart * k.lanes, std::min(rows, height - row), columns});
+                              weight * k.lanes, taps_apart(some) * k.lanes, std::min(rows, height - row), columns});
       }
     }
     plan.tap_blocks = static_cast<int64_t>(tap_blocks.size());
     plan.tap_block = tap_blocks.data();
-    plan.tap_rows = p.axis[1].dilation;
+    plan.tap_apart = p.axis[1].dilation;
   }
 
   const ConvKernels& k;

@@ -303,11 +303,11 @@ void weigh_planes(const PlanesPlan& p, int64_t first, int64_t rows, const float*
   const int64_t gradient_row = p.grid[1] * kLanes, x_row = p.in_step[0] * p.tile_row;
   for (int64_t i = 0; i < p.tap_blocks; ++i) {
     const PlaneTaps& taps = p.tap_block[i];
-    const int64_t top = first * p.in_step[0] + taps.row, bottom = top + (taps.rows - 1) * p.tap_rows;
+    const int64_t top = first * p.in_step[0] + taps.row, bottom = top + (taps.rows - 1) * p.tap_apart;
     const int64_t begin = bottom < 0 ? block_count(-bottom, p.in_step[0]) : 0;
     const int64_t end = least(rows, top < p.source[0] ? (p.source[0] - 1 - top) / p.in_step[0] + 1 : 0);
     if (begin >= end) continue;
-    weigh_taps_for(taps.rows, taps.columns)(tile + taps.in + begin * x_row, x_row, p.tap_rows * p.tile_row,
+    weigh_taps_for(taps.rows, taps.columns)(tile + taps.in + begin * x_row, x_row, p.tap_apart * p.tile_row,
                                             gradient + begin * gradient_row, gradient_row, end - begin, p.grid[1],
                                             sums + taps.weight, p.kernel[1] * kLanes, taps.weight_step);
   }
